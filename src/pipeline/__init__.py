@@ -1,0 +1,1 @@
+"""Make neural networks small by iterative magnitude pruning with learning-rate rewinding."""

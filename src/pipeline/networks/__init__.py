@@ -1,0 +1,105 @@
+"""Networks by name, or any ``torch.nn.Module`` by dotted path; and which of their weights can be pruned."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import SettingsError
+from pipeline.networks.lenet import lenet_300_100
+from pipeline.networks.resnet import cifar_resnet
+from pipeline.networks.small_cnn import small_cnn
+from pipeline.randomness import derived_seed
+from pipeline.settings import Model
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+    "cifar_resnet": cifar_resnet,
+    "lenet_300_100": lenet_300_100,
+    "small_cnn": small_cnn,
+}
+"""Each takes the shape of one input (channels, height, width), the number of classes, and its own arguments."""
+
+PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers whose ``weight`` is pruned: all convolutions and linear layers. Biases and normalisation never are."""
+
+
+def build_network(model: Model, shape: tuple[int, ...], classes: int, seed: int, attempt: int = 0) -> nn.Module:
+    """A network with the initial weights of (seed, attempt): the same, bit for bit, each time.
+
+    Raises:
+        SettingsError: if there is no such network, or it does not take these arguments, or does not turn a batch of
+            ``shape`` into one score a class.
+    """
+    make = _constructor(model.network)
+    given = {"shape": shape, "classes": classes} if model.network in NETWORKS else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, attempt, "initial weights"))
+        try:
+            network = make(**given, **model.arguments)
+        except (TypeError, ValueError) as error:
+            takes = inspect.signature(make)
+            raise SettingsError([f"model.arguments: got {dict(model.arguments)}, but {error}; takes {takes}"]) from error
+        _check_scores(network, model.network, shape, classes)
+    return network
+
+
+def _constructor(name: str) -> Callable[..., nn.Module]:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    module, _, attribute = name.rpartition(".")
+    takes = f"takes one of {', '.join(NETWORKS)}, or the dotted path of a torch.nn.Module class"
+    if not module:
+        raise SettingsError([f"model.network: got {name!r}, {takes}"])
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError([f"model.network: got {name!r}, but {error}; {takes}"]) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise SettingsError([f"model.network: got {name!r}, which is no torch.nn.Module class; {takes}"])
+    return found
+
+
+def _check_scores(network: nn.Module, name: str, shape: tuple[int, ...], classes: int) -> None:
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            scores = network.eval()(torch.zeros(2, *shape))
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise SettingsError([f"model.network: {name!r} fails on inputs of shape {shape}: {message}"]) from error
+    finally:
+        network.train(was_training)
+    got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if got != (2, classes):
+        raise SettingsError([f"model.network: {name!r} turns 2 inputs into {got}, takes one with (2, {classes}) scores"])
+
+
+def weight_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Parameter name -> layer, for the ``weight`` of every convolution and linear layer, in parameter order."""
+    layers = {f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, PRUNABLE)}
+    own = {name for name, _ in network.named_parameters()}
+    return {name: layer for name, layer in layers.items() if name in own}
+
+
+def prunable(network: nn.Module, exclude: tuple[str, ...] = ()) -> list[str]:
+    """Names of the prunable parameters, in parameter order, without the layers that match a pattern of ``exclude``.
+
+    Raises:
+        SettingsError: if a pattern matches no layer, or nothing is left to prune.
+    """
+    names = {weight: weight.removesuffix(".weight") for weight in weight_layers(network)}
+    faults = [
+        f"pruning.exclude: got {pattern!r}, which matches no layer; the layers are {', '.join(names.values())}"
+        for pattern in exclude
+        if not any(fnmatchcase(layer, pattern) for layer in names.values())
+    ]
+    kept = [weight for weight, layer in names.items() if not any(fnmatchcase(layer, p) for p in exclude)]
+    if not faults and not kept:
+        faults = [f"pruning.exclude: got {list(exclude)}, which leaves no layer to prune"]
+    if faults:
+        raise SettingsError(faults)
+    return kept

@@ -1,0 +1,1 @@
+"""The pruning step, as pure functions on named tensors."""

@@ -1,0 +1,60 @@
+"""The retraining methods, as rows of a table: which weights a round starts from, which rate, how long.
+
+Positions count round 0's epochs and steps. A retraining of t epochs goes through the positions of the last t epochs of
+round 0; the rewind point is where they begin (Renda et al. 2020, section 2).
+"""
+
+from dataclasses import dataclass
+
+from pipeline.schedule import Rate, held, scheduled
+from pipeline.settings import Retraining, Training
+
+NAMES = {
+    ("final", "replay"): "lr_rewinding",
+    ("final", "hold"): "fine_tuning",
+    ("rewound", "replay"): "weight_rewinding",
+    ("rewound", "hold"): "weight_rewinding_low_rate",
+    ("fresh", "replay"): "reinitialisation",
+    ("fresh", "hold"): "reinitialisation_low_rate",
+}
+"""(weights, rate): the name of a method in the literature."""
+
+
+def method_name(retraining: Retraining) -> str:
+    """The literature's name of a row. To rewind weights by the whole of T is the original lottery ticket."""
+    name = NAMES[retraining.weights, retraining.rate]
+    return "lottery_ticket" if name == "weight_rewinding" and retraining.length == 1 else name
+
+
+@dataclass(frozen=True)
+class Span:
+    """Epochs ``first`` to ``last`` (excluded) of round 0's positions, and the rate at each step."""
+
+    first: int
+    last: int
+    steps_per_epoch: int
+    total_steps: int
+    rate: Rate
+
+    def steps(self, epoch: int) -> int:
+        """Steps of an epoch; the last may be cut short by ``max_steps``."""
+        return min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
+
+    def position(self, epoch: int, batch: int) -> int:
+        """Position of a batch in round 0's schedule."""
+        return epoch * self.steps_per_epoch + batch
+
+
+def training_span(training: Training, train_images: int) -> Span:
+    """Round 0: the whole schedule. T is ``epochs`` over the images, or ``max_steps`` where that is less."""
+    steps_per_epoch = -(-train_images // training.batch_size)
+    total = min(training.epochs * steps_per_epoch, training.max_steps or training.epochs * steps_per_epoch)
+    rate = scheduled(training.schedule, training.optimizer.rate, total)
+    return Span(0, -(-total // steps_per_epoch), steps_per_epoch, total, rate)
+
+
+def retraining_span(retraining: Retraining, dense: Span) -> Span:
+    """A later round: the last t epochs of round 0, t = ``length`` x T in whole epochs, at least one."""
+    epochs = max(1, round(retraining.length * dense.last))
+    rate = held(dense.rate, dense.total_steps - 1) if retraining.rate == "hold" else dense.rate
+    return Span(dense.last - epochs, dense.last, dense.steps_per_epoch, dense.total_steps, rate)

@@ -1,0 +1,309 @@
+"""The loop over rounds. Read this first; in pseudo-code it is
+
+    round 0: train the dense network                         (once for all runs that share it)
+    round r = 1, 2, ...:
+        masks = prune(weights at the end of round r - 1)     the lowest 20% of what is left go
+        start = by method: those very weights, round 0's at the rewind point, or fresh ones
+        train from start through the last t epochs of the schedule, pruned weights held at zero
+        evaluate, record
+        stop at the target density, at the number of rounds, or under the accuracy floor
+
+(Renda, Frankle and Carbin 2020, section 2). A round whose record exists is skipped, a round under way goes on from its
+last finished epoch, and so typing the same command again continues.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from pipeline.costs import layer_costs, positions
+from pipeline.data import Dataset
+from pipeline.errors import PipelineError
+from pipeline.ledger import Ledger, Round
+from pipeline.networks import prunable, weight_layers
+from pipeline.pruning.criteria import CRITERIA
+from pipeline.pruning.masks import Masks, kept, ones_like
+from pipeline.pruning.prune import emptied, prune, removal_count
+from pipeline.randomness import generator
+from pipeline.retraining import Span, method_name, retraining_span, training_span
+from pipeline.settings import Data, Pruning, Retraining, Training
+from pipeline.train import Epoch, State, masked, test_metrics, train_round
+
+
+class Watcher(Protocol):
+    """What may look on: a display, a tracker. A watcher decides nothing."""
+
+    def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
+        """A round is to train ``epochs`` epochs, of which ``done`` are finished already."""
+
+    def batch_done(self, batches: int, of: int) -> None:
+        """So many batches of the present epoch are done."""
+
+    def epoch_done(self, index: int, history: tuple[Epoch, ...]) -> None:
+        """One more epoch is on disk."""
+
+    def round_done(self, result: Round, folder: Path, *, trained: bool) -> None:
+        """A round is complete on disk in ``folder``; ``trained`` is false where it was found there."""
+
+    def note(self, sentence: str) -> None:
+        """Something that a person should know."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run needs. ``initial(0)`` gives round 0's initial weights, ``initial(r)`` fresh ones for round r."""
+
+    network: nn.Module
+    dataset: Dataset
+    data: Data
+    training: Training
+    pruning: Pruning
+    retraining: Retraining
+    seed: int
+    initial: Callable[[int], Mapping[str, Tensor]]
+    dense: Ledger
+    ledger: Ledger
+    environment: Mapping[str, Any]
+    watchers: Sequence[Watcher]
+
+    @property
+    def method(self) -> str:
+        """The run's name in a comparison."""
+        return method_name(self.retraining) + ("" if self.pruning.criterion == "magnitude" else " (random pruning)")
+
+    @property
+    def dense_span(self) -> Span:
+        return training_span(self.training, len(self.dataset.train))
+
+    @property
+    def span(self) -> Span:
+        return retraining_span(self.retraining, self.dense_span)
+
+
+def run(job: Job) -> list[Round]:
+    """Runs or continues the loop to its end and returns all rounds, from round 0 on.
+
+    Raises:
+        PipelineError: if another process holds the ledger, the ledger is of other settings, or training diverges.
+    """
+    with job.ledger.locked():
+        masks: Masks = _alive(job, job.pruning.exclude)
+        rounds = [_dense_round(job)]
+        while not finished(rounds, job.pruning):
+            index = len(rounds)
+            if trained := job.ledger.read(index) is None:
+                before, masks = masks, _next_masks(job, index, masks)
+                if kept(masks) == kept(before):
+                    break
+                _train_round(job, job.ledger, index, masks, job.span, lambda r=index: start_state(job, r))
+            else:
+                masks = _in_order(job.ledger.masks(index), masks)
+            rounds.append(_complete(job, index))
+            _tell(job, "round_done", rounds[-1], job.ledger.path(index), trained=trained)
+    return rounds
+
+
+def finished(rounds: Sequence[Round], pruning: Pruning) -> bool:
+    """Whether a limit is reached: the number of rounds, or the floor on validation accuracy.
+
+    The target density needs no word here: at the target a step removes nothing, and that ends the loop.
+    """
+    if pruning.rounds is not None and len(rounds) > pruning.rounds:
+        return True
+    return pruning.max_accuracy_drop is not None and not _within(rounds[-1], rounds[0], pruning.max_accuracy_drop)
+
+
+def chosen(rounds: Sequence[Round], pruning: Pruning) -> Round:
+    """The smallest round within the accuracy floor, or the last where there is no floor."""
+    if pruning.max_accuracy_drop is None:
+        return rounds[-1]
+    return [each for each in rounds if _within(each, rounds[0], pruning.max_accuracy_drop)][-1]
+
+
+def _within(round_: Round, dense: Round, drop: float) -> bool:
+    accuracy, reference = (each.figures["validation_accuracy"] for each in (round_, dense))
+    return accuracy >= reference - drop - 1e-9
+
+
+def planned(sizes: Sequence[int], pruning: Pruning) -> list[float]:
+    """Density of every round from 0 on, by arithmetic alone; a floor on accuracy may end a run before."""
+    groups = [[sum(sizes), sum(sizes)]] if pruning.scope == "global" else [[size, size] for size in sizes]
+    densities = [1.0]
+    while pruning.rounds is None or len(densities) <= pruning.rounds:
+        removed = 0
+        for group in groups:
+            count = removal_count(group[1], group[0], pruning.fraction, pruning.target_density)
+            group[1] -= count
+            removed += count
+        if not removed:
+            break
+        densities.append(sum(alive for _, alive in groups) / sum(sizes))
+    return densities
+
+
+def planned_rounds(job: Job) -> int | None:
+    """How many rounds follow round 0; None if nothing but accuracy ends the run."""
+    if job.pruning.rounds is None and job.pruning.target_density is None:
+        return None
+    return len(planned([mask.numel() for mask in _alive(job, job.pruning.exclude).values()], job.pruning)) - 1
+
+
+def start_state(job: Job, index: int) -> State:
+    """Weights and optimizer state that a round starts from, before its masks are applied: a row of REFERENCE's table.
+
+    final: the end of the last round. rewound: round 0 at the rewind point. fresh: new random weights.
+    """
+    match job.retraining.weights:
+        case "final":
+            state = _home(job, index - 1).state(index - 1)
+        case "rewound":
+            state = _rewind_point(job, job.span.first)
+        case "fresh":
+            state = State(job.initial(index), {})
+    return state if job.retraining.optimizer_state == "keep" else State(state.network, {})
+
+
+def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
+    """The masks of a round, from the weights at the end of the one before."""
+    weights = _home(job, index - 1).state(index - 1).network
+    scores = CRITERIA[job.pruning.criterion](
+        {name: weights[name] for name in masks}, generator(job.seed, index, "random criterion")
+    )
+    share = job.pruning.empty_layer if isinstance(job.pruning.empty_layer, float) else 0.0
+    try:
+        pruned = prune(
+            scores,
+            masks,
+            fraction=job.pruning.fraction,
+            scope=job.pruning.scope,
+            target_density=job.pruning.target_density,
+            keep_share=share,
+        )
+    except ValueError as error:
+        raise PipelineError(f"round {index}: {error}") from error
+    for layer in emptied(masks, pruned):
+        sentence = f"round {index} removes the last weight of layer {layer}"
+        remedy = "pruning.empty_layer=0.01 would keep a hundredth of every layer, pruning.exclude all of this one"
+        if job.pruning.empty_layer == "error":
+            raise PipelineError(f"{sentence}, and pruning.empty_layer=error: {remedy}")
+        _tell(job, "note", f"{sentence}: nothing but its bias is left of it ({remedy})")
+    return pruned
+
+
+def _dense_round(job: Job) -> Round:
+    """Round 0, trained by this run or another. What this run excludes from pruning is told apart afterwards."""
+    trained = False
+    if job.dense.read(0) is None:
+        with job.dense.locked(wait=lambda holder: _tell(job, "note", f"waiting for round 0, which {holder} trains")):
+            if trained := job.dense.read(0) is None:
+                _train_round(
+                    job, job.dense, 0, _alive(job, ()), job.dense_span, lambda: State(job.initial(0), {})
+                )
+    dense = job.dense.read(0)
+    assert dense is not None
+    dense = dataclasses.replace(dense, layers=_layers(job, _alive(job, job.pruning.exclude)))
+    _tell(job, "round_done", dense, job.dense.path(0), trained=trained)
+    return dense
+
+
+def _rewind_point(job: Job, epoch: int) -> State:
+    """Round 0 after ``epoch`` epochs: kept, or trained again from the nearest point before it, bit for bit."""
+    if (state := job.dense.kept(epoch)) is not None:
+        return state
+    if epoch == 0:
+        return State(job.initial(0), {})
+    with job.dense.locked(wait=lambda holder: _tell(job, "note", f"waiting for round 0, which {holder} uses")):
+        if (state := job.dense.kept(epoch)) is not None:
+            return state
+        nearest = max([0, *(each for each in job.dense.kept_epochs() if each < epoch)])
+        start = job.dense.kept(nearest) or State(job.initial(0), {})
+        _tell(job, "note", f"training round 0 again from epoch {nearest} to {epoch}, the rewind point that was not kept")
+        reached: list[State] = []
+        _train(
+            job, 0, _alive(job, ()), dataclasses.replace(job.dense_span, last=epoch), start, nearest,
+            lambda _, state: reached.append(state),
+        )  # fmt: skip
+        job.dense.keep(epoch, reached[-1])
+        return reached[-1]
+
+
+def _train_round(
+    job: Job, ledger: Ledger, index: int, masks: Masks, span: Span, start: Callable[[], State]
+) -> None:
+    """Trains a round from its start, or from its last finished epoch, and completes it in the ledger."""
+    state, history = ledger.partial(index) or (masked(start(), masks), ())
+    _tell(job, "round_started", index, span.last - span.first, history)
+
+    def on_epoch(epoch: Epoch, reached: State) -> None:
+        nonlocal state, history
+        state, history = reached, (*history, epoch)
+        if index == 0 and job.retraining.weights == "rewound" and len(history) == job.span.first:
+            ledger.keep(job.span.first, state)
+        ledger.write_partial(index, state, history)
+        _tell(job, "epoch_done", index, history)
+
+    if len(history) < span.last - span.first:
+        _train(job, index, masks, span, state, span.first + len(history), on_epoch)
+    test = test_metrics(job.network, job.dataset, data=job.data, training=job.training, state=state)
+    result = Round(
+        index=index,
+        layers=_layers(job, masks),
+        history=history,
+        test=test,
+        seconds=sum(epoch.seconds for epoch in history),
+        finished_ms=history[-1].finished_ms,
+    )
+    ledger.write(result, state, masks, job.environment)
+
+
+def _train(
+    job: Job, index: int, masks: Masks, span: Span, start: State, first_epoch: int,
+    on_epoch: Callable[[Epoch, State], None],
+) -> None:  # fmt: skip
+    train_round(
+        job.network,
+        job.dataset,
+        data=job.data,
+        training=job.training,
+        span=span,
+        masks=masks,
+        key=(job.seed, index),
+        start=start,
+        first_epoch=first_epoch,
+        on_epoch=on_epoch,
+        on_batch=lambda batches: _tell(job, "batch_done", batches, span.steps_per_epoch),
+    )
+
+
+def _home(job: Job, index: int) -> Ledger:
+    return job.dense if index == 0 else job.ledger
+
+
+def _complete(job: Job, index: int) -> Round:
+    done = job.ledger.read(index)
+    assert done is not None
+    return done
+
+
+def _alive(job: Job, exclude: tuple[str, ...]) -> dict[str, Tensor]:
+    """Masks before any pruning, in parameter order: the order that decides between equal scores."""
+    parameters = dict(job.network.named_parameters())
+    return ones_like({name: parameters[name] for name in prunable(job.network, exclude)})
+
+
+def _in_order(masks: Masks, like: Masks) -> dict[str, Tensor]:
+    return {name: masks[name] for name in like}
+
+
+def _layers(job: Job, masks: Masks) -> tuple[Any, ...]:
+    sizes = {name: layer.weight.numel() for name, layer in weight_layers(job.network).items()}  # type: ignore[operator,union-attr]
+    return layer_costs(sizes, positions(job.network, job.dataset.shape), masks)
+
+
+def _tell(job: Job, event: str, *arguments: Any, **named: Any) -> None:
+    for watcher in job.watchers:
+        getattr(watcher, event)(*arguments, **named)

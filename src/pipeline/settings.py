@@ -1,0 +1,392 @@
+"""The settings, typed: frozen dataclasses, one a config group, and the one strict way to build them.
+
+``build`` turns a plain mapping into ``Settings`` and reports every fault at once, each as a sentence that names the
+setting, what it got and what it takes. Nothing behind it ever sees a Hydra object.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+from pipeline.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What a number must be, as a predicate and in words."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+Count = Annotated[int, Takes("a whole number from 1", lambda n: n >= 1)]
+Natural = Annotated[int, Takes("a whole number from 0", lambda n: n >= 0)]
+Positive = Annotated[float, Takes("a number above 0", lambda x: x > 0)]
+NotNegative = Annotated[float, Takes("a number from 0", lambda x: x >= 0)]
+Share = Annotated[float, Takes("a share above 0 and at most 1, such as 0.6 or 91/182", lambda x: 0 < x <= 1)]
+ProperShare = Annotated[float, Takes("a share above 0 and below 1, such as 0.2 or 1/5", lambda x: 0 < x < 1)]
+ShareFromZero = Annotated[float, Takes("a share from 0 to below 1", lambda x: 0 <= x < 1)]
+
+
+@dataclass(frozen=True)
+class Model:
+    network: str
+    """A name of the table in ``pipeline.networks``, or the dotted path of any ``torch.nn.Module`` class."""
+    arguments: Mapping[str, Any]
+    """The network's own arguments; those of the table get input shape and classes from the data."""
+
+
+@dataclass(frozen=True)
+class Data:
+    dataset: Literal["digits", "cifar10"]
+    """A name of the table in ``pipeline.data``."""
+    source: str | None
+    """Hub id, or a local folder in the hub's layout; null for data that a library ships."""
+    test_images: Count | None
+    """How many images test: null for all that the data set holds for it and validation does not take."""
+    validation_images: Count
+    """How many images validate: every choice is made on these alone."""
+    validation_from: Literal["train", "test"]
+    """Which of the data set's own parts gives its images to validation."""
+    crop_padding: Natural
+    """Training images are padded by so many zeros on each side and cropped back at random; 0 for not."""
+    flip: bool
+    """Training images are mirrored left to right, half of the time."""
+
+
+@dataclass(frozen=True)
+class Step:
+    kind: Literal["step"]
+    milestones: tuple[ProperShare, ...]
+    """Shares of the training at which the rate is multiplied by ``factor``, rising."""
+    factor: Positive
+    """What the rate is multiplied by."""
+    warmup: ShareFromZero
+    """Share of the training in which the rate rises from 0 in a straight line."""
+
+
+@dataclass(frozen=True)
+class Cosine:
+    kind: Literal["cosine"]
+    warmup: ShareFromZero
+    """Share of the training in which the rate rises from 0 in a straight line."""
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    kind: Literal["one_cycle"]
+    peak: ProperShare
+    """Share of the training at which the rate is at its full height."""
+
+
+@dataclass(frozen=True)
+class Sgd:
+    kind: Literal["sgd"]
+    rate: Positive
+    """The full learning rate, before the schedule's factor."""
+    momentum: ShareFromZero
+    """Heavy-ball momentum."""
+    nesterov: bool
+    """Nesterov's form of momentum."""
+    weight_decay: NotNegative
+    """L2, added to the gradient."""
+    decay_norm_and_bias: bool
+    """Whether one-dimensional parameters (normalisation, biases) decay too."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    kind: Literal["adamw"]
+    rate: Positive
+    """The full learning rate, before the schedule's factor."""
+    beta1: ShareFromZero
+    """Decay of the running mean of gradients."""
+    beta2: ShareFromZero
+    """Decay of the running mean of squared gradients."""
+    weight_decay: NotNegative
+    """Decoupled decay, multiplied by the rate."""
+    decay_norm_and_bias: bool
+    """Whether one-dimensional parameters (normalisation, biases) decay too."""
+
+
+Schedule = Step | Cosine | OneCycle
+Optimizer = Sgd | AdamW
+
+
+@dataclass(frozen=True)
+class Training:
+    epochs: Count
+    """T, the length of one training in passes over the training images."""
+    max_steps: Count | None
+    """Ends T inside its last epochs after so many steps; null for whole epochs."""
+    batch_size: Count
+    """Images a step; the last batch of an epoch may be smaller."""
+    label_smoothing: ShareFromZero
+    """Label smoothing of the cross-entropy."""
+    schedule: Schedule
+    """Learning rate over the training; choose with ``training/schedule=``."""
+    optimizer: Optimizer
+    """Choose with ``training/optimizer=``."""
+
+
+@dataclass(frozen=True)
+class Pruning:
+    fraction: ProperShare
+    """Share of the surviving weights that one round removes."""
+    criterion: Literal["magnitude", "random"]
+    """What scores a weight; the lowest scores go."""
+    scope: Literal["global", "layer"]
+    """Whether weights compete over the whole network or within their layer."""
+    exclude: tuple[str, ...]
+    """Patterns (as of file names) of layers that are never pruned, such as ``conv1`` or ``stage3.*``."""
+    rounds: Natural | None
+    """Stop after so many rounds; null for no limit."""
+    target_density: ProperShare | None
+    """Stop at this share of weights kept, to the weight: the last round removes fewer. Null for no target."""
+    max_accuracy_drop: ShareFromZero | None
+    """Stop once validation accuracy is so far under the dense network's (0.01 is one point). Null for no floor."""
+    empty_layer: Literal["warn", "error"] | ProperShare
+    """A layer about to lose its last weight: warn, stop with an error, or always keep this share of every layer."""
+
+
+@dataclass(frozen=True)
+class Retraining:
+    weights: Literal["final", "rewound", "fresh"]
+    """A round starts from the last round's final weights, round 0's at the rewind point, or fresh random ones."""
+    rate: Literal["replay", "hold"]
+    """The schedule from the rewind point to its end, or its last rate throughout."""
+    length: Share
+    """Length of a retraining as a share of T, in whole epochs: the rewind point is that long before T's end."""
+    optimizer_state: Literal["keep", "reset"]
+    """Whether momentum goes with the weights or starts anew."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    uri: str | None
+    """MLflow's tracking URI; null for ``MLFLOW_TRACKING_URI``, or else a SQLite store in the runs folder."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: str
+    """Name of the experiment, in MLflow and on disk."""
+    task: Literal["run", "plan", "report"]
+    """``run`` prunes; ``plan`` shows what it would do; ``report`` draws what has been run."""
+    seed: Natural
+    """The trial: initial weights, order of images and every other draw follow from it."""
+    runs: str | None
+    """Folder of ledgers and tracking; null for ``runs`` in the project (installed: in the current folder)."""
+    model: Model
+    data: Data
+    training: Training
+    pruning: Pruning
+    retraining: Retraining
+    tracking: Tracking
+
+
+LENGTHENS = ("rounds", "max_accuracy_drop")
+"""Pruning settings that change how far a run goes but no number on the way: they may change from call to call."""
+
+
+def dense_identity(settings: Settings) -> dict[str, Any]:
+    """What determines the dense network: model, data, training and seed; not where the data lies."""
+    identity = {part: dataclasses.asdict(getattr(settings, part)) for part in ("model", "data", "training")}
+    del identity["data"]["source"]
+    return plain({"seed": settings.seed, **identity})
+
+
+def run_identity(settings: Settings) -> dict[str, Any]:
+    """What determines a pruned run: the dense network's identity, the pruning and the retraining."""
+    pruning = {k: v for k, v in dataclasses.asdict(settings.pruning).items() if k not in LENGTHENS}
+    return plain(dense_identity(settings) | {"pruning": pruning, "retraining": dataclasses.asdict(settings.retraining)})
+
+
+def plain(value: Any) -> Any:
+    """The same value made of what JSON knows."""
+    return json.loads(json.dumps(value))
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of an identity without seed and data digest: equal settings, equal fingerprint."""
+    settings = {key: value for key, value in identity.items() if key not in ("seed", "data_digest")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level of dotted names; empty mappings stay as values."""
+    items: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            items |= flat(value, f"{prefix}{key}.")
+        else:
+            items[f"{prefix}{key}"] = value
+    return items
+
+
+def build(mapping: Mapping[str, Any]) -> Settings:
+    """Builds ``Settings`` from a plain mapping.
+
+    Raises:
+        SettingsError: with a sentence for every unknown, missing, mistyped, out-of-range or impossible setting.
+    """
+    faults: list[str] = []
+    settings = _build(Settings, mapping, "", faults)
+    if not faults:
+        faults = list(_impossible(settings))
+    if faults:
+        raise SettingsError(faults)
+    return typing.cast(Settings, settings)
+
+
+def _impossible(settings: Settings) -> Iterator[str]:
+    """Settings that are each right and together cannot be."""
+    training, pruning = settings.training, settings.pruning
+    optimizer, schedule = training.optimizer, training.schedule
+    if settings.name.strip() != settings.name or not settings.name or set("/\\:") & set(settings.name):
+        yield f"name: got {settings.name!r}, takes a word that can name a folder"
+    if settings.data.dataset != "digits" and settings.data.source is None:
+        yield f"data.source: got null, takes a hub id or a local folder for data.dataset={settings.data.dataset}"
+    if settings.data.dataset == "digits" and settings.data.source is not None:
+        yield f"data.source: got {settings.data.source!r}, takes null for data.dataset=digits, which needs no files"
+    if isinstance(optimizer, Sgd) and optimizer.nesterov and not optimizer.momentum:
+        yield "training.optimizer.nesterov: got true with momentum 0, takes a momentum above 0"
+    if isinstance(schedule, Step) and list(schedule.milestones) != sorted(set(schedule.milestones)):
+        yield f"training.schedule.milestones: got {list(schedule.milestones)}, takes rising shares"
+    if pruning.rounds is None and pruning.target_density is None and pruning.max_accuracy_drop is None:
+        yield (
+            "pruning: got rounds, target_density and max_accuracy_drop all null, takes at least one of them "
+            "(else pruning would never end)"
+        )
+    if pruning.target_density is not None and pruning.rounds is not None:
+        reached = (1 - pruning.fraction) ** pruning.rounds
+        if reached > pruning.target_density * (1 + 1e-9):
+            needed = math.ceil(math.log(pruning.target_density) / math.log(1 - pruning.fraction) - 1e-9)
+            yield (
+                f"pruning.target_density: got {pruning.target_density}, which no round reaches: pruning.rounds="
+                f"{pruning.rounds} of pruning.fraction={pruning.fraction} end at density {reached:.4f}; "
+                f"takes pruning.rounds={needed} or more, or null"
+            )
+    if isinstance(pruning.empty_layer, float) and pruning.target_density is not None:
+        if pruning.empty_layer >= pruning.target_density:
+            yield (
+                f"pruning.empty_layer: got {pruning.empty_layer}, a share of every layer that is kept, "
+                f"takes less than pruning.target_density={pruning.target_density}"
+            )
+
+
+def _build(cls: Any, mapping: Any, path: str, faults: list[str]) -> Any:
+    """One dataclass from one mapping; faults are appended, and the value is then not to be used."""
+    if not isinstance(mapping, Mapping):
+        faults.append(f"{path.rstrip('.') or 'settings'}: got {_shown(mapping)}, takes a group of settings")
+        return None
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for key in mapping:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {path}{near[0]}?" if near else f"takes {', '.join(sorted(hints))}"
+            faults.append(f"{path}{key}: unknown setting; {hint}")
+    values = {}
+    for key, hint in hints.items():
+        if key not in mapping:
+            faults.append(f"{path}{key}: missing")
+        else:
+            values[key] = _value(hint, mapping[key], f"{path}{key}", faults)
+    return cls(**values) if len(values) == len(hints) else None
+
+
+def _value(hint: Any, got: Any, path: str, faults: list[str]) -> Any:
+    """``got`` as the type of ``hint``, or a fault."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if all(dataclasses.is_dataclass(option) for option in options):
+        return _build(_variant(options, got, path, faults), got, f"{path}.", faults) if got is not None else _fault(
+            path, got, "a group of settings", faults
+        )
+    for option in options:
+        if (value := _matched(option, got)) is not _NO_MATCH:
+            return value
+    return _fault(path, got, " or ".join(_takes(option) for option in options), faults)
+
+
+def _fault(path: str, got: Any, takes: str, faults: list[str]) -> None:
+    faults.append(f"{path}: got {_shown(got)}, takes {takes}")
+
+
+_NO_MATCH = object()
+
+
+def _variant(options: tuple[Any, ...], got: Any, path: str, faults: list[str]) -> Any:
+    """The dataclass among ``options`` whose ``kind`` the mapping names."""
+    if len(options) == 1 or not isinstance(got, Mapping):
+        return options[0]
+    kinds = {typing.get_args(typing.get_type_hints(option)["kind"])[0]: option for option in options}
+    if got.get("kind") in kinds:
+        return kinds[got["kind"]]
+    group = path.replace(".", "/")
+    _fault(f"{path}.kind", got.get("kind"), f"{_either(kinds)} (choose with {group}=)", faults)
+    return dataclasses.make_dataclass("Unknown", [(key, Any) for key in got])
+
+
+def _matched(hint: Any, got: Any) -> Any:
+    """``got`` as one simple type, or ``_NO_MATCH``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is type(None) or hint is None:
+        return None if got is None else _NO_MATCH
+    if origin is Literal:
+        return got if isinstance(got, str) and got in arguments else _NO_MATCH
+    if origin is Annotated:
+        value = _matched(arguments[0], got)
+        return value if value is not _NO_MATCH and arguments[1].holds(value) else _NO_MATCH
+    if origin is tuple:
+        if not isinstance(got, list | tuple):
+            return _NO_MATCH
+        values = tuple(_matched(arguments[0], item) for item in got)
+        return _NO_MATCH if _NO_MATCH in values else values
+    if hint is float:
+        return _number(got)
+    if origin is not None:
+        return dict(got) if isinstance(got, Mapping) else _NO_MATCH
+    return got if type(got) is hint else _NO_MATCH
+
+
+def _number(got: Any) -> Any:
+    """A finite float from a number or a fraction written ``a/b``."""
+    try:
+        if isinstance(got, str):
+            above, below = got.split("/")
+            value = float(above) / float(below)
+        else:
+            value = float(got) if isinstance(got, int | float) and not isinstance(got, bool) else math.nan
+    except (ValueError, ZeroDivisionError):
+        return _NO_MATCH
+    return value if math.isfinite(value) else _NO_MATCH
+
+
+def _takes(hint: Any) -> str:
+    """What one simple type takes, in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is type(None):
+        return "null"
+    if origin is Literal:
+        return _either(arguments)
+    if origin is Annotated:
+        return str(arguments[1].words)
+    if origin is tuple:
+        return f"a list, each item {_takes(arguments[0])}"
+    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    return names.get(hint, "a mapping of names to values")
+
+
+def _either(words: Any) -> str:
+    return " or ".join(map(str, words))
+
+
+def _shown(got: Any) -> str:
+    return json.dumps(got, default=str)
