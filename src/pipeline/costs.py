@@ -45,12 +45,9 @@ def positions(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     counts = dict.fromkeys(weight_layers(network), 0)
 
     def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.Linear):
-            counts[name] += output.numel() // layer.out_features
-        elif getattr(layer, "transposed", False):
-            counts[name] += inputs[0].numel() // layer.in_channels  # type: ignore[operator]
-        else:
-            counts[name] += output.numel() // layer.out_channels  # type: ignore[operator]
+        mapped = inputs[0] if getattr(layer, "transposed", False) else output
+        channels = mapped.shape[-1] if isinstance(layer, nn.Linear) else mapped.shape[1]
+        counts[name] += mapped.numel() // channels
 
     hooks = [
         layer.register_forward_hook(lambda m, i, o, name=name: count(name, m, i, o))  # type: ignore[misc]

@@ -196,7 +196,9 @@ class Ledger:
 
     def _check_identity(self, path: Path, written: Mapping[str, Any]) -> None:
         was, now = flat(written), flat(self.identity)
-        differing = [f"{key} was {was.get(key)}, is {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
+        differing = [
+            f"{key} was {was.get(key)}, is {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
+        ]
         if differing:
             raise PipelineError(f"{path} was written with other settings or data: {'; '.join(differing)}")
 

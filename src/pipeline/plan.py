@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from pipeline.ledger import Round
 from pipeline.networks import prunable
 from pipeline.rounds import Job, planned
 from pipeline.train import Epoch, State, train_round

@@ -16,12 +16,12 @@ USUAL = {"fraction": 0.2, "criterion": "magnitude", "scope": "global", "exclude"
 
 
 def comparison(curves: dict[str, Sequence[Round]]) -> str:
-    """Test accuracy of several runs by density, as a Markdown table; a dash where a run has no such round."""
+    """Test accuracy of several runs by density, as a Markdown table; a hyphen where a run has no such round."""
     densities = sorted({round(r.density, 4) for rounds in curves.values() for r in rounds}, reverse=True)
     lines = [["density", *curves], ["---:"] * (len(curves) + 1)]
     for density in densities:
         cells = [[r for r in rounds if round(r.density, 4) == density] for rounds in curves.values()]
-        lines.append([f"{density:.4f}", *(f"{c[0].figures['test_accuracy']:.2%}" if c else "–" for c in cells)])
+        lines.append([f"{density:.4f}", *(f"{c[0].figures['test_accuracy']:.2%}" if c else "-" for c in cells)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -33,7 +33,9 @@ def curves_of(runs: Path, name: str) -> dict[str, Sequence[Round]]:
     """
     found = dict(sorted(_ledgers(runs, name)))
     if not found:
-        raise PipelineError(f"no complete round of experiment {name!r} in {runs}: run it first, or name its folder by runs=")
+        raise PipelineError(
+            f"no complete round of experiment {name!r} in {runs}: run it first, or name its folder by runs="
+        )
     return found
 
 
@@ -65,4 +67,3 @@ def label(identity: Mapping[str, Any]) -> str:
     words += ["reset optimizer"] if retraining.optimizer_state == "reset" else []
     words += [f"{key} {pruning[key]}" for key, usual in USUAL.items() if pruning[key] != usual]
     return ", ".join([*words, f"seed {identity['seed']}"])
-

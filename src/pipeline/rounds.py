@@ -15,6 +15,7 @@ last finished epoch, and so typing the same command again continues.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ from pipeline.pruning.prune import emptied, prune, removal_count
 from pipeline.randomness import generator
 from pipeline.retraining import Span, method_name, retraining_span, training_span
 from pipeline.settings import Data, Pruning, Retraining, Training
-from pipeline.train import Epoch, State, masked, test_metrics, train_round
+from pipeline.train import Epoch, State, evaluate_on_test, masked, train_round
 
 
 class Watcher(Protocol):
@@ -99,7 +100,7 @@ def run(job: Job) -> list[Round]:
                 before, masks = masks, _next_masks(job, index, masks)
                 if kept(masks) == kept(before):
                     break
-                _train_round(job, job.ledger, index, masks, job.span, lambda r=index: start_state(job, r))
+                _train_round(job, job.ledger, index, masks, job.span, partial(start_state, job, index))
             else:
                 masks = _in_order(job.ledger.masks(index), masks)
             rounds.append(_complete(job, index))
@@ -185,12 +186,12 @@ def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
         )
     except ValueError as error:
         raise PipelineError(f"round {index}: {error}") from error
-    for layer in emptied(masks, pruned):
-        sentence = f"round {index} removes the last weight of layer {layer}"
-        remedy = "pruning.empty_layer=0.01 would keep a hundredth of every layer, pruning.exclude all of this one"
+    if layers := emptied(masks, pruned):
+        sentence = f"round {index} removes the last weight of {', '.join(layers)}"
+        remedy = "pruning.empty_layer=0.01 would keep a hundredth of every layer, pruning.exclude all of the named"
         if job.pruning.empty_layer == "error":
             raise PipelineError(f"{sentence}, and pruning.empty_layer=error: {remedy}")
-        _tell(job, "note", f"{sentence}: nothing but its bias is left of it ({remedy})")
+        _tell(job, "note", f"warning: {sentence}; {remedy}")
     return pruned
 
 
@@ -200,9 +201,7 @@ def _dense_round(job: Job) -> Round:
     if job.dense.read(0) is None:
         with job.dense.locked(wait=lambda holder: _tell(job, "note", f"waiting for round 0, which {holder} trains")):
             if trained := job.dense.read(0) is None:
-                _train_round(
-                    job, job.dense, 0, _alive(job, ()), job.dense_span, lambda: State(job.initial(0), {})
-                )
+                _train_round(job, job.dense, 0, _alive(job, ()), job.dense_span, lambda: State(job.initial(0), {}))
     dense = job.dense.read(0)
     assert dense is not None
     dense = dataclasses.replace(dense, layers=_layers(job, _alive(job, job.pruning.exclude)))
@@ -221,7 +220,11 @@ def _rewind_point(job: Job, epoch: int) -> State:
             return state
         nearest = max([0, *(each for each in job.dense.kept_epochs() if each < epoch)])
         start = job.dense.kept(nearest) or State(job.initial(0), {})
-        _tell(job, "note", f"training round 0 again from epoch {nearest} to {epoch}, the rewind point that was not kept")
+        _tell(
+            job,
+            "note",
+            f"training round 0 again from epoch {nearest} to {epoch}, the rewind point that was not kept",
+        )
         reached: list[State] = []
         _train(
             job, 0, _alive(job, ()), dataclasses.replace(job.dense_span, last=epoch), start, nearest,
@@ -231,9 +234,7 @@ def _rewind_point(job: Job, epoch: int) -> State:
         return reached[-1]
 
 
-def _train_round(
-    job: Job, ledger: Ledger, index: int, masks: Masks, span: Span, start: Callable[[], State]
-) -> None:
+def _train_round(job: Job, ledger: Ledger, index: int, masks: Masks, span: Span, start: Callable[[], State]) -> None:
     """Trains a round from its start, or from its last finished epoch, and completes it in the ledger."""
     state, history = ledger.partial(index) or (masked(start(), masks), ())
     _tell(job, "round_started", index, span.last - span.first, history)
@@ -248,7 +249,7 @@ def _train_round(
 
     if len(history) < span.last - span.first:
         _train(job, index, masks, span, state, span.first + len(history), on_epoch)
-    test = test_metrics(job.network, job.dataset, data=job.data, training=job.training, state=state)
+    test = evaluate_on_test(job.network, job.dataset, data=job.data, training=job.training, state=state)
     result = Round(
         index=index,
         layers=_layers(job, masks),

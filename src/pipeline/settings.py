@@ -274,12 +274,12 @@ def _impossible(settings: Settings) -> Iterator[str]:
                 f"{pruning.rounds} of pruning.fraction={pruning.fraction} end at density {reached:.4f}; "
                 f"takes pruning.rounds={needed} or more, or null"
             )
-    if isinstance(pruning.empty_layer, float) and pruning.target_density is not None:
-        if pruning.empty_layer >= pruning.target_density:
-            yield (
-                f"pruning.empty_layer: got {pruning.empty_layer}, a share of every layer that is kept, "
-                f"takes less than pruning.target_density={pruning.target_density}"
-            )
+    share, target = pruning.empty_layer, pruning.target_density
+    if isinstance(share, float) and target is not None and share >= target:
+        yield (
+            f"pruning.empty_layer: got {share}, a share of every layer that is kept, "
+            f"takes less than pruning.target_density={target}"
+        )
 
 
 def _build(cls: Any, mapping: Any, path: str, faults: list[str]) -> Any:
@@ -306,9 +306,7 @@ def _value(hint: Any, got: Any, path: str, faults: list[str]) -> Any:
     """``got`` as the type of ``hint``, or a fault."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     if all(dataclasses.is_dataclass(option) for option in options):
-        return _build(_variant(options, got, path, faults), got, f"{path}.", faults) if got is not None else _fault(
-            path, got, "a group of settings", faults
-        )
+        return _group(options, got, path, faults)
     for option in options:
         if (value := _matched(option, got)) is not _NO_MATCH:
             return value
@@ -322,16 +320,17 @@ def _fault(path: str, got: Any, takes: str, faults: list[str]) -> None:
 _NO_MATCH = object()
 
 
-def _variant(options: tuple[Any, ...], got: Any, path: str, faults: list[str]) -> Any:
-    """The dataclass among ``options`` whose ``kind`` the mapping names."""
-    if len(options) == 1 or not isinstance(got, Mapping):
-        return options[0]
+def _group(options: tuple[Any, ...], got: Any, path: str, faults: list[str]) -> Any:
+    """A nested dataclass; of several, the one whose ``kind`` the mapping names."""
+    if len(options) == 1:
+        return _build(options[0], got, f"{path}.", faults)
     kinds = {typing.get_args(typing.get_type_hints(option)["kind"])[0]: option for option in options}
-    if got.get("kind") in kinds:
-        return kinds[got["kind"]]
-    group = path.replace(".", "/")
-    _fault(f"{path}.kind", got.get("kind"), f"{_either(kinds)} (choose with {group}=)", faults)
-    return dataclasses.make_dataclass("Unknown", [(key, Any) for key in got])
+    choose = f"(choose with {path.replace('.', '/')}={_either(kinds)})"
+    if not isinstance(got, Mapping):
+        return _fault(path, got, f"a group of settings {choose}", faults)
+    if got.get("kind") not in kinds:
+        return _fault(f"{path}.kind", got.get("kind"), f"{_either(kinds)} {choose}", faults)
+    return _build(kinds[got["kind"]], got, f"{path}.", faults)
 
 
 def _matched(hint: Any, got: Any) -> Any:

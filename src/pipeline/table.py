@@ -31,7 +31,11 @@ def row(round_: Round) -> str:
 
 def markdown(rounds: Sequence[Round]) -> str:
     """The table for a document."""
-    lines = [list(COLUMNS), ["---:"] * len(COLUMNS), *([show(r) for show in COLUMNS.values()] for r in rounds)]
+    lines = [
+        list(COLUMNS),
+        ["---:"] * len(COLUMNS),
+        *([show(r) for show in COLUMNS.values()] for r in rounds),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

@@ -21,8 +21,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from pipeline.errors import PipelineError
 from pipeline.environment import git_commit
+from pipeline.errors import PipelineError
 from pipeline.ledger import Ledger, Round
 from pipeline.pictures import layer_sparsity
 from pipeline.settings import Settings, fingerprint, flat
@@ -149,7 +149,12 @@ class Tracker:
             logging.getLogger(__name__).warning("MLflow was not told of the end: %s", error)
 
     def _round_run(self, index: int) -> Run:
-        tags = {**self.identity, "kind": "round", "round": str(index), "mlflow.parentRunId": self.parent.info.run_id}
+        tags = {
+            **self.identity,
+            "kind": "round",
+            "round": str(index),
+            "mlflow.parentRunId": self.parent.info.run_id,
+        }
         run = self._run(tags, f"round {index:02d}", reopen=False)
         self.round_runs[index] = run.info.run_id
         return run
@@ -203,4 +208,3 @@ class _told:
                 f"MLflow at {self.uri} fails: {message}; what is trained is safe in the ledger, and the same command "
                 "goes on from there; tracking.uri or MLFLOW_TRACKING_URI names another store"
             ) from error
-

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as lightning
 import torch
@@ -56,13 +56,16 @@ def masked(state: State, masks: Masks) -> State:
     """The state with every dead weight, and all that the optimizer remembers of it, exactly zero."""
 
     def zeroed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mask_of = {key: masks.get(key.split("|")[0]) for key in tensors}
         return {
-            name: torch.where(mask, tensor, 0) if (mask := masks.get(name.split("|")[0])) is not None
-            and mask.shape == tensor.shape else tensor
-            for name, tensor in tensors.items()
-        }  # fmt: skip
+            key: tensor if (mask := mask_of[key]) is None or mask.shape != tensor.shape else tensor.where(mask, 0)
+            for key, tensor in tensors.items()
+        }
 
     return State(zeroed(state.network), zeroed(state.optimizer))
+
+
+SPLITS = ("train", "validation", "test")
 
 
 class Classifier(lightning.LightningModule):
@@ -76,10 +79,8 @@ class Classifier(lightning.LightningModule):
         accuracies: dict[str, Any] = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
         if classes > 10:
             accuracies["top5_accuracy"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
-        self.losses = nn.ModuleDict({f"{split}_loss": MeanMetric(nan_strategy="disable") for split in SPLITS})
-        self.accuracies = nn.ModuleDict(
-            {f"{split}_scores": MetricCollection(accuracies, prefix=f"{split}_").clone() for split in SPLITS}
-        )
+        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
+        self.accuracies = nn.ModuleList(MetricCollection(accuracies).clone() for _ in SPLITS)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
@@ -97,24 +98,27 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         scores = self(images)
         loss = F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
-        self.losses[f"{split}_loss"].update(loss.detach(), len(labels))
-        self.accuracies[f"{split}_scores"].update(scores.detach(), labels)
+        mean_loss, accuracies = self._metrics(split)
+        mean_loss.update(loss.detach(), len(labels))
+        accuracies.update(scores.detach(), labels)
         return loss
+
+    def _metrics(self, split: str) -> tuple[MeanMetric, MetricCollection]:
+        index = SPLITS.index(split)
+        return cast(MeanMetric, self.losses[index]), cast(MetricCollection, self.accuracies[index])
 
     def collect(self, split: str) -> dict[str, float]:
         """Loss and accuracies of a split since the last call."""
-        values = {f"{split}_loss": self.losses[f"{split}_loss"].compute(), **self.accuracies[f"{split}_scores"].compute()}
-        self.losses[f"{split}_loss"].reset()
-        self.accuracies[f"{split}_scores"].reset()
-        return {name: float(value) for name, value in values.items()}
+        mean_loss, accuracies = self._metrics(split)
+        values = {"loss": mean_loss.compute(), **accuracies.compute()}
+        mean_loss.reset()
+        accuracies.reset()
+        return {f"{split}_{name}": float(value) for name, value in values.items()}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = make_optimizer(self.network, self.training_settings.optimizer)
         restore(optimizer, self.network, self.optimizer_state)
         return optimizer
-
-
-SPLITS = ("train", "validation", "test")
 
 
 def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
@@ -202,7 +206,7 @@ class _EpochEnd(lightning.Callback):
         self.epoch = self.first_epoch + trainer.current_epoch
         torch.manual_seed(derived_seed(*self.key, self.epoch, "network"))
 
-    def on_train_epoch_end(self, trainer: Any, module: Classifier) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         metrics = module.collect("train") | module.collect("validation")
         if not math.isfinite(metrics["train_loss"]):
             raise PipelineError(
@@ -260,14 +264,14 @@ def train_round(
     ]
     callbacks += [_EachBatch(on_batch)] if on_batch else []
     steps = {epoch: span.steps(epoch) for epoch in range(first_epoch, span.last)}
-    round_data = RoundData(
-        dataset, data, batch_size=training.batch_size, steps=steps, key=key, first_epoch=first_epoch
-    )
+    round_data = RoundData(dataset, data, batch_size=training.batch_size, steps=steps, key=key, first_epoch=first_epoch)
     trainer = _trainer(callbacks, epochs=span.last - first_epoch)
     trainer.fit(module, datamodule=round_data)
 
 
-def test_metrics(network: nn.Module, dataset: Dataset, *, data: Data, training: Training, state: State) -> dict[str, float]:
+def evaluate_on_test(
+    network: nn.Module, dataset: Dataset, *, data: Data, training: Training, state: State
+) -> dict[str, float]:
     """Loss and accuracies of a state on the test split."""
     _load(network, state)
     module = Classifier(network, training, len(dataset.classes), {})

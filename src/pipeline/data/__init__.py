@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from torch import Tensor
 
 from pipeline.data.sources import cifar10, digits
@@ -46,7 +47,7 @@ class Dataset:
         for images in (self.train, self.validation, self.test):
             for tensor in (images.pixels, images.labels):
                 digest.update(f"{tuple(tensor.shape)}".encode())
-                digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+                digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return digest.hexdigest()
 
 

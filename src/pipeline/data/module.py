@@ -51,7 +51,9 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for pixels, labels in zip(
-            self.images.pixels.split(EVALUATION_BATCH), self.images.labels.split(EVALUATION_BATCH), strict=True
+            self.images.pixels.split(EVALUATION_BATCH),
+            self.images.labels.split(EVALUATION_BATCH),
+            strict=True,
         ):
             yield standardised(pixels), labels
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import SettingsError
 from pipeline.data.split import Pool
+from pipeline.errors import SettingsError
 from pipeline.settings import Data
 
 

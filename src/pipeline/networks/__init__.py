@@ -4,7 +4,6 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +41,9 @@ def build_network(model: Model, shape: tuple[int, ...], classes: int, seed: int,
             network = make(**given, **model.arguments)
         except (TypeError, ValueError) as error:
             takes = inspect.signature(make)
-            raise SettingsError([f"model.arguments: got {dict(model.arguments)}, but {error}; takes {takes}"]) from error
+            raise SettingsError(
+                [f"model.arguments: got {dict(model.arguments)}, but {error}; takes {takes}"]
+            ) from error
         _check_scores(network, model.network, shape, classes)
     return network
 
@@ -75,7 +76,9 @@ def _check_scores(network: nn.Module, name: str, shape: tuple[int, ...], classes
         network.train(was_training)
     got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if got != (2, classes):
-        raise SettingsError([f"model.network: {name!r} turns 2 inputs into {got}, takes one with (2, {classes}) scores"])
+        raise SettingsError(
+            [f"model.network: {name!r} turns 2 inputs into {got}, takes one with (2, {classes}) scores"]
+        )
 
 
 def weight_layers(network: nn.Module) -> dict[str, nn.Module]:

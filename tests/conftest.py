@@ -1,0 +1,43 @@
+"""Real jobs, small: the digits network at a quarter of its width, a few epochs."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from pipeline.__main__ import CONF, build_job
+from pipeline.rounds import Job
+from pipeline.settings import Settings, build
+
+SMALL = ["model.arguments.width=4", "training.epochs=3", "training.max_steps=50", "pruning.rounds=2"]
+torch.set_num_threads(1)  # two threads that meet at every tiny operation crawl on a busy machine
+
+SHARED_CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+
+
+def settings(*overrides: str) -> Settings:
+    """Settings as the command line would compose them."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return build(OmegaConf.to_container(compose("config", list(overrides)), resolve=True))
+
+
+@pytest.fixture
+def small_job(tmp_path: Path) -> Callable[..., Job]:
+    """Makes a small job in a folder of its own: ``small_job("retraining=fine_tuning")``."""
+
+    def make(*overrides: str, runs: Path = tmp_path, watchers: tuple[object, ...] = ()) -> Job:
+        return dataclasses.replace(build_job(settings(*SMALL, *overrides), runs), watchers=watchers)
+
+    return make
+
+
+@pytest.fixture
+def cifar10() -> Path:
+    """The real CIFAR-10, where a copy lies beside the project."""
+    if not SHARED_CIFAR10.is_dir():
+        pytest.skip(f"no copy of CIFAR-10 at {SHARED_CIFAR10}")
+    return SHARED_CIFAR10

@@ -1,0 +1,134 @@
+"""Data against plain per-image code, and the rules of the splits."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import load
+from pipeline.data.batches import random_crop, random_flip, standardised
+from pipeline.data.module import TrainingBatches
+from pipeline.errors import SettingsError
+from pipeline.randomness import derived_seed, generator
+from tests.conftest import settings as composed
+
+
+def some_images(count=6, channels=3, size=8, seed=0):
+    return torch.randint(0, 256, (count, channels, size, size), generator=generator(seed), dtype=torch.uint8)
+
+
+@given(seed=st.integers(0, 1000), padding=st.integers(0, 4))
+@settings(max_examples=25, deadline=None)
+def test_crops_are_those_of_per_image_code(seed, padding):
+    images = some_images(seed=seed)
+    cropped = random_crop(images, padding, generator(seed, "crop"))
+    draws = torch.randint(2 * padding + 1, (2, len(images)), generator=generator(seed, "crop"))
+    for image, crop, down, right in zip(images.numpy(), cropped.numpy(), *draws.tolist(), strict=True):
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+        assert (crop == padded[:, down : down + 8, right : right + 8]).all()
+
+
+def test_flips_mirror_about_half_and_leave_the_rest():
+    images = some_images(count=2000, channels=1, size=4)
+    flipped = random_flip(images, generator(0, "flip"))
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    unchanged = (flipped == images).flatten(1).all(1)
+    assert (mirrored | unchanged).all()
+    assert 0.45 < mirrored.float().mean() < 0.55
+
+
+def test_standardisation_is_tensorflows_formula():
+    images = some_images(count=4)
+    images[3] = 77
+    for image, got in zip(images.numpy().astype(np.float64), standardised(images).numpy(), strict=True):
+        deviation = max(image.std(), 255 / np.sqrt(image.size))
+        assert got == pytest.approx((image - image.mean()) / deviation, abs=1e-5)
+
+
+def test_digits_splits_are_disjoint_complete_and_those_of_the_settings():
+    dataset = load(composed().data)
+    parts = [dataset.train, dataset.validation, dataset.test]
+    assert [len(part) for part in parts] == [1197, 200, 400]
+    assert dataset.shape == (1, 8, 8)
+    from sklearn.datasets import load_digits
+
+    pixels = np.concatenate([part.pixels.numpy().reshape(len(part), -1) for part in parts])
+    original = (load_digits().data * 255 / 16).round().astype(np.uint8)
+    assert sorted(map(bytes, pixels)) == sorted(map(bytes, original))
+    assert load(composed().data).digest == dataset.digest
+    assert load(composed("data.validation_images=100").data).digest != dataset.digest
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_key():
+    dataset = load(composed().data)
+
+    def labels(*key):
+        return torch.cat([y for _, y in TrainingBatches(dataset.train, composed().data, 64, 19, key)])
+
+    assert torch.equal(labels(0, 1, 2).sort().values, dataset.train.labels.sort().values)
+    assert torch.equal(labels(0, 1, 2), labels(0, 1, 2))
+    for other in ((1, 1, 2), (0, 2, 2), (0, 1, 3)):
+        assert not torch.equal(labels(0, 1, 2), labels(*other))
+
+
+def test_a_cut_epoch_is_the_beginning_of_the_whole_one():
+    dataset = load(composed().data)
+    whole = list(TrainingBatches(dataset.train, composed().data, 64, 19, (0, 0, 0)))
+    cut = list(TrainingBatches(dataset.train, composed().data, 64, 5, (0, 0, 0)))
+    assert len(whole) == 19
+    assert len(whole[-1][1]) == 1197 - 18 * 64
+    assert len(cut) == 5
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, cut, strict=False))
+
+
+def test_seeds_depend_on_the_whole_key():
+    keys = [(0, 1, 2, "order"), (0, 12, "order"), (0, 1, 2, "crop"), (1, 1, 2, "order"), ("0", 1, 2, "order")]
+    assert len({derived_seed(*key) for key in keys}) == len(keys)
+    assert derived_seed(0, 1) == derived_seed(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data.validation_images=1397"], "takes no more than digits has: 1397 train and 400 test images"),
+        (["data.test_images=1797"], "takes no more than digits has: 0 train and 1797 test images"),
+        (
+            ["data.test_images=null"],
+            "data.test_images: got null, takes a number: digits has no test set of its own",
+        ),
+    ],
+)
+def test_a_split_that_cannot_be(overrides, sentence):
+    with pytest.raises(SettingsError, match=sentence):
+        load(composed(*overrides).data)
+
+
+def test_cifar10_from_a_folder_has_the_papers_split(cifar10):
+    dataset = load(composed("+experiment=resnet20", f"data.source={cifar10}").data)
+    assert [len(part) for part in (dataset.train, dataset.validation, dataset.test)] == [50_000, 2_000, 8_000]
+    assert dataset.shape == (3, 32, 32)
+    assert dataset.classes[:3] == ("airplane", "automobile", "bird")
+    assert torch.bincount(dataset.train.labels).tolist() == [5000] * 10
+    held_out = torch.cat([dataset.validation.labels, dataset.test.labels])
+    assert torch.bincount(held_out).tolist() == [1000] * 10
+
+
+def test_a_folder_in_the_hubs_layout_with_png_images(tmp_path):
+    """A small folder made here: the same code reads the hub's parquet."""
+    from datasets import ClassLabel, Dataset, Features, Image
+    from PIL import Image as Pillow
+
+    features = Features({"img": Image(), "label": ClassLabel(names=["dark", "bright"])})
+    for part, count in (("train", 12), ("test", 8)):
+        rows = {
+            "img": [Pillow.new("RGB", (32, 32), (200 * (i % 2), 10, 20)) for i in range(count)],
+            "label": [i % 2 for i in range(count)],
+        }
+        Dataset.from_dict(rows, features=features).to_parquet(
+            tmp_path / "plain_text" / f"{part}-00000-of-00001.parquet"
+        )
+    dataset = load(composed("data=cifar10", f"data.source={tmp_path}", "data.validation_images=2").data)
+    assert [len(part) for part in (dataset.train, dataset.validation, dataset.test)] == [12, 2, 6]
+    bright = dataset.train.pixels[dataset.train.labels == 1]
+    assert bright[0, :, 0, 0].tolist() == [200, 10, 20]

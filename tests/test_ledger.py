@@ -1,0 +1,152 @@
+"""The ledger refuses what it cannot trust, and says what differs; a folder has one owner."""
+
+import json
+import multiprocessing
+
+import pytest
+import torch
+
+from pipeline import rounds
+from pipeline.errors import PipelineError
+from pipeline.ledger import Ledger
+
+
+@pytest.fixture
+def finished(small_job):
+    job = small_job("retraining=weight_rewinding", "pruning.rounds=1")
+    rounds.run(job)
+    return job
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def edit(change):
+    def edit_record(path):
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return edit_record
+
+
+DAMAGE = {
+    "a flipped bit in the weights": ("round-01/weights.safetensors", flip_a_byte, "weights.safetensors is damaged"),
+    "cut weights": ("round-01/weights.safetensors", truncate, "weights.safetensors is damaged"),
+    "no weights": ("round-01/weights.safetensors", lambda p: p.unlink(), "weights.safetensors is damaged"),
+    "a flipped bit in the masks": ("round-01/masks.safetensors", flip_a_byte, "masks.safetensors is damaged"),
+    "a flipped bit in the momentum": ("round-01/optimizer.safetensors", flip_a_byte, "optimizer.safetensors is damaged"),
+    "no JSON": ("round-01/round.json", truncate, "round.json is damaged"),
+    "an empty record": ("round-01/round.json", lambda p: p.write_text("{}"), "round.json is damaged"),
+    "a newer format": ("round-01/round.json", edit(lambda r: r.update(format=99)), "has format 99, this version reads 1"),
+    "other settings": (
+        "round-01/round.json",
+        edit(lambda r: r["identity"]["training"].update(epochs=7)),
+        "was written with other settings or data: training.epochs was 7, is 3",
+    ),
+    "other data": (
+        "round-01/round.json",
+        edit(lambda r: r["identity"].update(data_digest="0123")),
+        "was written with other settings or data: data_digest was 0123, is ",
+    ),
+    "another round's weights": ("round-01/weights.safetensors", None, "is not the file that the round's record names"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "damage", "sentence"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_round_is_refused(file, damage, sentence, finished, small_job):
+    path = finished.ledger.folder / file
+    if damage is None:
+        path.write_bytes((finished.dense.folder / "round-00" / path.name).read_bytes())
+    else:
+        damage(path)
+    with pytest.raises(PipelineError, match=sentence):
+        rounds.run(small_job("retraining=weight_rewinding", "pruning.rounds=2"))
+
+
+def test_a_damaged_rewind_point_is_refused(finished, small_job):
+    flip_a_byte(finished.dense.path(0) / "epoch-0001.safetensors")
+    with pytest.raises(PipelineError, match=r"epoch-0001.safetensors is damaged .*; delete"):
+        rounds.run(small_job("retraining=weight_rewinding", "pruning.rounds=2"))
+
+
+def test_deleting_the_damaged_round_trains_it_again_to_the_same_bits(finished, small_job):
+    weights = finished.ledger.path(1) / "weights.safetensors"
+    before = weights.read_bytes()
+    for file in finished.ledger.path(1).iterdir():
+        file.unlink()
+    rounds.run(small_job("retraining=weight_rewinding", "pruning.rounds=1"))
+    assert weights.read_bytes() == before
+
+
+def test_round_0_is_shared_by_what_it_depends_on_alone(small_job):
+    reference = small_job().dense.folder
+    for same in ("retraining=fine_tuning", "pruning.fraction=0.5", "name=other", "pruning.exclude=[output]"):
+        assert small_job(same).dense.folder == reference
+    for other in (
+        "seed=1",
+        "training.epochs=4",
+        "model.arguments.width=5",
+        "data.flip=true",
+        "training.optimizer.rate=1",
+    ):
+        assert small_job(other).dense.folder != reference
+
+
+def test_a_run_is_found_again_by_what_changes_numbers(small_job):
+    reference = small_job().ledger.folder
+    for same in ("pruning.rounds=9", "pruning.max_accuracy_drop=0.1", "tracking.uri=sqlite:///x"):
+        assert small_job(same).ledger.folder == reference
+    for other in (
+        "retraining=fine_tuning",
+        "pruning.fraction=0.5",
+        "pruning.target_density=0.9",
+        "seed=1",
+        "name=x",
+    ):
+        assert small_job(other).ledger.folder != reference
+
+
+def hold(folder, held, release):
+    with Ledger(folder, {}).locked():
+        held.set()
+        release.wait(30)
+
+
+def test_a_second_process_is_refused_naming_the_first_or_waits(tmp_path):
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    first = context.Process(target=hold, args=(tmp_path, held, release))
+    first.start()
+    assert held.wait(30)
+    ledger, told = Ledger(tmp_path, {}), []
+    with (
+        pytest.raises(PipelineError, match=rf"in use by process {first.pid} of .* on .*: wait for it"),
+        ledger.locked(),
+    ):
+        pass
+
+    def wait(holder):
+        told.append(holder)
+        release.set()
+
+    with ledger.locked(wait=wait), ledger.locked():
+        assert f"process {first.pid} " in told[0]
+    first.join()
+
+
+def test_files_hold_plain_tensors_that_load_without_this_package(finished):
+    from safetensors.torch import load_file
+
+    weights = load_file(finished.ledger.path(1) / "weights.safetensors")
+    assert weights.keys() == finished.network.state_dict().keys()
+    assert not [name for name in weights if "mask" in name or "_orig" in name]
+    masks = load_file(finished.ledger.path(1) / "masks.safetensors")
+    assert all(mask.dtype == torch.bool and (weights[name][~mask] == 0).all() for name, mask in masks.items())

@@ -1,0 +1,164 @@
+"""The pruning step against ``torch.nn.utils.prune``, closed forms and invariants."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune as reference
+
+from pipeline.pruning.criteria import CRITERIA
+from pipeline.pruning.masks import density, digest, kept, ones_like
+from pipeline.pruning.prune import emptied, lowest, prune, removal_count
+
+shapes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5)
+fractions = st.floats(0.05, 0.95)
+
+
+def random_weights(shapes, seed, distinct=True):
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(a * b for a, b in shapes)
+    flat = torch.randperm(total, generator=generator).float() if distinct else torch.randint(0, 4, (total,)).float()
+    signs = torch.randint(0, 2, (total,), generator=generator) * 2 - 1
+    parts = ((flat + 1) * signs).split([a * b for a, b in shapes])
+    return {f"layer{i}.weight": part.view(shape) for i, (part, shape) in enumerate(zip(parts, shapes, strict=True))}
+
+
+def scores_of(weights):
+    return {name: weight.abs() for name, weight in weights.items()}
+
+
+@given(shapes=shapes, seed=st.integers(0, 2**31), fraction=fractions)
+@settings(max_examples=60, deadline=None)
+def test_ten_rounds_give_the_masks_of_torch(shapes, seed, fraction):
+    """Weights change between rounds, as training changes them."""
+    layers = [nn.Linear(b, a, bias=False) for a, b in shapes]
+    masks = ones_like({f"layer{i}.weight": layer.weight for i, layer in enumerate(layers)})
+    for round_ in range(10):
+        weights = random_weights(shapes, seed + round_)
+        for layer, weight in zip(layers, weights.values(), strict=True):
+            target = layer.weight_orig if reference.is_pruned(layer) else layer.weight
+            target.data.copy_(weight)
+            if reference.is_pruned(layer):
+                layer.weight = layer.weight_orig * layer.weight_mask
+        before = kept(masks)
+        reference.global_unstructured(
+            [(layer, "weight") for layer in layers], reference.L1Unstructured, amount=fraction
+        )
+        masks = prune(scores_of(weights), masks, fraction=fraction)
+        assert kept(masks) == before - round(fraction * before)
+        for layer, mask in zip(layers, masks.values(), strict=True):
+            assert torch.equal(layer.weight_mask.bool(), mask)
+
+
+@given(shapes=shapes, seed=st.integers(0, 2**31), fraction=fractions, scope=st.sampled_from(["global", "layer"]))
+@settings(max_examples=60, deadline=None)
+def test_with_ties_too_the_count_is_exact_and_the_lower_position_goes_first(shapes, seed, fraction, scope):
+    scores = scores_of(random_weights(shapes, seed, distinct=False))
+    masks = ones_like(scores)
+    for _ in range(4):
+        pruned = prune(scores, masks, fraction=fraction, scope=scope)
+        groups = [list(masks)] if scope == "global" else [[name] for name in masks]
+        for group in groups:
+            entries = [
+                (float(score), position, name, index)
+                for position, (name, index, score) in enumerate(
+                    (name, i, s) for name in group for i, s in enumerate(scores[name].flatten())
+                )
+                if masks[name].flatten()[index]
+            ]
+            gone = {(name, index) for _, _, name, index in sorted(entries)[: round(fraction * len(entries))]}
+            for name in group:
+                expected = [
+                    bool(alive) and (name, index) not in gone for index, alive in enumerate(masks[name].flatten())
+                ]
+                assert pruned[name].flatten().tolist() == expected
+        masks = pruned
+
+
+@given(shapes=shapes, seed=st.integers(0, 2**31), fraction=fractions, target=st.floats(0.01, 0.9))
+@settings(max_examples=60, deadline=None)
+def test_a_mask_only_loses_ones_and_the_density_asked_for_is_the_density_got(shapes, seed, fraction, target):
+    scores = scores_of(random_weights(shapes, seed, distinct=False))
+    masks = ones_like(scores)
+    total = kept(masks)
+    for _ in range(200):
+        pruned = prune(scores, masks, fraction=fraction, target_density=target)
+        assert all((pruned[name] <= masks[name]).all() for name in masks)
+        if kept(pruned) == kept(masks):
+            break
+        masks = pruned
+    smallest_step = round(fraction * kept(masks))
+    assert kept(masks) == round(target * total) or smallest_step == 0
+
+
+@pytest.mark.parametrize(
+    ("survivors", "size", "fraction", "target", "removed"),
+    [
+        (10, 10, 0.2, None, 2),
+        (12, 10, 0.2, None, 2),
+        (13, 10, 0.2, None, 3),
+        (270_896, 270_896, 0.2, None, 54_179),
+        (2, 10, 0.2, None, 0),
+        (100, 1000, 0.2, 0.09, 10),
+        (100, 1000, 0.2, 0.1, 0),
+        (100, 1000, 0.2, 0.5, 0),
+    ],
+)
+def test_removal_count(survivors, size, fraction, target, removed):
+    assert removal_count(survivors, size, fraction, target) == removed
+
+
+def test_resnet20_keeps_the_published_densities():
+    survivors, densities = 270_896, []
+    for _ in range(10):
+        survivors -= removal_count(survivors, 270_896, 0.2)
+        densities.append(round(survivors / 270_896, 4))
+    assert densities == [0.8, 0.64, 0.512, 0.4096, 0.3277, 0.2621, 0.2097, 0.1678, 0.1342, 0.1074]
+
+
+def test_layer_scope_removes_the_same_share_of_every_layer():
+    scores = scores_of(random_weights([(10, 10), (5, 4)], 0))
+    masks = prune(scores, ones_like(scores), fraction=0.2, scope="layer")
+    assert [int(mask.sum()) for mask in masks.values()] == [80, 16]
+
+
+def test_a_kept_share_protects_the_highest_scores_of_every_layer_and_the_count_stays_exact():
+    scores = {
+        "small.weight": torch.arange(10.0).view(2, 5),
+        "large.weight": torch.arange(100.0, 190).view(9, 10),
+    }
+    masks = prune(scores, ones_like(scores), fraction=0.5, keep_share=0.2)
+    assert masks["small.weight"].flatten().tolist() == [False] * 8 + [True] * 2
+    assert kept(masks) == 50
+
+
+def test_a_kept_share_that_leaves_too_little_to_prune_is_an_error():
+    scores = {"a.weight": torch.arange(10.0)}
+    with pytest.raises(ValueError, match=r"5 weights are to go, but only 4 may: 0\.6 of every layer is kept"):
+        prune(scores, ones_like(scores), fraction=0.5, keep_share=0.6)
+
+
+def test_an_emptied_layer_is_named():
+    scores = {"first.weight": torch.zeros(3, 3), "last.weight": torch.ones(3, 3)}
+    before = ones_like(scores)
+    after = prune(scores, before, fraction=0.5)
+    assert emptied(before, after) == ["first"]
+    assert emptied(after, after) == []
+
+
+def test_a_score_that_is_not_a_number_is_an_error():
+    with pytest.raises(ValueError, match="diverged"):
+        lowest(torch.tensor([1.0, math.nan]), 1)
+
+
+def test_random_pruning_depends_on_the_generator_alone():
+    weights = random_weights([(30, 30)], 0)
+    draw = [
+        prune(CRITERIA["random"](weights, torch.Generator().manual_seed(seed)), ones_like(weights), fraction=0.5)
+        for seed in (1, 1, 2)
+    ]
+    assert digest(draw[0]) == digest(draw[1]) != digest(draw[2])
+    assert density(draw[2]) == 0.5

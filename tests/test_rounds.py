@@ -1,0 +1,265 @@
+"""The loop over rounds: what each method's first step sees, and that stopping anywhere changes nothing."""
+
+import json
+import re
+import shutil
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from pipeline import rounds
+from pipeline.errors import PipelineError
+from pipeline.pruning.masks import kept, ones_like
+from pipeline.pruning.prune import prune
+from pipeline.train import capture, masked
+
+METHODS = [
+    "lr_rewinding", "weight_rewinding", "lottery_ticket", "fine_tuning", "weight_rewinding_low_rate", "reinitialisation",
+]  # fmt: skip
+SCHEDULES = {
+    "step": ["training/schedule=step"],
+    "step, warm-up": ["training/schedule=step", "training.schedule.warmup=0.2"],
+    "cosine": ["training/schedule=cosine"],
+    "cosine, warm-up": ["training/schedule=cosine", "training.schedule.warmup=0.2"],
+    "one cycle": ["training/schedule=one_cycle"],
+}
+
+
+class Stop(BaseException):
+    """A death that nothing handles."""
+
+
+class Watch:
+    """Remembers what it is told, and dies after a number of epochs."""
+
+    def __init__(self, dies_after=None):
+        self.epochs, self.trained, self.notes, self.dies_after = 0, [], [], dies_after
+
+    def round_started(self, index, epochs, done): ...
+
+    def batch_done(self, batches, of): ...
+
+    def epoch_done(self, index, history):
+        self.epochs += 1
+        if self.epochs == self.dies_after:
+            raise Stop
+
+    def round_done(self, result, folder, *, trained):
+        self.trained += [result.index] if trained else []
+
+    def note(self, sentence):
+        self.notes.append(sentence)
+
+
+def content(folder):
+    """Every file of a ledger; of the records all but the clock."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "round.json":
+            record = json.loads(path.read_text())
+            for clocked in (record, *record["history"]):
+                for key in ("seconds", "finished_ms"):
+                    clocked.pop(key)
+            files[path.relative_to(folder)] = record
+        elif path.suffix == ".safetensors":
+            files[path.relative_to(folder)] = path.read_bytes()
+    return files
+
+
+@contextmanager
+def first_steps(network):
+    """Of every training: the state dict, momentum and rate that its first optimizer step finds."""
+    seen, optimizers = [], []
+
+    def before_step(optimizer, arguments, named):
+        if not any(optimizer is known for known in optimizers):
+            optimizers.append(optimizer)
+            state = capture(network, optimizer)
+            seen.append((state.network, state.optimizer, optimizer.param_groups[0]["lr"]))
+
+    hook = register_optimizer_step_pre_hook(before_step)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_first_step_of_a_round_sees(method, schedule, small_job):
+    job = small_job(f"retraining={method}", *schedule, "pruning.rounds=1", "training.epochs=3")
+    with first_steps(job.network) as seen:
+        rounds.run(job)
+    assert len(seen) == 2
+    weights, momentum, rate = seen[-1]
+
+    final, masks = job.dense.state(0), job.ledger.masks(1)
+    epoch = {"weight_rewinding": 1, "weight_rewinding_low_rate": 1}.get(method, 0)
+    match method:
+        case "lr_rewinding" | "fine_tuning":
+            expected, remembered = final.network, masked(final, masks).optimizer
+        case "weight_rewinding" | "weight_rewinding_low_rate":
+            point = job.dense.kept(epoch)
+            expected, remembered = point.network, masked(point, masks).optimizer
+        case "lottery_ticket":
+            expected, remembered = job.initial(0), {}
+        case "reinitialisation":
+            expected, remembered = job.initial(1), {}
+    if method in ("weight_rewinding", "weight_rewinding_low_rate"):
+        assert remembered, "momentum goes back with the weights"
+        assert not torch.equal(expected["output.weight"], final.network["output.weight"])
+    for name, tensor in weights.items():
+        mask = masks.get(name, torch.ones(tensor.shape, dtype=torch.bool))
+        assert torch.equal(tensor, torch.where(mask, expected[name], torch.zeros_like(expected[name]))), name
+    assert same(momentum, dict(remembered))
+    last = method in ("fine_tuning", "weight_rewinding_low_rate")
+    position = job.dense_span.total_steps - 1 if last else epoch * job.dense_span.steps_per_epoch
+    assert rate == job.dense_span.rate(position)
+
+
+def test_a_setting_resets_the_optimizer(small_job):
+    job = small_job("retraining.optimizer_state=reset", "pruning.rounds=1")
+    with first_steps(job.network) as seen:
+        rounds.run(job)
+    assert len(seen) == 2
+    assert seen[-1][1] == {}
+
+
+def test_masks_follow_the_count_rule_from_the_last_rounds_weights_and_results_load_into_the_plain_network(
+    small_job,
+):
+    job = small_job("pruning.rounds=3")
+    done = rounds.run(job)
+    masks = ones_like({name: job.initial(0)[name] for name in job.ledger.masks(1)})
+    masks = {name: masks[name] for name in dict(job.network.named_parameters()) if name in masks}
+    for index in (1, 2, 3):
+        previous = (job.dense if index == 1 else job.ledger).state(index - 1).network
+        masks = prune({name: previous[name].abs() for name in masks}, masks, fraction=0.2)
+        assert same(masks, {name: job.ledger.masks(index)[name] for name in masks})
+        state = job.ledger.state(index)
+        assert all((state.network[name][~mask] == 0).all() for name, mask in masks.items())
+        assert sum(layer.kept for layer in done[index].layers) == kept(masks)
+        job.network.load_state_dict(dict(state.network), strict=True)
+
+
+@pytest.mark.parametrize("method", ["lr_rewinding", "weight_rewinding", "reinitialisation"])
+def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
+    settings = [f"retraining={method}", "data.flip=true", "data.crop_padding=1", "pruning.criterion=random"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    rounds.run(small_job(*settings, runs=whole))
+    stops = 0
+    while True:
+        watch = Watch(dies_after=1)
+        job = small_job(*settings, runs=stopped, watchers=(watch,))
+        try:
+            rounds.run(job)
+        except Stop:
+            stops += 1
+            assert content(stopped) != content(whole)
+        else:
+            break
+    assert stops == 3 + 2 * (job.span.last - job.span.first)
+    assert content(stopped) == content(whole)
+
+
+def test_when_all_is_complete_nothing_is_trained_and_more_rounds_continue(small_job, tmp_path):
+    direct, lengthened = tmp_path / "direct", tmp_path / "lengthened"
+    rounds.run(small_job("pruning.rounds=3", runs=direct))
+    trained = []
+    for count in (1, 1, 3):
+        watch = Watch()
+        rounds.run(small_job(f"pruning.rounds={count}", runs=lengthened, watchers=(watch,)))
+        trained.append(watch.trained)
+    assert trained == [[0, 1], [], [2, 3]]
+    assert content(lengthened) == content(direct)
+
+
+def test_the_dense_network_is_trained_once_and_a_rewind_point_that_was_not_kept_is_recomputed(small_job, tmp_path):
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    first, second = Watch(), Watch()
+    rounds.run(small_job("retraining=lr_rewinding", runs=shared, watchers=(first,)))
+    job = small_job("retraining=weight_rewinding", runs=shared, watchers=(second,))
+    assert job.dense.kept_epochs() == []
+    rounds.run(job)
+    assert (first.trained, second.trained) == ([0, 1, 2], [1, 2])
+    assert any("training round 0 again from epoch 0 to 1" in note for note in second.notes)
+    kept_at_once = small_job("retraining=weight_rewinding", runs=alone)
+    rounds.run(kept_at_once)
+    assert job.dense.kept_epochs() == kept_at_once.dense.kept_epochs() == [1]
+    assert content(job.ledger.folder) == content(kept_at_once.ledger.folder)
+    assert content(job.dense.folder) == content(kept_at_once.dense.folder)
+
+
+def test_target_density_is_met_to_the_weight(small_job):
+    job = small_job("pruning.rounds=null", "pruning.target_density=0.55", "training.epochs=1")
+    done = rounds.run(job)
+    total = sum(layer.weights for layer in done[0].layers)
+    assert [sum(layer.kept for layer in r.layers) for r in done] == [
+        total, round(total * 0.8), round(round(total * 0.8) * 0.8), round(0.55 * total),
+    ]  # fmt: skip
+    assert [r.density for r in done] == rounds.planned([layer.weights for layer in done[0].layers], job.pruning)
+
+
+def test_an_accuracy_floor_stops_and_the_smallest_round_within_it_is_chosen(small_job):
+    job = small_job(
+        "pruning.rounds=null", "pruning.max_accuracy_drop=0.1", "pruning.fraction=0.7", "training.epochs=8",
+        "training.max_steps=null",
+    )  # fmt: skip
+    done = rounds.run(job)
+    accuracies = [r.figures["validation_accuracy"] for r in done]
+    assert accuracies[-1] < accuracies[0] - 0.1
+    assert all(accuracy >= accuracies[0] - 0.1 for accuracy in accuracies[:-1])
+    assert rounds.chosen(done, job.pruning).index == len(done) - 2
+
+
+def test_excluded_layers_keep_all_their_weights(small_job):
+    job = small_job("pruning.exclude=[output,features.0]", "pruning.rounds=1")
+    result = rounds.run(job)[-1]
+    assert {layer.name for layer in result.layers if not layer.prunable} == {"output", "features.0"}
+    assert all(layer.kept == layer.weights for layer in result.layers if not layer.prunable)
+    assert result.density == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "outcome"),
+    [("warn", "note"), ("error", "error"), ("0.05", "kept")],
+)
+def test_a_layer_about_to_lose_its_last_weight(setting, outcome, small_job):
+    watch = Watch()
+    job = small_job("pruning.fraction=0.95", "pruning.rounds=1", f"pruning.empty_layer={setting}", watchers=(watch,))
+    initial = job.initial
+
+    def shrunk(attempt):
+        weights = dict(initial(attempt))
+        weights["output.weight"] = weights["output.weight"] * 1e-9
+        return weights
+
+    job = rounds.dataclasses.replace(job, initial=shrunk, training=rounds.dataclasses.replace(
+        job.training, optimizer=rounds.dataclasses.replace(job.training.optimizer, rate=1e-12)
+    ))  # fmt: skip
+    sentence = r"round 1 removes the last weight of .*output"
+    if outcome == "error":
+        with pytest.raises(PipelineError, match=sentence):
+            rounds.run(job)
+        return
+    done = rounds.run(job)
+    left = {layer.name: layer.kept for layer in done[-1].layers}["output"]
+    assert left == (0 if outcome == "note" else 4)
+    assert any(re.search(sentence, note) for note in watch.notes) is (outcome == "note")
+
+
+def test_the_same_command_in_another_folder_gives_the_same_bits(small_job, tmp_path):
+    jobs = [small_job(runs=tmp_path / name) for name in ("a", "b")]
+    for job in jobs:
+        rounds.run(job)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    shutil.rmtree(tmp_path / "b")
+    rounds.run(small_job("seed=1", runs=tmp_path / "b"))
+    weights = [content(tmp_path / name) for name in ("a", "b")]
+    assert not set(map(str, weights[0])) & set(map(str, weights[1]))

@@ -1,0 +1,110 @@
+"""The learning rate against PyTorch's own schedulers and the paper's steps."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.retraining import method_name, retraining_span, training_span
+from pipeline.schedule import held, scheduled
+from pipeline.settings import Cosine, OneCycle, Retraining, Step
+from tests.conftest import settings
+
+STEP = Step("step", (0.5, 0.75), 0.1, 0.0)
+SCHEDULES = {
+    "step": STEP,
+    "step with warm-up": Step("step", (0.5, 0.75), 0.1, 0.1),
+    "cosine": Cosine("cosine", 0.0),
+    "cosine with warm-up": Cosine("cosine", 0.2),
+    "one cycle": OneCycle("one_cycle", 0.3),
+}
+
+
+def torch_rates(make, steps, full=0.4):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], full)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_step_decay_is_torchs():
+    expected = torch_rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [50, 75], 0.1), 100)
+    assert [scheduled(STEP, 0.4, 100)(s) for s in range(100)] == pytest.approx(expected)
+
+
+def test_cosine_is_torchs():
+    expected = torch_rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 100), 100)
+    assert [scheduled(SCHEDULES["cosine"], 0.4, 100)(s) for s in range(100)] == pytest.approx(expected)
+
+
+def test_warm_up_is_torchs():
+    expected = torch_rates(lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, 1.0, 9), 40)
+    rate = scheduled(SCHEDULES["step with warm-up"], 0.4, 100)
+    assert [rate(s) for s in range(40)] == pytest.approx(expected)
+
+
+def test_one_cycle_is_a_triangle():
+    rate = scheduled(SCHEDULES["one cycle"], 0.4, 100)
+    assert [rate(s) for s in (0, 14, 29)] == pytest.approx([0.4 / 30, 0.2, 0.4])
+    falling = [rate(s) for s in range(29, 100)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] == pytest.approx(0.4 / 71)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@given(total=st.integers(1, 400), data=st.data())
+def test_every_schedule_is_defined_on_its_steps_alone(schedule, total, data):
+    rate = scheduled(schedule, 0.1, total)
+    assert 0 <= rate(data.draw(st.integers(0, total - 1))) <= 0.1 + 1e-12
+    for outside in (-1, total):
+        with pytest.raises(ValueError, match="outside of the schedule"):
+            rate(outside)
+    assert held(rate, total - 1)(12345) == rate(total - 1)
+
+
+def test_the_shipped_recipe_is_the_papers():
+    recipe = settings("+experiment=resnet20")
+    span = training_span(recipe.training, 50_000)
+    assert (span.total_steps, span.last, span.steps_per_epoch) == (71_108, 182, 391)
+    assert span.steps(0) == 391
+    assert span.steps(181) == 71_108 - 181 * 391
+    changes = [s for s in range(1, span.total_steps) if span.rate(s) != span.rate(s - 1)]
+    assert changes == [round(71_108 * 91 / 182), round(71_108 * 136 / 182)]
+    assert [span.rate(s) for s in (0, changes[0], changes[1])] == pytest.approx([0.1, 0.01, 0.001])
+
+
+def test_positions_are_shares_so_fewer_epochs_scale_the_recipe():
+    span = training_span(settings("+experiment=resnet20", "training.epochs=2").training, 50_000)
+    assert span.total_steps == 782
+    changes = [s for s in range(1, 782) if span.rate(s) != span.rate(s - 1)]
+    assert changes == [391, round(782 * 136 / 182)]
+
+
+@pytest.mark.parametrize(
+    ("retraining", "name", "first_epoch", "rates"),
+    [
+        ("lr_rewinding", "lr_rewinding", 0, (0.1, 0.001)),
+        ("weight_rewinding", "weight_rewinding", 8, (0.1, 0.001)),
+        ("lottery_ticket", "lottery_ticket", 0, (0.1, 0.001)),
+        ("fine_tuning", "fine_tuning", 0, (0.001, 0.001)),
+        ("weight_rewinding_low_rate", "weight_rewinding_low_rate", 8, (0.001, 0.001)),
+        ("reinitialisation", "reinitialisation", 0, (0.1, 0.001)),
+    ],
+)
+def test_each_method_is_a_row(retraining, name, first_epoch, rates):
+    chosen = settings(f"retraining={retraining}")
+    dense = training_span(chosen.training, 1197)
+    span = retraining_span(chosen.retraining, dense)
+    assert method_name(chosen.retraining) == name
+    assert (span.first, span.last) == (first_epoch, 20)
+    first, last = span.position(span.first, 0), dense.total_steps - 1
+    assert (span.rate(first), span.rate(last)) == pytest.approx(rates)
+
+
+def test_a_retraining_has_at_least_one_epoch():
+    dense = training_span(settings("training.epochs=2").training, 1197)
+    assert retraining_span(Retraining("final", "replay", 0.01, "keep"), dense).first == 1

@@ -1,0 +1,181 @@
+"""What stands in a real MLflow store (SQLite) after runs that end, stop and go on."""
+
+import dataclasses
+import sys
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.__main__ import Stopped, main
+from pipeline.settings import flat
+from tests.conftest import SMALL, settings
+from tests.test_rounds import Stop
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs the command line in this process; returns its exit status."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, f"runs={tmp_path}", *arguments])
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        try:
+            main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def client(tmp_path):
+    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+
+
+def runs(client, kind, name="digits"):
+    experiment = client.get_experiment_by_name(name)
+    return client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", order_by=["tags.round ASC"])
+
+
+def history(client, run):
+    """Every metric with every step: equal for equal trainings, but for clocks."""
+    return {
+        key: [(m.step, m.value) for m in sorted(client.get_metric_history(run.info.run_id, key), key=lambda m: m.step)]
+        for key in run.data.metrics
+        if "seconds" not in key
+    }
+
+
+def everything(client):
+    return [
+        (run.info.run_name, run.info.status, history(client, run)) for k in ("job", "round") for run in runs(client, k)
+    ]
+
+
+def artifacts(client, run):
+    return {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+
+
+def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
+    assert command("seed=3") == 0
+    (parent,) = runs(client, "job")
+    assert (parent.info.run_name, parent.info.status) == ("lr_rewinding, seed 3", "FINISHED")
+    expected = flat(dataclasses.asdict(settings(*SMALL, f"runs={tmp_path}", "seed=3")))
+    assert parent.data.params == {key: str(value) for key, value in expected.items()}
+    for key in ("fingerprint", "data_digest", "git_commit", "method", "final_density", "chosen_round"):
+        assert parent.data.tags[key]
+    by_round = history(client, parent)
+    assert {
+        "density", "sparsity", "compression_ratio", "validation_accuracy", "validation_loss", "test_accuracy",
+        "test_loss", "macs_dense", "macs_kept",
+    } <= by_round.keys()  # fmt: skip
+    assert all([step for step, _ in values] == [0, 1, 2] for values in by_round.values())
+    assert [value for _, value in by_round["density"]] == pytest.approx([1, 0.8, 0.64], abs=1e-3)
+    assert {
+        "accuracy_vs_sparsity.png",
+        "rounds.csv",
+        "rounds.md",
+        "settings.yaml",
+        "environment.txt",
+    } <= artifacts(client, parent)
+    children = runs(client, "round")
+    assert [run.info.run_name for run in children] == ["round 00", "round 01", "round 02"]
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        curves = history(client, child)
+        for key in (
+            "train_loss",
+            "train_accuracy",
+            "validation_loss",
+            "validation_accuracy",
+            "learning_rate",
+        ):
+            assert [step for step, _ in curves[key]] == [1, 2, 3]
+        assert artifacts(client, child) == {
+            "weights.safetensors",
+            "masks.safetensors",
+            "layers.csv",
+            "layers.png",
+        }
+    table = capsys.readouterr().out
+    assert len([line for line in table.splitlines() if line.strip().startswith(("0 ", "1 ", "2 "))]) == 3
+
+
+def test_a_second_method_gets_round_0_too(command, client):
+    assert command() == command("retraining=fine_tuning") == 0
+    first, second = sorted(runs(client, "job"), key=lambda run: run.info.run_name)
+    assert history(client, first)["test_accuracy"][0] == history(client, second)["test_accuracy"][0]
+    assert len(runs(client, "round")) == 6
+
+
+def test_typed_again_nothing_doubles_and_more_rounds_reopen_the_run(command, client, capsys):
+    assert command() == 0
+    before = everything(client)
+    assert command() == 0
+    assert everything(client) == before
+    assert "nothing was trained" in capsys.readouterr().out
+    assert command("pruning.rounds=3") == 0
+    (parent,) = runs(client, "job")
+    assert [step for step, _ in history(client, parent)["density"]] == [0, 1, 2, 3]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["changed.pruning.rounds"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("death", "exit_status", "run_status"),
+    [(Stopped(2), 130, "KILLED"), (Stopped(15), 143, "KILLED"), (OSError("disk full"), 1, "FAILED"), (Stop(), None, "FAILED")],
+    ids=["Ctrl-C", "SIGTERM", "no space", "a bug"],
+)  # fmt: skip
+@pytest.mark.parametrize("epoch", [2, 5])
+def test_a_run_that_dies_has_its_true_status_and_goes_on_to_the_same_content(
+    death, exit_status, run_status, epoch, command, client, tmp_path, monkeypatch
+):
+    from pipeline.display import Display
+
+    whole = tmp_path / "whole"
+    assert command(f"runs={whole}") == 0
+    expected = everything(MlflowClient(f"sqlite:///{whole / 'mlflow' / 'mlflow.db'}"))
+    epoch_done, epochs = Display.epoch_done, []
+
+    def dying(self, index, history):
+        epochs.append(index)
+        if len(epochs) == epoch:
+            raise death
+        epoch_done(self, index, history)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Display, "epoch_done", dying)
+        if exit_status is None:
+            with pytest.raises(Stop):
+                command()
+        else:
+            assert command() == exit_status
+    (parent,) = runs(client, "job")
+    assert parent.info.status == run_status
+    assert runs(client, "round")[-1].info.status == run_status
+    assert command() == 0
+    assert everything(client) == expected
+
+
+def test_another_store_by_setting_or_environment(command, tmp_path, monkeypatch):
+    by_setting = f"sqlite:///{tmp_path / 'one.db'}"
+    assert command(f"tracking.uri={by_setting}") == 0
+    assert len(runs(MlflowClient(by_setting), "job")) == 1
+    assert not (tmp_path / "mlflow" / "mlflow.db").exists()
+
+
+def test_a_server_that_is_not_there_ends_in_a_sentence(command, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert command("tracking.uri=http://127.0.0.1:9") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("MLflow at http://127.0.0.1:9 fails:")
+    assert "Traceback" not in error
+
+
+def test_a_deleted_experiment_is_named(command, client, capsys):
+    assert command("pruning.rounds=0") == 0
+    client.delete_experiment(client.get_experiment_by_name("digits").experiment_id)
+    assert command("pruning.rounds=0") == 1
+    assert "the MLflow experiment 'digits'" in capsys.readouterr().err
