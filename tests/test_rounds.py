@@ -54,9 +54,9 @@ class Watch:
 
 
 def content(folder):
-    """Every file of a ledger; of the records all but the clock."""
+    """Every file of the ledgers in a folder; of the records all but the clock."""
     files = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(set(folder.rglob("*")) - set(folder.glob("mlflow/**/*"))):
         if path.name == "round.json":
             record = json.loads(path.read_text())
             for clocked in (record, *record["history"]):

@@ -48,8 +48,11 @@ def history(client, run):
 
 
 def everything(client):
+    """Name, status, metrics and artifacts of every run."""
     return [
-        (run.info.run_name, run.info.status, history(client, run)) for k in ("job", "round") for run in runs(client, k)
+        (run.info.run_name, run.info.status, history(client, run), artifacts(client, run))
+        for kind in ("job", "round")
+        for run in runs(client, kind)
     ]
 
 

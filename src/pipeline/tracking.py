@@ -40,6 +40,36 @@ def embedded_uri(runs: Path) -> str:
     return f"sqlite:///{(runs / 'mlflow' / 'mlflow.db').resolve()}"
 
 
+def make_embedded_store(runs: Path) -> None:
+    """Makes the default store if there is none: one process at a time, and whole or not at all."""
+    folder = runs / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "mlflow.db").exists():
+            unfinished = folder / "unfinished.db"
+            unfinished.unlink(missing_ok=True)
+            MlflowClient(f"sqlite:///{unfinished.resolve()}").search_experiments()
+            unfinished.replace(folder / "mlflow.db")
+
+
+def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """Id of an experiment, found or made (perhaps by another process at the same time)."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifact_location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return _experiment(client, name, artifact_location)
+    if found.lifecycle_stage == "deleted":
+        raise PipelineError(
+            f"the MLflow experiment {name!r} is deleted there: "
+            f"restore it (mlflow experiments restore -x {found.experiment_id}), or take another name="
+        )
+    return found.experiment_id
+
+
 class Tracker:
     """Mirrors one run into MLflow."""
 
@@ -49,23 +79,16 @@ class Tracker:
         Raises:
             PipelineError: if the tracking server cannot be reached, or the experiment is deleted there.
         """
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for library in ("mlflow", "alembic"):
+            logging.getLogger(library).setLevel(logging.WARNING)
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_uri(runs)
         embedded = self.uri == embedded_uri(runs)
-        (runs / "mlflow").mkdir(parents=True, exist_ok=True)
-        with _told(self.uri), FileLock(runs / "mlflow" / "lock"):
+        with _told(self.uri):
+            if embedded:
+                make_embedded_store(runs)
             self.client = MlflowClient(self.uri)
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
-                location = (runs / "mlflow" / "artifacts" / name).resolve().as_uri() if embedded else None
-                self.experiment_id = self.client.create_experiment(name, artifact_location=location)
-            elif found.lifecycle_stage == "deleted":
-                raise PipelineError(
-                    f"the MLflow experiment {name!r} at {self.uri} is deleted: restore it there, or take another name="
-                )
-            else:
-                self.experiment_id = found.experiment_id
+            location = (runs / "mlflow" / "artifacts" / name).resolve().as_uri() if embedded else None
+            self.experiment_id = _experiment(self.client, name, location)
         self.round_runs: dict[int, str] = {}
         self.sent: dict[int, int] = {}
         self.last_sent = 0.0

@@ -1,7 +1,6 @@
 """Where images come from: libraries that ship them, and the Hugging Face hub or local folders in its layout."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,5 @@ def _from_hub(data: Data, columns: tuple[str, ...]) -> Any:
 
 
 def _decoded(column: Any) -> np.ndarray[Any, Any]:
-    """Images of one size as uint8 (N, height, width, channels); decoding lets go of Python's lock."""
-    with ThreadPoolExecutor() as threads:
-        return np.stack(list(threads.map(lambda i: np.asarray(column[i].convert("RGB")), range(len(column)))))
+    """Images of one size as uint8 (N, height, width, channels)."""
+    return np.stack([np.asarray(image.convert("RGB")) for image in column])

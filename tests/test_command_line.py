@@ -1,0 +1,248 @@
+"""Whole jobs by the command line: plans, reports, the shipped files, real signals and real deaths."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.__main__ import CONF, main
+from pipeline.tracking import make_embedded_store
+from tests.conftest import SMALL, settings
+from tests.test_rounds import content
+from tests.test_tracking import everything
+
+PROJECT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+KILLS = 20
+JOB = [
+    *SMALL, "retraining=weight_rewinding", "training.max_steps=null", "training.epochs=4", "data.crop_padding=1",
+    "data.flip=true",
+]  # fmt: skip
+
+
+def store(runs):
+    return MlflowClient(f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}")
+
+
+def command(*arguments, cwd=PROJECT, **environment):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run_main(arguments):
+    sys.argv = ["pipeline", *arguments]
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    main()
+
+
+def started(*arguments):
+    """The command in a process of its own, libraries loaded already: so a random moment falls into the work."""
+    process = multiprocessing.get_context("fork").Process(target=run_main, args=(arguments,))
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_shipped_experiment_opens_with_its_command_and_composes(experiment):
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert any(f"python -m pipeline +experiment={experiment}" in line for line in header)
+    assert any(line.startswith("# Expect") for line in header)
+    source = [] if experiment == "digits" else ["data.source=x"]
+    assert settings(f"+experiment={experiment}", *source).name == experiment
+
+
+def test_the_shipped_resnet20_holds_the_papers_settings():
+    paper = settings("+experiment=resnet20")
+    training, optimizer = paper.training, paper.training.optimizer
+    assert (training.batch_size, training.max_steps, training.epochs) == (128, 71_108, 182)
+    assert (optimizer.kind, optimizer.momentum, optimizer.nesterov, optimizer.rate) == ("sgd", 0.9, False, 0.1)
+    assert (optimizer.weight_decay, optimizer.decay_norm_and_bias) == (2e-4, True)
+    assert (training.schedule.milestones, training.schedule.factor) == ((91 / 182, 136 / 182), 0.1)
+    assert paper.model.arguments == {"depth": 20, "batchnorm_eps": 1e-5, "batchnorm_momentum": 0.003}
+    assert (paper.data.crop_padding, paper.data.flip) == (4, True)
+    assert (paper.data.validation_images, paper.data.validation_from, paper.data.test_images) == (2000, "test", None)
+    assert (paper.pruning.fraction, paper.pruning.rounds, paper.pruning.criterion) == (0.2, 10, "magnitude")
+    assert (paper.pruning.scope, paper.pruning.exclude) == ("global", ())
+
+
+def test_the_readmes_commands_compose():
+    text = (PROJECT / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if "-m pipeline" in line]
+    assert len(commands) >= 3
+    for words in commands:
+        settings(*words[words.index("pipeline") + 1 :])
+    targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    made = [line.split()[1] for line in lines if line.startswith("make ")]
+    assert {"run", "test"} <= set(made) <= set(targets)
+
+
+def test_a_plan_trains_nothing_and_keeps_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, f"runs={tmp_path}", "task=plan", "training.max_steps=null"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    weights = 9 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 80
+    assert [line.split() for line in lines[1:4]] == [
+        ["0", "1.0000", str(weights), "3", "57"],
+        ["1", f"{784 / weights:.4f}", "784", "3", "57"],
+        ["2", f"{627 / weights:.4f}", "627", "3", "57"],
+    ]
+    assert lines[4] == "3 rounds, 9 epochs, 171 steps"
+    assert re.fullmatch(r"one epoch took .* s here: about .* in all, less what is complete already", lines[5])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_sets_methods_side_by_side(tmp_path, monkeypatch, capsys):
+    for arguments in (["retraining=lr_rewinding"], ["retraining=fine_tuning"], ["task=report"]):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, f"runs={tmp_path}", *arguments])
+        main()
+    table = (tmp_path / "digits.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[0] == ["density", "fine_tuning, seed 0", "lr_rewinding, seed 0"]
+    assert [row[0] for row in rows[2:]] == ["1.0000", "0.8000", "0.6398"]
+    assert rows[2][1] == rows[2][2]
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
+
+
+def test_a_report_of_nothing_is_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pipeline", f"runs={tmp_path}", "task=report"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("no complete round of experiment 'digits' in ")
+
+
+def test_help_comes_without_the_heavy_libraries():
+    code = "import sys; sys.argv = ['pipeline', '--help']\nfrom pipeline.__main__ import main\ntry: main()\nexcept SystemExit: pass\nassert not {'torch', 'mlflow', 'pytorch_lightning'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "retraining: fine_tuning, lottery_ticket" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "status", "run_status"), [(2, 130, "KILLED"), (15, 143, "KILLED")])
+def test_a_real_signal_ends_in_a_sentence_and_a_true_status(signum, status, run_status, tmp_path):
+    process = command(*JOB, "training.epochs=400", "pruning.rounds=1", f"runs={tmp_path}")
+    while not list(tmp_path.glob("dense/*/*/round-00/partial.safetensors")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    name = signal.Signals(signum).name
+    assert err == f"stopped by {name}; the same command goes on from the last finished epoch\n"
+    statuses = [status for _, status, *_ in everything(store(tmp_path))]
+    assert statuses == [run_status] * 2
+    assert out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_random_moments_and_continued_a_job_ends_as_if_nothing_had_been(tmp_path):
+    """Moments are drawn over the whole length of the job, from its first line to its last."""
+    whole = tmp_path / "whole"
+    begin = time.perf_counter()
+    process = started(*JOB, f"runs={whole}")
+    process.join()
+    length = time.perf_counter() - begin
+    assert process.exitcode == 0
+    files, mirrored = content(whole), everything(store(whole))
+    assert len(files) > 10
+    moments, killed, unlike = random.Random(20), 0, 0
+    while killed < KILLS:
+        runs = tmp_path / f"killed-{killed}"
+        process = started(*JOB, f"runs={runs}")
+        process.join(moments.uniform(0, length))
+        if process.exitcode is not None:
+            continue
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+        unlike += content(runs) != files
+        process = started(*JOB, f"runs={runs}")
+        process.join()
+        assert process.exitcode == 0
+        assert content(runs) == files
+        assert everything(store(runs)) == mirrored
+    assert unlike > KILLS // 2, "most kills should fall before the end of the work"
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_training_of_round_0_and_the_store(tmp_path):
+    processes = [
+        started(*JOB, f"retraining={method}", f"runs={tmp_path}")
+        for method in ("lr_rewinding", "fine_tuning", "weight_rewinding")
+    ]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list(tmp_path.glob("dense/*/*/round-00/round.json"))) == 1
+    runs = everything(store(tmp_path))
+    assert len(runs) == 3 + 9
+    assert all(status == "FINISHED" for _, status, *_ in runs)
+
+
+def test_the_same_command_twice_at_once_is_refused(tmp_path, monkeypatch, capsys):
+    from pipeline.__main__ import build_job
+
+    with build_job(settings(*SMALL), tmp_path).ledger.locked():
+        second = command(*SMALL, f"runs={tmp_path}")
+        _, error = second.communicate(timeout=120)
+    assert second.returncode == 1
+    assert f"is in use by process {os.getpid()} of " in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_from_any_folder(tmp_path):
+    site, cwd = tmp_path / "site", tmp_path / "elsewhere"
+    cwd.mkdir()
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(PROJECT)], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    process = command(*SMALL, "pruning.rounds=1", cwd=cwd, PYTHONPATH=str(site))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert err == ""
+    (record,) = (cwd / "runs").glob("digits-*/seed-0/round-01/round.json")
+    assert json.loads(record.read_text())["environment"]["git_commit"] == "unknown"
+    assert f"curve   {record.parents[1].relative_to(cwd)}" in out
+
+
+def test_an_empty_store_that_was_left_unfinished_is_made_again(tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "unfinished.db").write_bytes(b"half a database")
+    make_embedded_store(tmp_path)
+    assert store(tmp_path).search_experiments()
+
+
+def test_resnet20_on_real_images_runs_without_a_warning(cifar10, tmp_path):
+    """A few steps of the paper's experiment, as typed but for the length of an epoch."""
+    process = command(
+        "+experiment=resnet20", f"data.source={cifar10}", "training.epochs=1", "training.max_steps=3",
+        "pruning.rounds=1", "data.test_images=500", "data.validation_images=500", f"runs={tmp_path}",
+    )  # fmt: skip
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert err == ""
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["0", "1.0000"], ["1", "0.8000"]]
