@@ -40,6 +40,7 @@ ONE_FAULT = {
     "model.network=torch.nn.functional.relu": "which is no torch.nn.Module class",
     "model.network=torch.nn.Identity": "turns 2 inputs into",
     "model.arguments.depth=20": "but small_cnn() got an unexpected keyword argument 'depth'; takes (shape:",
+    "model=custom": "model.network: got '???', takes one of cifar_resnet",
     "model.arguments=3": "model.arguments: got 3, takes a mapping of names to values",
     "training.batch_size=0": "training.batch_size: got 0, takes a whole number from 1",
     "training.epochs=true": "training.epochs: got true, takes a whole number from 1",

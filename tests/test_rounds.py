@@ -10,10 +10,12 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline import rounds
+from pipeline.__main__ import build_job
 from pipeline.errors import PipelineError
 from pipeline.pruning.masks import kept, ones_like
 from pipeline.pruning.prune import prune
 from pipeline.train import capture, masked
+from tests.conftest import settings
 
 METHODS = [
     "lr_rewinding", "weight_rewinding", "lottery_ticket", "fine_tuning", "weight_rewinding_low_rate", "reinitialisation",
@@ -252,6 +254,40 @@ def test_a_layer_about_to_lose_its_last_weight(setting, outcome, small_job):
     left = {layer.name: layer.kept for layer in done[-1].layers}["output"]
     assert left == (0 if outcome == "note" else 4)
     assert any(re.search(sentence, note) for note in watch.notes) is (outcome == "note")
+
+
+class OwnNetwork(torch.nn.Module):
+    """A user's: no BatchNorm, dropout, a layer that is called twice, one that is frozen."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.inputs = torch.nn.Linear(64, hidden)
+        self.again = torch.nn.Linear(hidden, hidden)
+        self.frozen = torch.nn.Linear(hidden, hidden).requires_grad_(False)
+        self.outputs = torch.nn.Linear(hidden, 10)
+
+    def forward(self, x):
+        x = torch.dropout(self.inputs(x.flatten(1)).relu(), 0.2, self.training)
+        return self.outputs(self.frozen(self.again(self.again(x).relu())))
+
+
+def test_a_users_own_network_by_dotted_path_continues_bit_for_bit_too(small_job, tmp_path):
+    def job(runs, **named):
+        chosen = settings(
+            "model=custom", "model.network=tests.test_rounds.OwnNetwork", "model.arguments={hidden: 7}",
+            "training.epochs=2", "pruning.rounds=1", "training/optimizer=adamw",
+        )  # fmt: skip
+        return rounds.dataclasses.replace(build_job(chosen, runs), **named)
+
+    done = rounds.run(job(tmp_path / "whole"))
+    assert {layer.name: layer.macs for layer in done[0].layers} == {
+        "inputs": 64 * 7, "again": 2 * 49, "frozen": 49, "outputs": 70,
+    }  # fmt: skip
+    for _ in range(3):
+        with pytest.raises(Stop):
+            rounds.run(job(tmp_path / "stopped", watchers=(Watch(dies_after=1),)))
+    rounds.run(job(tmp_path / "stopped"))
+    assert content(tmp_path / "stopped") == content(tmp_path / "whole")
 
 
 def test_the_same_command_in_another_folder_gives_the_same_bits(small_job, tmp_path):
