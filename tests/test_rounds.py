@@ -1,5 +1,6 @@
 """The loop over rounds: what each method's first step sees, and that stopping anywhere changes nothing."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -66,7 +67,7 @@ def content(folder):
                     clocked.pop(key)
             files[path.relative_to(folder)] = record
         elif path.suffix == ".safetensors":
-            files[path.relative_to(folder)] = path.read_bytes()
+            files[path.relative_to(folder)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return files
 
 
@@ -274,7 +275,7 @@ class OwnNetwork(torch.nn.Module):
 def test_a_users_own_network_by_dotted_path_continues_bit_for_bit_too(small_job, tmp_path):
     def job(runs, **named):
         chosen = settings(
-            "model=custom", "model.network=tests.test_rounds.OwnNetwork", "model.arguments={hidden: 7}",
+            "model=custom", "model.network=tests.test_rounds.OwnNetwork", "++model.arguments={hidden: 7}",
             "training.epochs=2", "pruning.rounds=1", "training/optimizer=adamw",
         )  # fmt: skip
         return rounds.dataclasses.replace(build_job(chosen, runs), **named)

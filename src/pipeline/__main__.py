@@ -36,10 +36,10 @@ def main() -> None:
     """Entry point of ``python -m pipeline``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = [_lenient(argument) for argument in sys.argv[1:]]
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
     try:
         compose_and_run()
+    except KeyboardInterrupt:
+        _end(130, "stopped before anything was trained")
     except (HydraException, OmegaConfBaseException) as error:
         _end(2, _hydra_sentence(error))
 
@@ -73,25 +73,27 @@ def run(settings: Settings, runs: Path) -> None:
         tracker = Tracker(settings.tracking.uri, runs, settings.name)
         tracker.start(settings, job.ledger, title)
         display = Display(rounds.planned_rounds(job), job.dense_span.last, job.span.last - job.span.first)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, _stop)
         try:
             with display:
                 done = rounds.run(dataclasses.replace(job, watchers=(display, tracker)))
+            best = rounds.chosen(done, settings.pruning)
+            curve = pictures.accuracy_curves({job.method: done}, f"{settings.name}, seed {settings.seed}")
+            picture = job.ledger.folder / "accuracy_vs_sparsity.png"
+            curve.savefig(picture, dpi=150)
+            tracker.finish(
+                texts={
+                    "rounds.csv": table.as_csv(done),
+                    "rounds.md": table.markdown(done),
+                    "environment.txt": describe_environment(),
+                },
+                figures={"accuracy_vs_sparsity.png": curve},
+                tags={"chosen_round": str(best.index), "final_density": f"{done[-1].density:.4f}"},
+            )
         except BaseException as error:
             tracker.abort("KILLED" if isinstance(error, Stopped) else "FAILED")
             raise
-        best = rounds.chosen(done, settings.pruning)
-        curve = pictures.accuracy_curves({job.method: done}, f"{settings.name}, seed {settings.seed}")
-        picture = job.ledger.folder / "accuracy_vs_sparsity.png"
-        curve.savefig(picture, dpi=150)
-        tracker.finish(
-            texts={
-                "rounds.csv": table.as_csv(done),
-                "rounds.md": table.markdown(done),
-                "environment.txt": describe_environment(),
-            },
-            figures={"accuracy_vs_sparsity.png": curve},
-            tags={"chosen_round": str(best.index), "final_density": f"{done[-1].density:.4f}"},
-        )
     print()
     if not display.trained:
         print("all rounds asked for were complete: nothing was trained (pruning.rounds=N asks for more)")

@@ -163,12 +163,12 @@ class Ledger:
         if found is None:
             return None
         state, metadata = found
-        return state, tuple(Epoch(**epoch) for epoch in json.loads(metadata["history"]))
+        return state, tuple(Epoch(**epoch) for epoch in metadata["history"])
 
     def write_partial(self, index: int, state: State, history: tuple[Epoch, ...]) -> None:
         """Keeps the last finished epoch of a round under way."""
-        text = json.dumps([dataclasses.asdict(epoch) for epoch in history])
-        self._write_state(self.path(index) / "partial.safetensors", state, {"history": text})
+        told = [dataclasses.asdict(epoch) for epoch in history]
+        self._write_state(self.path(index) / "partial.safetensors", state, {"history": told})
 
     def kept_epochs(self) -> list[int]:
         """Epochs of round 0 whose states are kept."""
@@ -212,16 +212,16 @@ class Ledger:
             raise PipelineError(f"{path} is not the file that the round's record names; {_remedy(path.parent)}")
         return tensors
 
-    def _write_state(self, path: Path, state: State, metadata: Mapping[str, str]) -> None:
+    def _write_state(self, path: Path, state: State, metadata: Mapping[str, Any]) -> None:
         tensors = {f"network:{name}": tensor for name, tensor in state.network.items()}
         tensors |= {f"optimizer:{name}": tensor for name, tensor in state.optimizer.items()}
-        _write_tensors(path, tensors, {"identity": json.dumps(self.identity), **metadata})
+        _write_tensors(path, tensors, {"identity": self.identity, **metadata})
 
-    def _load_state(self, path: Path) -> tuple[State, Mapping[str, str]] | None:
+    def _load_state(self, path: Path) -> tuple[State, Mapping[str, Any]] | None:
         if not path.exists():
             return None
         tensors, metadata = _read_tensors(path)
-        self._check_identity(path, json.loads(metadata["identity"]))
+        self._check_identity(path, metadata["identity"])
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}}
         for key, tensor in tensors.items():
             part, name = key.split(":", 1)
@@ -272,19 +272,20 @@ def _tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
     """Writes a safetensors file with a digest of its tensors in its header, and returns the digest."""
     digest = _tensor_digest(tensors)
-    _write(path, save(dict(tensors), {**(metadata or {}), "digest": digest}))
+    # one entry: safetensors writes several in an order that changes from process to process
+    _write(path, save(dict(tensors), {"pipeline": json.dumps({**(metadata or {}), "digest": digest})}))
     return digest
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+            metadata = json.loads((file.metadata() or {})["pipeline"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise PipelineError(f"{path} is damaged ({error}); {_remedy(path.parent)}") from error
     if metadata.get("digest") != _tensor_digest(tensors):
         raise PipelineError(f"{path} is damaged (its tensors are not those of its digest); {_remedy(path.parent)}")
