@@ -128,6 +128,15 @@ def test_a_report_of_nothing_is_a_sentence(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("no complete round of experiment 'digits' in ")
 
 
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, f"runs={tmp_path / 'file'}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert re.fullmatch(r"Not a directory: .*/file/.*; runs= names the folder .*\n", capsys.readouterr().err)
+
+
 def test_help_comes_without_the_heavy_libraries():
     code = "import sys; sys.argv = ['pipeline', '--help']\nfrom pipeline.__main__ import main\ntry: main()\nexcept SystemExit: pass\nassert not {'torch', 'mlflow', 'pytorch_lightning'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -41,7 +41,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _end(130, "stopped before anything was trained")
     except (HydraException, OmegaConfBaseException) as error:
-        _end(2, _hydra_sentence(error))
+        _end(2, f"command line: {_hydra_sentence(error)}")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -52,8 +52,10 @@ def compose_and_run(config: DictConfig) -> None:
         TASKS[settings.task](settings, runs_folder(settings.runs))
     except SettingsError as error:
         _end(2, *error.faults)
-    except (PipelineError, OSError) as error:
+    except PipelineError as error:
         _end(1, str(error))
+    except OSError as error:
+        _end(1, f"{error.strerror or error}: {error.filename or ''}; runs= names the folder that all is written to")
     except Stopped as stopped:
         signum: int = stopped.args[0]
         name = signal.Signals(signum).name
