@@ -28,6 +28,28 @@ def test_cifar_resnets_have_the_published_sizes(depth, millions):
     assert len([name for name in prunable(network) if "shortcut" not in name]) == depth
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape", "parameters", "multiply_adds"),
+    # torchvision's documentation of its weights (ResNets v1.5, MobileNetV2): parameters, GFLOPS (multiply-adds there);
+    # Howard et al. 2017, table 8 (MobileNet): 4.2 M and 569 M; Li et al. 2016, table 1 (VGG-16): 1.5e7 and 3.13e8
+    [
+        ("imagenet_resnet", {"depth": 18}, (3, 224, 224), 11_689_512, 1.814e9),
+        ("imagenet_resnet", {"depth": 34}, (3, 224, 224), 21_797_672, 3.664e9),
+        ("imagenet_resnet", {"depth": 50}, (3, 224, 224), 25_557_032, 4.089e9),
+        ("mobilenet_v2", {}, (3, 224, 224), 3_504_872, 0.301e9),
+        ("mobilenet_v1", {}, (3, 224, 224), 4.2e6, 569e6),
+        ("vgg16", {}, CIFAR, 1.5e7, 3.13e8),
+    ],
+)
+def test_networks_have_the_published_sizes(name, arguments, shape, parameters, multiply_adds):
+    network = build_network(Model(name, arguments), shape, 10 if shape == CIFAR else 1000, seed=0)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == (parameters if isinstance(parameters, int) else pytest.approx(parameters, rel=0.02))
+    sizes = {name: weight.numel() for name, weight in weights(network).items()}
+    layers = layer_costs(sizes, positions(network, shape), {})
+    assert sum(layer.macs for layer in layers) == pytest.approx(multiply_adds, rel=0.001)
+
+
 def test_resnet20_has_the_papers_prunable_weights_and_multiply_adds():
     network = build_network(Model("cifar_resnet", {"depth": 20}), CIFAR, 10, seed=0)
     sizes = {name: weight.numel() for name, weight in weights(network).items()}

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as reference
 
-from pipeline.pruning.criteria import CRITERIA
+from pipeline.pruning.criteria import CRITERIA, Scores
 from pipeline.pruning.masks import density, digest, kept, ones_like
-from pipeline.pruning.prune import emptied, lowest, prune, removal_count
+from pipeline.pruning.prune import CHUNK, emptied, lowest, prune, removal_count
+from pipeline.randomness import generator
 
 shapes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5)
 fractions = st.floats(0.05, 0.95)
@@ -151,14 +152,39 @@ def test_an_emptied_layer_is_named():
 
 def test_a_score_that_is_not_a_number_is_an_error():
     with pytest.raises(ValueError, match="diverged"):
-        lowest(torch.tensor([1.0, math.nan]), 1)
+        prune({"a.weight": torch.tensor([1.0, math.nan])}, {"a.weight": torch.ones(2, dtype=torch.bool)}, fraction=0.5)
 
 
 def test_random_pruning_depends_on_the_generator_alone():
     weights = random_weights([(30, 30)], 0)
     draw = [
-        prune(CRITERIA["random"](weights, torch.Generator().manual_seed(seed)), ones_like(weights), fraction=0.5)
+        prune(
+            Scores(CRITERIA["random"], weights, lambda name, seed=seed: generator(seed, name)),
+            ones_like(weights),
+            fraction=0.5,
+        )
         for seed in (1, 1, 2)
     ]
     assert digest(draw[0]) == digest(draw[1]) != digest(draw[2])
     assert density(draw[2]) == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_lowest_are_those_of_a_stable_sort_whatever_their_type_and_sign(dtype):
+    """Negative scores, both zeros, infinities and many ties; more than one chunk."""
+    draws = torch.randn(CHUNK + 1000, generator=generator(0)).to(dtype)
+    draws[::7], draws[::11], draws[5], draws[6] = 0.0, -0.0, math.inf, -math.inf
+    scores = dict(zip("ab", draws.split([700, len(draws) - 700]), strict=True))
+    among = {name: torch.rand(len(part), generator=generator(name)) < 0.8 for name, part in scores.items()}
+    candidates = torch.cat(list(among.values())).nonzero().flatten()
+    in_order = candidates[(draws[candidates].double() + 0.0).sort(stable=True).indices]
+    for count in (0, 1, len(candidates) // 3, len(candidates) // 2, len(candidates)):
+        expected = torch.zeros(len(draws), dtype=torch.bool)
+        expected[in_order[:count]] = True
+        assert torch.equal(torch.cat(list(lowest(scores, among, count).values())), expected)
+
+
+def test_scores_of_dead_weights_are_not_looked_at():
+    scores = {"a": torch.tensor([math.nan, 3.0, 1.0, 2.0])}
+    masks = {"a": torch.tensor([False, True, True, True])}
+    assert prune(scores, masks, fraction=1 / 3)["a"].tolist() == [False, True, False, True]

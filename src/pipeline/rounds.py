@@ -26,7 +26,7 @@ from pipeline.data import Dataset
 from pipeline.errors import PipelineError
 from pipeline.ledger import Ledger, Round
 from pipeline.networks import prunable, weight_layers
-from pipeline.pruning.criteria import CRITERIA
+from pipeline.pruning.criteria import CRITERIA, Scores
 from pipeline.pruning.masks import Masks, kept, ones_like
 from pipeline.pruning.prune import emptied, prune, removal_count
 from pipeline.randomness import generator
@@ -171,8 +171,8 @@ def start_state(job: Job, index: int) -> State:
 def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
     """The masks of a round, from the weights at the end of the one before."""
     weights = _home(job, index - 1).state(index - 1).network
-    scores = CRITERIA[job.pruning.criterion](
-        {name: weights[name] for name in masks}, generator(job.seed, index, "random criterion")
+    scores = Scores(
+        CRITERIA[job.pruning.criterion], weights, lambda name: generator(job.seed, index, "random criterion", name)
     )
     share = job.pruning.empty_layer if isinstance(job.pruning.empty_layer, float) else 0.0
     try:

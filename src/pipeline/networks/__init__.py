@@ -10,15 +10,21 @@ from torch import nn
 
 from pipeline.errors import SettingsError
 from pipeline.networks.lenet import lenet_300_100
-from pipeline.networks.resnet import cifar_resnet
+from pipeline.networks.mobilenet import mobilenet_v1, mobilenet_v2
+from pipeline.networks.resnet import cifar_resnet, imagenet_resnet
 from pipeline.networks.small_cnn import small_cnn
+from pipeline.networks.vgg import vgg16
 from pipeline.randomness import derived_seed
 from pipeline.settings import Model
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "cifar_resnet": cifar_resnet,
+    "imagenet_resnet": imagenet_resnet,
     "lenet_300_100": lenet_300_100,
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
     "small_cnn": small_cnn,
+    "vgg16": vgg16,
 }
 """Each takes the shape of one input (channels, height, width), the number of classes, and its own arguments."""
 

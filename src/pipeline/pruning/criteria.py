@@ -1,22 +1,41 @@
 """Criteria: what scores a weight. The lowest scores are pruned."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-Criterion = Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]
-"""Weights by name, and a generator for those that draw -> scores of the same shapes."""
+Criterion = Callable[[Tensor, torch.Generator], Tensor]
+"""A weight tensor, and a generator for a criterion that draws -> scores of the same shape."""
 
 
-def magnitude(weights: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+def magnitude(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Absolute values (Han et al. 2015)."""
-    return {name: weight.abs() for name, weight in weights.items()}
+    return weight.abs()
 
 
-def random(weights: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform draws: the control that any criterion has to beat."""
-    return {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
+    return torch.rand(weight.shape, generator=generator)
 
 
 CRITERIA: Mapping[str, Criterion] = {"magnitude": magnitude, "random": random}
+
+
+class Scores(Mapping[str, Tensor]):
+    """Scores by name, made when they are looked at: so those of one tensor at a time take memory."""
+
+    def __init__(
+        self, criterion: Criterion, weights: Mapping[str, Tensor], generator: Callable[[str], torch.Generator]
+    ) -> None:
+        """``generator`` makes a new one for a tensor's name, the same each time."""
+        self.criterion, self.weights, self.generator = criterion, weights, generator
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.criterion(self.weights[name], self.generator(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)

@@ -3,14 +3,23 @@
 Survivors compete in groups: all together (scope global) or layer by layer (scope layer). A group of n survivors
 loses exactly round(fraction x n) of them, the lowest scores first and, among equal scores, the lower flat position in
 parameter order first. So without ties the masks are those of ``torch.nn.utils.prune``.
+
+The threshold is found by radix selection: histograms of the scores' bits, 16 at a time, from the highest. Nothing is
+sorted or concatenated; the work grows linearly with the number of weights, and beside the new masks (a byte a weight)
+the step needs a fixed amount of memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from pipeline.pruning.masks import Masks
+from pipeline.pruning.masks import Masks, kept
+
+CHUNK = 1 << 20
+"""Scores that are looked at together."""
+DIGIT_BITS = 16
 
 
 def removal_count(survivors: int, size: int, fraction: float, target_density: float | None = None) -> int:
@@ -46,50 +55,98 @@ def prune(
     Raises:
         ValueError: if a score is not a number, or ``keep_share`` leaves too few weights to remove.
     """
-    names = list(masks)
-    groups = [names] if scope == "global" else [[name] for name in names]
+    groups = [masks] if scope == "global" else [{name: mask} for name, mask in masks.items()]
     pruned: dict[str, Tensor] = {}
     for group in groups:
-        alive = torch.cat([masks[name].flatten() for name in group])
-        flat = torch.cat([scores[name].flatten() for name in group])
-        count = removal_count(int(alive.sum()), alive.numel(), fraction, target_density)
-        candidates = alive
-        if keep_share > 0:
-            candidates = torch.cat([_may_go(scores[name], masks[name], keep_share) for name in group])
-        if count > int(candidates.sum()):
+        size = sum(mask.numel() for mask in group.values())
+        count = removal_count(kept(group), size, fraction, target_density)
+        candidates = _without_highest(scores, group, keep_share) if keep_share > 0 else group
+        if count > kept(candidates):
             raise ValueError(
-                f"{count} weights are to go, but only {int(candidates.sum())} may: "
-                f"{keep_share:g} of every layer is kept"
+                f"{count} weights are to go, but only {kept(candidates)} may: {keep_share:g} of every layer is kept"
             )
-        removed = torch.zeros_like(alive)
-        removed[candidates] = lowest(flat[candidates], count)
-        parts = (alive & ~removed).split([masks[name].numel() for name in group])
-        pruned |= {name: part.view(masks[name].shape) for name, part in zip(group, parts, strict=True)}
+        for name, gone in lowest(scores, candidates, count).items():
+            pruned[name] = gone.logical_not_().logical_and_(group[name])
     return pruned
 
 
-def lowest(scores: Tensor, count: int) -> Tensor:
-    """Marks exactly ``count`` of the scores (N), the lowest; of equal ones the earlier. Needs no sort."""
-    if bool(scores.isnan().any()):
-        raise ValueError("a weight's score is not a number (NaN): the training has diverged")
+def lowest(scores: Mapping[str, Tensor], among: Masks, count: int) -> dict[str, Tensor]:
+    """Marks exactly ``count`` of the entries that ``among`` marks: the lowest scores, of equal ones the earlier.
+
+    Raises:
+        ValueError: if a score among them is not a number.
+    """
+    marked = {name: torch.zeros_like(mask, memory_format=torch.contiguous_format) for name, mask in among.items()}
     if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(count).values
-    chosen = scores < threshold
-    ties = (scores == threshold).nonzero().flatten()
-    chosen[ties[: count - int(chosen.sum())]] = True
-    return chosen
-
-
-def _may_go(scores: Tensor, mask: Tensor, keep_share: float) -> Tensor:
-    """A tensor's survivors without its ``keep_share`` highest, flat."""
-    alive = mask.flatten().clone()
-    floor = max(1, round(keep_share * mask.numel()))
-    survivors = scores.flatten()[alive]
-    alive[alive.clone()] = lowest(survivors, max(0, len(survivors) - floor))
-    return alive
+        for _ in _keys(scores, among):
+            pass
+        return marked
+    threshold, ties = _select(scores, among, count)
+    flat = {name: mask.view(-1) for name, mask in marked.items()}
+    for name, first, keys in _keys(scores, among):
+        chosen = keys < threshold
+        if ties:
+            tied = (keys == threshold).nonzero().flatten()[:ties]
+            chosen[tied] = True
+            ties -= len(tied)
+        flat[name][first : first + len(keys)] = chosen
+    return marked
 
 
 def emptied(before: Masks, after: Masks) -> list[str]:
     """Names of the layers that have lost their last weight."""
     return [name.removesuffix(".weight") for name in after if before[name].any() and not after[name].any()]
+
+
+def _without_highest(scores: Mapping[str, Tensor], masks: Masks, share: float) -> dict[str, Tensor]:
+    """Every tensor's survivors without its highest scores, ``share`` of its weights, at least one."""
+    allowed: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        floor = max(1, round(share * mask.numel()))
+        allowed |= lowest(scores, {name: mask}, max(0, int(mask.sum()) - floor))
+    return allowed
+
+
+def _select(scores: Mapping[str, Tensor], among: Masks, count: int) -> tuple[int, int]:
+    """Key of the ``count``-th lowest score (from 1), and how many of the entries with this very key are among those."""
+    threshold, left = 0, count
+    top = _types(scores, among)[1].itemsize * 8 - DIGIT_BITS
+    for shift in range(top, -1, -DIGIT_BITS):
+        bias = 1 << DIGIT_BITS - 1 if shift == top else 0  # the highest digit has a sign
+        histogram = torch.zeros(1 << DIGIT_BITS, dtype=torch.int64)
+        for _, _, keys in _keys(scores, among):
+            prefixes = keys >> shift
+            if shift < top:
+                prefixes = prefixes[prefixes >> DIGIT_BITS == threshold]
+            digits = prefixes.long() + bias & (1 << DIGIT_BITS) - 1
+            histogram += torch.bincount(digits, minlength=len(histogram))
+        reached = histogram.cumsum(0)
+        digit = int(torch.searchsorted(reached, left))
+        left -= int(reached[digit] - histogram[digit])
+        threshold = (threshold << DIGIT_BITS) + digit - bias
+    return threshold, left
+
+
+def _keys(scores: Mapping[str, Tensor], among: Masks) -> Iterator[tuple[str, int, Tensor]]:
+    """Whole numbers in the order of the scores: (name, flat position, keys of the entries from there on).
+
+    The bits of a floating-point number, read as a whole number, rise with it; those of a negative one fall. Entries
+    that are not among the candidates get the highest key of all.
+    """
+    score_type, key_type = _types(scores, among)
+    highest = torch.iinfo(key_type).max
+    for name, mask in among.items():
+        flat, candidates = scores[name].flatten(), mask.flatten()
+        for first in range(0, len(flat), CHUNK):
+            values = flat[first : first + CHUNK].to(score_type) + 0.0  # -0.0 becomes 0.0
+            no_candidate = ~candidates[first : first + CHUNK]
+            if bool((values.isnan() > no_candidate).any()):
+                raise ValueError("a weight's score is not a number (NaN): the training has diverged")
+            bits = values.view(key_type)
+            yield name, first, torch.where(bits < 0, bits ^ highest, bits).masked_fill_(no_candidate, highest)
+
+
+def _types(scores: Mapping[str, Tensor], among: Masks) -> tuple[torch.dtype, torch.dtype]:
+    """The floating-point type that holds all scores, and the whole numbers of its size."""
+    score_type = reduce(torch.promote_types, (scores[name].dtype for name in among))
+    return score_type, {2: torch.int16, 4: torch.int32, 8: torch.int64}[score_type.itemsize]
