@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from pipeline.__main__ import CONF, build_job
+from pipeline.composition import composed
+from pipeline.jobs import build_job
 from pipeline.rounds import Job
 from pipeline.settings import Settings, build
 
@@ -21,8 +20,7 @@ SHARED_CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifa
 
 def settings(*overrides: str) -> Settings:
     """Settings as the command line would compose them."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return build(OmegaConf.to_container(compose("config", list(overrides)), resolve=True))
+    return build(composed(overrides))
 
 
 @pytest.fixture

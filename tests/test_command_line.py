@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.__main__ import CONF, main
+from pipeline.__main__ import main
+from pipeline.composition import CONF
 from pipeline.tracking import make_embedded_store
 from tests.conftest import SMALL, settings
 from tests.test_rounds import content
@@ -209,7 +210,7 @@ def test_two_runs_at_once_share_the_training_of_round_0_and_the_store(tmp_path):
 
 
 def test_the_same_command_twice_at_once_is_refused(tmp_path, monkeypatch, capsys):
-    from pipeline.__main__ import build_job
+    from pipeline.jobs import build_job
 
     with build_job(settings(*SMALL), tmp_path).ledger.locked():
         second = command(*SMALL, f"runs={tmp_path}")

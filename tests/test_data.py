@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import load
-from pipeline.data.batches import random_crop, random_flip, standardised
-from pipeline.data.module import TrainingBatches
+from pipeline.data.batches import cropped, mirrored, standardised
+from pipeline.data.dataset import Part
 from pipeline.errors import SettingsError
 from pipeline.randomness import derived_seed, generator
 from tests.conftest import settings as composed
@@ -22,20 +22,34 @@ def some_images(count=6, channels=3, size=8, seed=0):
 @settings(max_examples=25, deadline=None)
 def test_crops_are_those_of_per_image_code(seed, padding):
     images = some_images(seed=seed)
-    cropped = random_crop(images, padding, generator(seed, "crop"))
-    draws = torch.randint(2 * padding + 1, (2, len(images)), generator=generator(seed, "crop"))
-    for image, crop, down, right in zip(images.numpy(), cropped.numpy(), *draws.tolist(), strict=True):
+    offsets = torch.randint(2 * padding + 1, (len(images), 2), generator=generator(seed, "crop"))
+    crops = cropped(images, padding, offsets)
+    for image, crop, (down, right) in zip(images.numpy(), crops.numpy(), offsets.tolist(), strict=True):
         padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
         assert (crop == padded[:, down : down + 8, right : right + 8]).all()
 
 
-def test_flips_mirror_about_half_and_leave_the_rest():
-    images = some_images(count=2000, channels=1, size=4)
-    flipped = random_flip(images, generator(0, "flip"))
-    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
-    unchanged = (flipped == images).flatten(1).all(1)
-    assert (mirrored | unchanged).all()
-    assert 0.45 < mirrored.float().mean() < 0.55
+def test_flips_mirror_the_marked_and_leave_the_rest():
+    images, which = some_images(), torch.tensor([True, False, True, True, False, False])
+    for image, flipped, marked in zip(images.numpy(), mirrored(images, which).numpy(), which, strict=True):
+        assert (flipped == (image[:, :, ::-1] if marked else image)).all()
+
+
+def test_an_epoch_mirrors_about_half_of_its_images_and_crops_them_everywhere():
+    dataset = load(composed("data.flip=true", "data.crop_padding=1").data)
+    plain = {bytes(pixels.numpy()) for pixels in standardised(dataset.train.pixels)}
+    batches = list(dataset.training(64, 19, (0, 0, 0), Part()))
+    unchanged = sum(bytes(image.contiguous().numpy()) in plain for batch in batches for image in batch.inputs)
+    assert 1197 / 18 * 0.6 < unchanged < 1197 / 18 * 1.6  # one of nine crops, half of them mirrored
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_standardisation_by_channel_takes_out_the_given_mean_and_deviation(seed):
+    images = some_images(seed=seed)
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = (images.numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(deviation, (3, 1, 1))
+    assert standardised(images, mean, deviation).numpy() == pytest.approx(expected, abs=1e-5)
 
 
 def test_standardisation_is_tensorflows_formula():
@@ -50,7 +64,7 @@ def test_digits_splits_are_disjoint_complete_and_those_of_the_settings():
     dataset = load(composed().data)
     parts = [dataset.train, dataset.validation, dataset.test]
     assert [len(part) for part in parts] == [1197, 200, 400]
-    assert dataset.shape == (1, 8, 8)
+    assert dataset.example.shape == (1, 1, 8, 8)
     from sklearn.datasets import load_digits
 
     pixels = np.concatenate([part.pixels.numpy().reshape(len(part), -1) for part in parts])
@@ -64,7 +78,7 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_key():
     dataset = load(composed().data)
 
     def labels(*key):
-        return torch.cat([y for _, y in TrainingBatches(dataset.train, composed().data, 64, 19, key)])
+        return torch.cat([batch.labels for batch in dataset.training(64, 19, key, Part())])
 
     assert torch.equal(labels(0, 1, 2).sort().values, dataset.train.labels.sort().values)
     assert torch.equal(labels(0, 1, 2), labels(0, 1, 2))
@@ -74,12 +88,12 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_key():
 
 def test_a_cut_epoch_is_the_beginning_of_the_whole_one():
     dataset = load(composed().data)
-    whole = list(TrainingBatches(dataset.train, composed().data, 64, 19, (0, 0, 0)))
-    cut = list(TrainingBatches(dataset.train, composed().data, 64, 5, (0, 0, 0)))
+    whole = list(dataset.training(64, 19, (0, 0, 0), Part()))
+    cut = list(dataset.training(64, 5, (0, 0, 0), Part()))
     assert len(whole) == 19
-    assert len(whole[-1][1]) == 1197 - 18 * 64
+    assert len(whole[-1].labels) == 1197 - 18 * 64
     assert len(cut) == 5
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, cut, strict=False))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(whole, cut, strict=False))
 
 
 def test_seeds_depend_on_the_whole_key():
@@ -107,7 +121,7 @@ def test_a_split_that_cannot_be(overrides, sentence):
 def test_cifar10_from_a_folder_has_the_papers_split(cifar10):
     dataset = load(composed("+experiment=resnet20", f"data.source={cifar10}").data)
     assert [len(part) for part in (dataset.train, dataset.validation, dataset.test)] == [50_000, 2_000, 8_000]
-    assert dataset.shape == (3, 32, 32)
+    assert dataset.example.shape == (1, 3, 32, 32)
     assert dataset.classes[:3] == ("airplane", "automobile", "bird")
     assert torch.bincount(dataset.train.labels).tolist() == [5000] * 10
     held_out = torch.cat([dataset.validation.labels, dataset.test.labels])

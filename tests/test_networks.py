@@ -13,7 +13,8 @@ CIFAR = (3, 32, 32)
 
 
 def weights(network):
-    return {name: layer.weight for name, layer in weight_layers(network).items()}
+    parameters = dict(network.named_parameters())
+    return {name: parameters[name] for name in weight_layers(network)}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def weights(network):
     [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)],
 )
 def test_cifar_resnets_have_the_published_sizes(depth, millions):
-    network = build_network(Model("cifar_resnet", {"depth": depth}), CIFAR, 10, seed=0)
+    network = build_network(Model("cifar_resnet", {"depth": depth}, None), torch.zeros(1, *CIFAR), 10, seed=0)
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
     assert len([name for name in prunable(network) if "shortcut" not in name]) == depth
@@ -42,27 +43,29 @@ def test_cifar_resnets_have_the_published_sizes(depth, millions):
     ],
 )
 def test_networks_have_the_published_sizes(name, arguments, shape, parameters, multiply_adds):
-    network = build_network(Model(name, arguments), shape, 10 if shape == CIFAR else 1000, seed=0)
+    network = build_network(
+        Model(name, arguments, None), torch.zeros(1, *shape), 10 if shape == CIFAR else 1000, seed=0
+    )
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count == (parameters if isinstance(parameters, int) else pytest.approx(parameters, rel=0.02))
     sizes = {name: weight.numel() for name, weight in weights(network).items()}
-    layers = layer_costs(sizes, positions(network, shape), {})
+    layers = layer_costs(sizes, positions(network, torch.zeros(1, *shape)), {})
     assert sum(layer.macs for layer in layers) == pytest.approx(multiply_adds, rel=0.001)
 
 
 def test_resnet20_has_the_papers_prunable_weights_and_multiply_adds():
-    network = build_network(Model("cifar_resnet", {"depth": 20}), CIFAR, 10, seed=0)
+    network = build_network(Model("cifar_resnet", {"depth": 20}, None), torch.zeros(1, *CIFAR), 10, seed=0)
     sizes = {name: weight.numel() for name, weight in weights(network).items()}
     assert sum(sizes.values()) == 270_896
     assert sum(size for name, size in sizes.items() if "shortcut" in name) == 2_560
     assert sizes["output.weight"] == 640
-    layers = layer_costs(sizes, positions(network, CIFAR), ones_like(weights(network)))
+    layers = layer_costs(sizes, positions(network, torch.zeros(1, *CIFAR)), ones_like(weights(network)))
     # by hand: 40,550,400 in 3x3 convolutions, 262,144 in the two projections, 640 in the output
     assert sum(layer.macs for layer in layers) == 40_550_400 + 262_144 + 640
 
 
 def test_lenet_300_100_has_the_published_size():
-    network = build_network(Model("lenet_300_100", {}), (1, 28, 28), 10, seed=0)
+    network = build_network(Model("lenet_300_100", {}, None), torch.zeros(1, *(1, 28, 28)), 10, seed=0)
     assert sum(weight.numel() for weight in weights(network).values()) == 784 * 300 + 300 * 100 + 100 * 10
 
 
@@ -78,7 +81,7 @@ def test_lenet_300_100_has_the_published_size():
     ],
 )
 def test_a_weight_is_used_once_a_position(layer, shape, uses):
-    assert positions(torch.nn.Sequential(layer), shape) == {"0.weight": uses}
+    assert positions(torch.nn.Sequential(layer), torch.zeros(1, *shape)) == {"0.weight": uses}
 
 
 def test_kept_multiply_adds_are_kept_weights_times_positions():
@@ -90,12 +93,12 @@ def test_kept_multiply_adds_are_kept_weights_times_positions():
 
 
 def test_initial_weights_follow_from_seed_and_attempt():
-    model = Model("small_cnn", {"width": 4})
+    model = Model("small_cnn", {"width": 4}, None)
     torch.manual_seed(1)
-    first = build_network(model, (1, 8, 8), 10, seed=0).state_dict()
+    first = build_network(model, torch.zeros(1, 1, 8, 8), 10, seed=0).state_dict()
     torch.manual_seed(2)
     for seed, attempt, same in ((0, 0, True), (1, 0, False), (0, 1, False)):
-        other = build_network(model, (1, 8, 8), 10, seed, attempt).state_dict()
+        other = build_network(model, torch.zeros(1, 1, 8, 8), 10, seed, attempt).state_dict()
         assert torch.equal(first["output.weight"], other["output.weight"]) is same
 
 

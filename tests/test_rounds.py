@@ -11,8 +11,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline import rounds
-from pipeline.__main__ import build_job
 from pipeline.errors import PipelineError
+from pipeline.jobs import build_job
 from pipeline.pruning.masks import kept, ones_like
 from pipeline.pruning.prune import prune
 from pipeline.train import capture, masked

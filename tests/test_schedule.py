@@ -68,7 +68,7 @@ def test_every_schedule_is_defined_on_its_steps_alone(schedule, total, data):
 
 def test_the_shipped_recipe_is_the_papers():
     recipe = settings("+experiment=resnet20")
-    span = training_span(recipe.training, 50_000)
+    span = training_span(recipe.training, 391)
     assert (span.total_steps, span.last, span.steps_per_epoch) == (71_108, 182, 391)
     assert span.steps(0) == 391
     assert span.steps(181) == 71_108 - 181 * 391
@@ -78,7 +78,7 @@ def test_the_shipped_recipe_is_the_papers():
 
 
 def test_positions_are_shares_so_fewer_epochs_scale_the_recipe():
-    span = training_span(settings("+experiment=resnet20", "training.epochs=2").training, 50_000)
+    span = training_span(settings("+experiment=resnet20", "training.epochs=2").training, 391)
     assert span.total_steps == 782
     changes = [s for s in range(1, 782) if span.rate(s) != span.rate(s - 1)]
     assert changes == [391, round(782 * 136 / 182)]
@@ -97,7 +97,7 @@ def test_positions_are_shares_so_fewer_epochs_scale_the_recipe():
 )
 def test_each_method_is_a_row(retraining, name, first_epoch, rates):
     chosen = settings(f"retraining={retraining}")
-    dense = training_span(chosen.training, 1197)
+    dense = training_span(chosen.training, 19)
     span = retraining_span(chosen.retraining, dense)
     assert method_name(chosen.retraining) == name
     assert (span.first, span.last) == (first_epoch, 20)
@@ -106,5 +106,5 @@ def test_each_method_is_a_row(retraining, name, first_epoch, rates):
 
 
 def test_a_retraining_has_at_least_one_epoch():
-    dense = training_span(settings("training.epochs=2").training, 1197)
+    dense = training_span(settings("training.epochs=2").training, 19)
     assert retraining_span(Retraining("final", "replay", 0.01, "keep"), dense).first == 1

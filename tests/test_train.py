@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.data.module import TrainingBatches
+from pipeline.data.dataset import Part
 from pipeline.errors import PipelineError
 from pipeline.networks import prunable
 from pipeline.pruning.masks import ones_like
@@ -52,7 +52,7 @@ def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_und
     job.network.double()
     masks = random_masks(job.network)
     start = State({k: v.double() if v.is_floating_point() else v for k, v in job.initial(0).items()}, {})
-    monkeypatch.setattr("pipeline.data.module.standardised", lambda pixels: pixels.double() / 100 - 1)
+    monkeypatch.setattr("pipeline.data.memory.standardised", lambda pixels: pixels.double() / 100 - 1)
 
     twin = MaskedForward(copy.deepcopy(job.network), masks)
     twin.network.load_state_dict(dict(masked(start, masks).network))
@@ -60,8 +60,8 @@ def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_und
     trajectory = []
     for epoch in range(11):
         steps = job.dense_span.steps(epoch)
-        batches = TrainingBatches(job.dataset.train, job.data, job.training.batch_size, steps, (job.seed, 1, epoch))
-        for batch, (images, labels) in enumerate(batches):
+        batches = job.dataset.training(job.training.batch_size, steps, (job.seed, 1, epoch), Part())
+        for batch, (images, labels, _) in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = job.dense_span.rate(job.dense_span.position(epoch, batch))
             optimizer.zero_grad()
@@ -89,7 +89,7 @@ def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_und
     parameters = dict(job.network.named_parameters())
     monkeypatch.setattr(type(optimizer), "step", spy)
     train_round(
-        job.network, job.dataset, data=job.data, training=job.training, span=job.dense_span, masks=masks,
+        job.network, job.dataset, classes=10, training=job.training, span=job.dense_span, masks=masks,
         key=(job.seed, 1), start=start, first_epoch=0, on_epoch=lambda *_: None,
     )  # fmt: skip
     assert len(steps) == 200
@@ -121,7 +121,7 @@ def test_an_optimizers_state_survives_capture_and_restore(kind, small_job):
     job = small_job(f"training/optimizer={kind}")
     reached = []
     train_round(
-        job.network, job.dataset, data=job.data, training=job.training, span=job.dense_span, masks={},
+        job.network, job.dataset, classes=10, training=job.training, span=job.dense_span, masks={},
         key=(0, 0), start=State(job.initial(0), {}), first_epoch=0, on_epoch=lambda _, state: reached.append(state),
     )  # fmt: skip
     assert reached[-1].optimizer
@@ -145,6 +145,6 @@ def test_a_training_that_diverges_ends_in_a_sentence(small_job):
     job = small_job("training.optimizer.rate=1e30")
     with pytest.raises(PipelineError, match=r"round 0, epoch 1: the training loss is nan: the training has diverged"):
         train_round(
-            job.network, job.dataset, data=job.data, training=job.training, span=job.dense_span, masks={},
+            job.network, job.dataset, classes=10, training=job.training, span=job.dense_span, masks={},
             key=(0, 0), start=State(job.initial(0), {}), first_epoch=0, on_epoch=lambda *_: None,
         )  # fmt: skip

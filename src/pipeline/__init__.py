@@ -1,1 +1,21 @@
-"""Make neural networks small by iterative magnitude pruning with learning-rate rewinding."""
+"""Make neural networks small: iterative magnitude pruning with learning-rate rewinding, every round tracked.
+
+from pipeline import prune_by_rewinding
+rounds = prune_by_rewinding(network, data_module, "training.epochs=10", "pruning.rounds=5")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.python_call import prune_by_rewinding
+
+__all__ = ["prune_by_rewinding"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what the package offers when it is asked for, so that the command line starts without it."""
+    if name == "prune_by_rewinding":
+        from pipeline.python_call import prune_by_rewinding
+
+        return prune_by_rewinding
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

@@ -6,11 +6,12 @@ at. Biases, normalisation and activations are not counted, as in the pruning lit
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks import weight_layers
+from pipeline.networks import ATTENTION_WEIGHTS, weight_layers
 
 
 @dataclass(frozen=True)
@@ -36,30 +37,42 @@ class LayerCost:
         return self.kept * self.positions
 
 
-def positions(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Parameter name -> how many times one input of ``shape`` uses each of its weights.
+def positions(network: nn.Module, example: Tensor) -> dict[str, int]:
+    """Parameter name -> how many times one input, ``example`` (1, ...), uses each of its weights.
 
     A convolution uses a weight once for each place of its output map (a transposed one: of its input map), a linear
-    layer once for each vector it is applied to. A layer that is called twice counts twice.
+    layer once for each vector it is applied to, a projection of an attention once for each of its tokens. A layer that
+    is called twice counts twice.
     """
-    counts = dict.fromkeys(weight_layers(network), 0)
+    layers = weight_layers(network)
+    counts = dict.fromkeys(layers, 0)
 
-    def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> None:
+        if isinstance(layer, nn.MultiheadAttention):
+            which = {"k": 1, "v": 2}.get(name.rsplit(".", 1)[-1][0], 0)
+            tokens = (*inputs, *named.values())[which]
+            counts[name] += tokens.numel() // tokens.shape[-1]
+            return
         mapped = inputs[0] if getattr(layer, "transposed", False) else output
         channels = mapped.shape[-1] if isinstance(layer, nn.Linear) else mapped.shape[1]
         counts[name] += mapped.numel() // channels
 
     hooks = [
-        layer.register_forward_hook(lambda m, i, o, name=name: count(name, m, i, o))  # type: ignore[misc]
-        for name, layer in weight_layers(network).items()
+        layer.register_forward_hook(lambda m, i, n, o, name=name: count(name, m, i, n, o), with_kwargs=True)  # type: ignore[misc]
+        for name, layer in layers.items()
     ]
-    was_training = network.training
-    device = next(network.parameters()).device
+    was_training, fast = network.training, torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     with torch.no_grad():
-        network.eval()(torch.zeros(1, *shape, device=device))
+        network.eval()(example.to(next(network.parameters()).device))
+    torch.backends.mha.set_fastpath_enabled(fast)
     network.train(was_training)
     for hook in hooks:
         hook.remove()
+    for name, layer in network.named_modules():  # an attention applies its output layer without calling it
+        if isinstance(layer, nn.MultiheadAttention) and f"{name}.out_proj.weight" in counts:
+            own = next(f"{name}.{weight}" for weight in ATTENTION_WEIGHTS if f"{name}.{weight}" in counts)
+            counts[f"{name}.out_proj.weight"] = counts[own]
     return counts
 
 

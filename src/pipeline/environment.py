@@ -18,6 +18,13 @@ def in_checkout() -> bool:
     return (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "conf").is_dir()
 
 
+def runs_folder(runs: str | None) -> Path:
+    """The folder of ledgers and tracking, the same wherever the command is typed in a checkout."""
+    if runs is not None:
+        return Path(runs).expanduser()
+    return CHECKOUT / "runs" if in_checkout() else Path("runs")
+
+
 def git_commit() -> str:
     """Commit of the checkout, with "+changes" if files differ from it; "unknown" outside of a checkout."""
 

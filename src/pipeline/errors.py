@@ -11,3 +11,7 @@ class SettingsError(PipelineError):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM. No KeyboardInterrupt, which Lightning would take for its own."""

@@ -262,11 +262,11 @@ def _remedy(folder: Path) -> str:
     return f"delete {folder} (and the rounds after it) to have it trained again"
 
 
-def _tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes, in the order of names."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name].numpy())
+        array = np.ascontiguousarray(tensors[name].detach().cpu().numpy())
         sha.update(f"{name} {array.dtype} {array.shape}".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
@@ -274,7 +274,7 @@ def _tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
     """Writes a safetensors file with a digest of its tensors in its header, and returns the digest."""
-    digest = _tensor_digest(tensors)
+    digest = tensor_digest(tensors)
     # one entry: safetensors writes several in an order that changes from process to process
     _write(path, save(dict(tensors), {"pipeline": json.dumps({**(metadata or {}), "digest": digest})}))
     return digest
@@ -287,7 +287,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
             metadata = json.loads((file.metadata() or {})["pipeline"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise PipelineError(f"{path} is damaged ({error}); {_remedy(path.parent)}") from error
-    if metadata.get("digest") != _tensor_digest(tensors):
+    if metadata.get("digest") != tensor_digest(tensors):
         raise PipelineError(f"{path} is damaged (its tensors are not those of its digest); {_remedy(path.parent)}")
     return tensors, metadata
 

@@ -1,5 +1,6 @@
 """``task=plan``: what a run would do and about how long it would take. Trains nothing that is kept."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from pipeline.networks import prunable
@@ -11,15 +12,15 @@ def plan(job: Job) -> Iterator[str]:
     """Lines for a person: rounds with densities, epochs and steps, and the time by one timed epoch."""
     parameters = dict(job.network.named_parameters())
     sizes = [parameters[name].numel() for name in prunable(job.network, job.pruning.exclude)]
-    spans = {0: job.dense_span}
+    first = job.dense_span if job.trained is None else dataclasses.replace(job.dense_span, first=job.dense_span.last)
     limited = job.pruning.rounds is not None or job.pruning.target_density is not None
     densities = planned(sizes, job.pruning) if limited else [1.0]
 
     yield f"{'round':>8}{'density':>10}{'weights':>14}{'epochs':>8}{'steps':>10}"
     steps = epochs = 0
     for index, density in enumerate(densities):
-        span = spans.get(index, job.span)
-        in_round = span.total_steps - span.position(span.first, 0)
+        span = job.span if index else first
+        in_round = max(0, span.total_steps - span.position(span.first, 0))
         steps += in_round
         epochs += span.last - span.first
         yield f"{index:>8}{density:>10.4f}{round(density * sum(sizes)):>14,}{span.last - span.first:>8}{in_round:>10,}"
@@ -42,7 +43,7 @@ def timed_epoch(job: Job) -> float:
     train_round(
         job.network,
         job.dataset,
-        data=job.data,
+        classes=job.classes,
         training=job.training,
         span=type(first)(0, 1, first.steps_per_epoch, first.total_steps, first.rate),
         masks={},

@@ -45,9 +45,8 @@ class Span:
         return epoch * self.steps_per_epoch + batch
 
 
-def training_span(training: Training, train_images: int) -> Span:
-    """Round 0: the whole schedule. T is ``epochs`` over the images, or ``max_steps`` where that is less."""
-    steps_per_epoch = -(-train_images // training.batch_size)
+def training_span(training: Training, steps_per_epoch: int) -> Span:
+    """Round 0: the whole schedule. T is ``epochs`` over the data, or ``max_steps`` where that is less."""
     total = min(training.epochs * steps_per_epoch, training.max_steps or training.epochs * steps_per_epoch)
     rate = scheduled(training.schedule, training.optimizer.rate, total)
     return Span(0, -(-total // steps_per_epoch), steps_per_epoch, total, rate)

@@ -13,6 +13,7 @@ last finished epoch, and so typing the same command again continues.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,17 +23,18 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from pipeline.costs import layer_costs, positions
-from pipeline.data import Dataset
+from pipeline.data.dataset import Dataset, Split
 from pipeline.errors import PipelineError
 from pipeline.ledger import Ledger, Round
 from pipeline.networks import prunable, weight_layers
 from pipeline.pruning.criteria import CRITERIA, Scores
-from pipeline.pruning.masks import Masks, kept, ones_like
+from pipeline.pruning.masks import Masks, digest, kept, ones_like
 from pipeline.pruning.prune import emptied, prune, removal_count
 from pipeline.randomness import generator
+from pipeline.ranks import Ranks
 from pipeline.retraining import Span, method_name, retraining_span, training_span
-from pipeline.settings import Data, Pruning, Retraining, Training
-from pipeline.train import Epoch, State, evaluate_on_test, masked, train_round
+from pipeline.settings import Pruning, Retraining, Training
+from pipeline.train import Epoch, State, evaluate, masked, train_round
 
 
 class Watcher(Protocol):
@@ -56,20 +58,26 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """All that a run needs. ``initial(0)`` gives round 0's initial weights, ``initial(r)`` fresh ones for round r."""
+    """All that a run needs.
+
+    ``initial(0)`` gives round 0's initial weights, ``initial(r)`` fresh ones for round r. ``trained`` are weights that
+    take the place of round 0's training.
+    """
 
     network: nn.Module
     dataset: Dataset
-    data: Data
+    classes: int
     training: Training
     pruning: Pruning
     retraining: Retraining
     seed: int
     initial: Callable[[int], Mapping[str, Tensor]]
+    trained: Mapping[str, Tensor] | None
     dense: Ledger
     ledger: Ledger
     environment: Mapping[str, Any]
     watchers: Sequence[Watcher]
+    ranks: Ranks
 
     @property
     def method(self) -> str:
@@ -78,7 +86,7 @@ class Job:
 
     @property
     def dense_span(self) -> Span:
-        return training_span(self.training, len(self.dataset.train))
+        return training_span(self.training, self.dataset.steps_per_epoch(self.training.batch_size))
 
     @property
     def span(self) -> Span:
@@ -176,13 +184,15 @@ def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
     )
     share = job.pruning.empty_layer if isinstance(job.pruning.empty_layer, float) else 0.0
     try:
-        pruned = prune(
-            scores,
-            masks,
-            fraction=job.pruning.fraction,
-            scope=job.pruning.scope,
-            target_density=job.pruning.target_density,
-            keep_share=share,
+        pruned = job.ranks.from_leader(
+            lambda: prune(
+                scores,
+                masks,
+                fraction=job.pruning.fraction,
+                scope=job.pruning.scope,
+                target_density=job.pruning.target_density,
+                keep_share=share,
+            )
         )
     except ValueError as error:
         raise PipelineError(f"round {index}: {error}") from error
@@ -201,12 +211,22 @@ def _dense_round(job: Job) -> Round:
     if job.dense.read(0) is None:
         with job.dense.locked(wait=lambda holder: _tell(job, "note", f"waiting for round 0, which {holder} trains")):
             if trained := job.dense.read(0) is None:
-                _train_round(job, job.dense, 0, _alive(job, ()), job.dense_span, lambda: State(job.initial(0), {}))
+                if job.trained is None:
+                    _train_round(job, job.dense, 0, _alive(job, ()), job.dense_span, lambda: State(job.initial(0), {}))
+                else:
+                    _take_trained(job, State(job.trained, {}))
     dense = job.dense.read(0)
     assert dense is not None
     dense = dataclasses.replace(dense, layers=_layers(job, _alive(job, job.pruning.exclude)))
     _tell(job, "round_done", dense, job.dense.path(0), trained=trained)
     return dense
+
+
+def _take_trained(job: Job, state: State) -> None:
+    """Round 0 of a network that comes trained: validated and tested, as after an epoch 0."""
+    metrics = _evaluated(job, "validation", state)
+    validated = Epoch(number=0, rate=0.0, metrics=metrics, seconds=0.0, finished_ms=time.time_ns() // 1_000_000)
+    _record(job, job.dense, 0, _alive(job, ()), state, (validated,))
 
 
 def _rewind_point(job: Job, epoch: int) -> State:
@@ -249,7 +269,12 @@ def _train_round(job: Job, ledger: Ledger, index: int, masks: Masks, span: Span,
 
     if len(history) < span.last - span.first:
         _train(job, index, masks, span, state, span.first + len(history), on_epoch)
-    test = evaluate_on_test(job.network, job.dataset, data=job.data, training=job.training, state=state)
+    _record(job, ledger, index, masks, state, history)
+
+
+def _record(job: Job, ledger: Ledger, index: int, masks: Masks, state: State, history: tuple[Epoch, ...]) -> None:
+    """Tests a round's result and completes the round in the ledger."""
+    test = _evaluated(job, "test", state)
     result = Round(
         index=index,
         layers=_layers(job, masks),
@@ -259,16 +284,19 @@ def _train_round(job: Job, ledger: Ledger, index: int, masks: Masks, span: Span,
         finished_ms=history[-1].finished_ms,
     )
     ledger.write(result, state, masks, job.environment)
+    for sentence in job.dataset.notes():
+        _tell(job, "note", sentence)
 
 
 def _train(
     job: Job, index: int, masks: Masks, span: Span, start: State, first_epoch: int,
     on_epoch: Callable[[Epoch, State], None],
 ) -> None:  # fmt: skip
+    job.ranks.agree(digest(masks), f"the masks of round {index}")
     train_round(
         job.network,
         job.dataset,
-        data=job.data,
+        classes=job.classes,
         training=job.training,
         span=span,
         masks=masks,
@@ -278,6 +306,10 @@ def _train(
         on_epoch=on_epoch,
         on_batch=lambda batches: _tell(job, "batch_done", batches, span.steps_per_epoch),
     )
+
+
+def _evaluated(job: Job, split: Split, state: State) -> dict[str, float]:
+    return evaluate(job.network, job.dataset, classes=job.classes, split=split, training=job.training, state=state)
 
 
 def _home(job: Job, index: int) -> Ledger:
@@ -301,8 +333,9 @@ def _in_order(masks: Masks, like: Masks) -> dict[str, Tensor]:
 
 
 def _layers(job: Job, masks: Masks) -> tuple[Any, ...]:
-    sizes = {name: layer.weight.numel() for name, layer in weight_layers(job.network).items()}  # type: ignore[operator,union-attr]
-    return layer_costs(sizes, positions(job.network, job.dataset.shape), masks)
+    parameters = dict(job.network.named_parameters())
+    sizes = {name: parameters[name].numel() for name in weight_layers(job.network)}
+    return layer_costs(sizes, positions(job.network, job.dataset.example), masks)
 
 
 def _tell(job: Job, event: str, *arguments: Any, **named: Any) -> None:

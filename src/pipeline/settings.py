@@ -41,11 +41,13 @@ class Model:
     """A name of the table in ``pipeline.networks``, or the dotted path of any ``torch.nn.Module`` class."""
     arguments: Mapping[str, Any]
     """The network's own arguments; those of the table get input shape and classes from the data."""
+    weights: str | None
+    """A file of trained weights (.safetensors, or a state dict in a .pt) that takes the place of round 0's training."""
 
 
 @dataclass(frozen=True)
-class Data:
-    dataset: Literal["digits", "cifar10"]
+class ImagesInMemory:
+    dataset: Literal["digits", "cifar10", "cifar100", "fashion_mnist"]
     """A name of the table in ``pipeline.data``."""
     source: str | None
     """Hub id, or a local folder in the hub's layout; null for data that a library ships."""
@@ -59,6 +61,49 @@ class Data:
     """Training images are padded by so many zeros on each side and cropped back at random; 0 for not."""
     flip: bool
     """Training images are mirrored left to right, half of the time."""
+
+
+@dataclass(frozen=True)
+class ImagesOnDisk:
+    dataset: Literal["imagefolder"]
+    """Images of any size, in folders named after their classes or in the hub's parquet files."""
+    source: str
+    """A local folder: ``train/CLASS/IMAGE`` and so on, or parquet files; or a hub id."""
+    test_images: Count | None
+    """How many images test: null for all that the data set holds for it and validation does not take."""
+    validation_images: Count
+    """How many images validate: every choice is made on these alone."""
+    validation_from: Literal["train", "validation", "test"]
+    """Which of the data set's own parts gives its images to validation."""
+    size: Count
+    """Height and width that the network sees, in pixels."""
+    shorter_side: Count
+    """Evaluation scales the shorter side to so many pixels and takes the middle."""
+    smallest_crop: Share
+    """Training takes a random part of the image, at least this share of its area, and scales it to ``size``."""
+    flip: bool
+    """Training images are mirrored left to right, half of the time."""
+    mean: tuple[ShareFromZero, ...]
+    """Of each channel, as a share of the pixel range: what standardisation subtracts."""
+    deviation: tuple[ProperShare, ...]
+    """Of each channel, as a share of the pixel range: what standardisation divides by."""
+    corrupt: Literal["error", "skip"]
+    """An image that cannot be decoded: stop and name it, or leave it out and count it."""
+    workers: Natural | None
+    """Processes that decode images; null for one a core."""
+
+
+@dataclass(frozen=True)
+class OwnData:
+    dataset: Literal["own"]
+    """Batches of a ``LightningDataModule`` of yours."""
+    module: str
+    """Dotted path of its class."""
+    arguments: Mapping[str, Any]
+    """What the class is made with."""
+
+
+Data = ImagesInMemory | ImagesOnDisk | OwnData
 
 
 @dataclass(frozen=True)
@@ -130,6 +175,14 @@ class Training:
     """Images a step; the last batch of an epoch may be smaller."""
     label_smoothing: ShareFromZero
     """Label smoothing of the cross-entropy."""
+    precision: Literal["auto", "float32", "bfloat16"]
+    """Of layers' arithmetic (weights stay float32); auto: bfloat16 where the machine is fast at it."""
+    compile: Literal["auto", "off", "on"]
+    """Whether full training batches run compiled; auto: where one training is long enough to repay it."""
+    devices: Count
+    """Processes on this machine that share each batch, a device (GPU, or some cores) each."""
+    nodes: Count
+    """Machines that share each batch; the same command is started on each by torchrun or Slurm."""
     schedule: Schedule
     """Learning rate over the training; choose with ``training/schedule=``."""
     optimizer: Optimizer
@@ -196,10 +249,14 @@ LENGTHENS = ("rounds", "max_accuracy_drop")
 """Pruning settings that change how far a run goes but no number on the way: they may change from call to call."""
 
 
+NO_NUMBERS = {"model": {"weights"}, "data": {"source", "workers"}, "training": {"devices", "nodes"}}
+"""Settings that say where and by how many hands, not what: the same run goes on with others."""
+
+
 def dense_identity(settings: Settings) -> dict[str, Any]:
     """What determines the dense network: model, data, training and seed; not where the data lies."""
-    identity = {part: dataclasses.asdict(getattr(settings, part)) for part in ("model", "data", "training")}
-    del identity["data"]["source"]
+    parts = {part: dataclasses.asdict(getattr(settings, part)) for part in NO_NUMBERS}
+    identity = {part: {k: v for k, v in parts[part].items() if k not in NO_NUMBERS[part]} for part in parts}
     return plain({"seed": settings.seed, **identity})
 
 
@@ -252,10 +309,12 @@ def _impossible(settings: Settings) -> Iterator[str]:
     optimizer, schedule = training.optimizer, training.schedule
     if settings.name.strip() != settings.name or not settings.name or set("/\\:") & set(settings.name):
         yield f"name: got {settings.name!r}, takes a word that can name a folder"
-    if settings.data.dataset != "digits" and settings.data.source is None:
-        yield f"data.source: got null, takes a hub id or a local folder for data.dataset={settings.data.dataset}"
-    if settings.data.dataset == "digits" and settings.data.source is not None:
-        yield f"data.source: got {settings.data.source!r}, takes null for data.dataset=digits, which needs no files"
+    yield from _impossible_data(settings.data)
+    if settings.model.weights is not None and settings.retraining.weights == "rewound":
+        yield (
+            "retraining.weights: got rewound, but model.weights gives a network of which no earlier point is known; "
+            "takes final or fresh (retraining=lr_rewinding, fine_tuning or reinitialisation)"
+        )
     if isinstance(optimizer, Sgd) and optimizer.nesterov and not optimizer.momentum:
         yield "training.optimizer.nesterov: got true with momentum 0, takes a momentum above 0"
     if isinstance(schedule, Step) and list(schedule.milestones) != sorted(set(schedule.milestones)):
@@ -280,6 +339,20 @@ def _impossible(settings: Settings) -> Iterator[str]:
             f"pruning.empty_layer: got {share}, a share of every layer that is kept, "
             f"takes less than pruning.target_density={target}"
         )
+
+
+def _impossible_data(data: Data) -> Iterator[str]:
+    if isinstance(data, ImagesInMemory):
+        if data.dataset != "digits" and data.source is None:
+            yield f"data.source: got null, takes a hub id or a local folder for data.dataset={data.dataset}"
+        if data.dataset == "digits" and data.source is not None:
+            yield f"data.source: got {data.source!r}, takes null for data.dataset=digits, which needs no files"
+    if isinstance(data, ImagesOnDisk):
+        for name in ("mean", "deviation"):
+            if len(getattr(data, name)) != 3:
+                yield f"data.{name}: got {list(getattr(data, name))}, takes a number for each of red, green and blue"
+        if data.shorter_side < data.size:
+            yield f"data.shorter_side: got {data.shorter_side}, takes at least data.size={data.size}"
 
 
 def _build(cls: Any, mapping: Any, path: str, faults: list[str]) -> Any:
@@ -321,16 +394,17 @@ _NO_MATCH = object()
 
 
 def _group(options: tuple[Any, ...], got: Any, path: str, faults: list[str]) -> Any:
-    """A nested dataclass; of several, the one whose ``kind`` the mapping names."""
+    """A nested dataclass; of several, the one whose first field takes what the mapping has under its name."""
     if len(options) == 1:
         return _build(options[0], got, f"{path}.", faults)
-    kinds = {typing.get_args(typing.get_type_hints(option)["kind"])[0]: option for option in options}
+    tag = dataclasses.fields(options[0])[0].name
+    kinds = {kind: option for option in options for kind in typing.get_args(typing.get_type_hints(option)[tag])}
     choose = f"(choose with {path.replace('.', '/')}={_either(kinds)})"
     if not isinstance(got, Mapping):
         return _fault(path, got, f"a group of settings {choose}", faults)
-    if got.get("kind") not in kinds:
-        return _fault(f"{path}.kind", got.get("kind"), f"{_either(kinds)} {choose}", faults)
-    return _build(kinds[got["kind"]], got, f"{path}.", faults)
+    if not isinstance(got.get(tag), str) or got[tag] not in kinds:
+        return _fault(f"{path}.{tag}", got.get(tag), f"{_either(kinds)} {choose}", faults)
+    return _build(kinds[got[tag]], got, f"{path}.", faults)
 
 
 def _matched(hint: Any, got: Any) -> Any:
@@ -339,6 +413,8 @@ def _matched(hint: Any, got: Any) -> Any:
     if hint is type(None) or hint is None:
         return None if got is None else _NO_MATCH
     if origin is Literal:
+        if isinstance(got, bool) and {"on", "off"} <= set(arguments):  # what YAML makes of these words
+            return "on" if got else "off"
         return got if isinstance(got, str) and got in arguments else _NO_MATCH
     if origin is Annotated:
         value = _matched(arguments[0], got)

@@ -9,24 +9,27 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.compiler import set_stance
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from pipeline.data import Dataset
-from pipeline.data.module import Batch, RoundData
+from pipeline.data.dataset import Batch, Dataset, Split
+from pipeline.data.module import RoundData
 from pipeline.errors import PipelineError
 from pipeline.pruning.masks import Masks
 from pipeline.randomness import derived_seed
 from pipeline.retraining import Span
 from pipeline.schedule import Rate
-from pipeline.settings import Data, Optimizer, Sgd, Training
+from pipeline.settings import Optimizer, Sgd, Training
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,25 @@ class Classifier(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.training_settings, self.optimizer_state = network, training, optimizer_state
+        self.full_batch: int | None = None
         accuracies: dict[str, Any] = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
         if classes > 10:
             accuracies["top5_accuracy"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
         self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
         self.accuracies = nn.ModuleList(MetricCollection(accuracies).clone() for _ in SPLITS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores (N, classes), at least float32. Of a compiled network, only full training batches run compiled."""
+        self.full_batch = self.full_batch or len(inputs)
+        full = self.training and len(inputs) == self.full_batch
+        with nullcontext() if full or self.training_settings.compile == "off" else set_stance("force_eager"):
+            scores: Tensor = self.network(inputs)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        return self._loss("train", batch, self.training_settings.label_smoothing)
+        """Loss of this process's part of a batch, weighted so that the mean over processes is that of the batch."""
+        loss = self._loss("train", batch, self.training_settings.label_smoothing)
+        return loss if self.trainer.world_size == 1 else loss * (len(batch.labels) * self.trainer.world_size / batch.of)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         self._loss("validation", batch)
@@ -95,12 +106,12 @@ class Classifier(lightning.LightningModule):
         self._loss("test", batch)
 
     def _loss(self, split: str, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-        images, labels = batch
-        scores = self(images)
-        loss = F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
-        mean_loss, accuracies = self._metrics(split)
-        mean_loss.update(loss.detach(), len(labels))
-        accuracies.update(scores.detach(), labels)
+        scores = self(batch.inputs)
+        loss = F.cross_entropy(scores, batch.labels, label_smoothing=label_smoothing)
+        if len(batch.labels):
+            mean_loss, accuracies = self._metrics(split)
+            mean_loss.update(loss.detach(), loss.new_full((), len(batch.labels)))
+            accuracies.update(scores.detach(), batch.labels)
         return loss
 
     def _metrics(self, split: str) -> tuple[MeanMetric, MetricCollection]:
@@ -130,8 +141,8 @@ def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optim
             groups.setdefault(settings.weight_decay if decays else 0.0, []).append(parameter)
     parameters = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
     if isinstance(settings, Sgd):
-        return torch.optim.SGD(parameters, settings.rate, settings.momentum, nesterov=settings.nesterov)
-    return torch.optim.AdamW(parameters, settings.rate, (settings.beta1, settings.beta2))
+        return torch.optim.SGD(parameters, settings.rate, settings.momentum, nesterov=settings.nesterov, fused=True)
+    return torch.optim.AdamW(parameters, settings.rate, (settings.beta1, settings.beta2), fused=True)
 
 
 def capture(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> State:
@@ -231,11 +242,19 @@ class _EachBatch(lightning.Callback):
         self.report(batch_idx + 1)
 
 
+class _OneSetOfStatistics(lightning.Callback):
+    """Validates on every process with the leader's running statistics (of BatchNorm), which are those that are kept."""
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        for buffer in module.network.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 def train_round(
     network: nn.Module,
     dataset: Dataset,
     *,
-    data: Data,
+    classes: int,
     training: Training,
     span: Span,
     masks: Masks,
@@ -248,36 +267,40 @@ def train_round(
     """Trains ``network`` from ``start`` through the epochs ``first_epoch`` to ``span.last`` (excluded) of ``span``.
 
     The network object survives: its weights are overwritten by ``start``, which is masked first. After each epoch
-    ``on_epoch`` gets its figures and the state; the last of these states is the round's result. ``key`` is (seed,
-    round). ``on_batch`` gets the number of batches done in the epoch.
+    ``on_epoch`` gets its figures and the state; the last of these states is the round's result. ``classes`` is the
+    number of scores that the network gives, ``key`` is (seed, round), and ``on_batch`` gets the number of batches done
+    in the epoch.
 
     Raises:
         PipelineError: if the loss is not a finite number any more.
     """
     start = masked(start, masks)
     _load(network, start)
-    module = Classifier(network, training, len(dataset.classes), start.optimizer)
+    module = Classifier(network, training, classes, start.optimizer)
     callbacks: list[lightning.Callback] = [
         RewindAwareSchedule(span.rate, span.position, first_epoch),
         KeepPruned(network, masks),
         _EpochEnd(span, first_epoch, key, on_epoch),
     ]
     callbacks += [_EachBatch(on_batch)] if on_batch else []
+    callbacks += [_OneSetOfStatistics()] if training.devices * training.nodes > 1 else []
     steps = {epoch: span.steps(epoch) for epoch in range(first_epoch, span.last)}
-    round_data = RoundData(dataset, data, batch_size=training.batch_size, steps=steps, key=key, first_epoch=first_epoch)
-    trainer = _trainer(callbacks, epochs=span.last - first_epoch)
+    round_data = RoundData(dataset, batch_size=training.batch_size, steps=steps, key=key, first_epoch=first_epoch)
+    trainer = _trainer(training, callbacks, epochs=span.last - first_epoch)
     trainer.fit(module, datamodule=round_data)
 
 
-def evaluate_on_test(
-    network: nn.Module, dataset: Dataset, *, data: Data, training: Training, state: State
+def evaluate(
+    network: nn.Module, dataset: Dataset, *, classes: int, split: Split, training: Training, state: State
 ) -> dict[str, float]:
-    """Loss and accuracies of a state on the test split."""
+    """Loss and accuracies of a state on the validation or the test split."""
     _load(network, state)
-    module = Classifier(network, training, len(dataset.classes), {})
-    loaders = RoundData(dataset, data, batch_size=training.batch_size, steps={}, key=(0, 0), first_epoch=0)
-    _trainer([], epochs=1).test(module, datamodule=loaders, verbose=False)
-    return module.collect("test")
+    module = Classifier(network, training, classes, {})
+    loaders = RoundData(dataset, batch_size=training.batch_size, steps={}, key=(0, 0), first_epoch=0)
+    trainer = _trainer(training, [], epochs=1)
+    evaluation = trainer.validate if split == "validation" else trainer.test
+    evaluation(module, datamodule=loaders, verbose=False)
+    return module.collect(split)
 
 
 def _load(network: nn.Module, state: State) -> None:
@@ -285,17 +308,21 @@ def _load(network: nn.Module, state: State) -> None:
     network.load_state_dict(dict(state.network))
 
 
-def _trainer(callbacks: list[lightning.Callback], epochs: int) -> lightning.Trainer:
+def _trainer(training: Training, callbacks: list[lightning.Callback], epochs: int) -> lightning.Trainer:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.utils._pytree")
     return lightning.Trainer(
         accelerator="auto",
-        devices=1,
+        devices=training.devices,
+        num_nodes=training.nodes,
+        strategy=DDPStrategy() if training.devices * training.nodes > 1 else "auto",
+        precision="bf16-mixed" if training.precision == "bfloat16" else "32-true",
         max_epochs=epochs,
         callbacks=callbacks,
         deterministic=True,
         reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,

@@ -1,41 +1,41 @@
-"""Batches made as whole tensors: order, crop, flip and standardisation, never image by image.
+"""Crop, flip and standardisation of whole batches, never image by image; the draws come from outside."""
 
-Every draw comes from a generator of its own (seed, round, epoch, purpose).
-"""
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def epoch_order(count: int, generator: torch.Generator) -> Tensor:
-    """The order of ``count`` images in one epoch, int64 (count)."""
-    return torch.randperm(count, generator=generator)
+def cropped(pixels: Tensor, padding: int, offsets: Tensor) -> Tensor:
+    """Pads images (N, C, H, W) with ``padding`` zeros on each side and crops each back to H x W.
 
-
-def random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pads images (N, C, H, W) with ``padding`` zeros on each side and crops each back to H x W at random."""
-    if padding == 0:
-        return pixels
-    count, _, height, width = pixels.shape
+    ``offsets`` int64 (N, 2) in [0, 2 x padding]: where each crop begins, down and right.
+    """
+    height, width = pixels.shape[2:]
     padded = torch.nn.functional.pad(pixels, (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    down, right = torch.randint(2 * padding + 1, (2, count), generator=generator)
-    return windows[torch.arange(count), :, down, right]
+    return windows[torch.arange(len(pixels), device=pixels.device), :, offsets[:, 0], offsets[:, 1]]
 
 
-def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors each image (N, C, H, W) left to right with probability 1/2."""
-    mirrored = torch.rand(len(pixels), generator=generator) < 0.5
-    return torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+def mirrored(pixels: Tensor, which: Tensor) -> Tensor:
+    """Mirrors those images (N, C, H, W) left to right that ``which`` bool (N) marks."""
+    return torch.where(which[:, None, None, None], pixels.flip(3), pixels)
 
 
-def standardised(pixels: Tensor) -> Tensor:
-    """uint8 images (N, C, H, W) as float32, each with its own mean 0 and standard deviation 1.
+def standardised(
+    pixels: Tensor, mean: Sequence[float] | None = None, deviation: Sequence[float] | None = None
+) -> Tensor:
+    """uint8 images (N, C, H, W) as float32 with the given mean and standard deviation of each channel taken out.
 
-    The deviation counts as at least 1 / sqrt(C H W) of the pixel range, so an image of one colour becomes zeros
-    (the paper's code: TensorFlow's ``per_image_standardization``).
+    Without them each image gets its own mean 0 and standard deviation 1 over all its pixels; the deviation counts as
+    at least 1 / sqrt(C H W) of the pixel range, so an image of one colour becomes zeros (the paper's code: TensorFlow's
+    ``per_image_standardization``).
     """
     values = pixels.to(torch.float32) / 255
-    deviation, mean = torch.std_mean(values, dim=(1, 2, 3), correction=0, keepdim=True)
-    floor = values[0].numel() ** -0.5
-    return ((values - mean) / deviation.clamp_min(floor)).contiguous(memory_format=torch.channels_last)
+    if mean is None or deviation is None:
+        own_deviation, own_mean = torch.std_mean(values, dim=(1, 2, 3), correction=0, keepdim=True)
+        values = (values - own_mean) / own_deviation.clamp_min(pixels[0].numel() ** -0.5 if len(pixels) else 1.0)
+    else:
+        by_channel = [torch.tensor(each, device=pixels.device).view(-1, 1, 1) for each in (mean, deviation)]
+        values = (values - by_channel[0]) / by_channel[1]
+    return values.contiguous(memory_format=torch.channels_last)

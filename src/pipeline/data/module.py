@@ -1,83 +1,36 @@
-"""The LightningDataModule: one round's view of a data set whose images stay in memory from round to round."""
+"""The LightningDataModule: one round's view of a data set that stays from round to round."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import pytorch_lightning as lightning
-from torch import Tensor
+import torch
 
-from pipeline.data import Dataset, Images
-from pipeline.data.batches import epoch_order, random_crop, random_flip, standardised
-from pipeline.randomness import generator
-from pipeline.settings import Data
-
-Batch = tuple[Tensor, Tensor]
-"""Standardised images float32 (N, C, H, W) and labels int64 (N)."""
-
-EVALUATION_BATCH = 500
-
-
-@dataclass(frozen=True)
-class TrainingBatches:
-    """The augmented batches of one epoch: the first ``steps`` of the order that ``key`` + "order" draws."""
-
-    images: Images
-    data: Data
-    batch_size: int
-    steps: int
-    key: tuple[int, int, int]
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        order = epoch_order(len(self.images), generator(*self.key, "order"))
-        crops, flips = generator(*self.key, "crop"), generator(*self.key, "flip")
-        for index in order.split(self.batch_size)[: self.steps]:
-            pixels = random_crop(self.images.pixels[index], self.data.crop_padding, crops)
-            if self.data.flip:
-                pixels = random_flip(pixels, flips)
-            yield standardised(pixels), self.images.labels[index]
-
-
-@dataclass(frozen=True)
-class EvaluationBatches:
-    """All images of a split, in order, as they are."""
-
-    images: Images
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // EVALUATION_BATCH)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for pixels, labels in zip(
-            self.images.pixels.split(EVALUATION_BATCH),
-            self.images.labels.split(EVALUATION_BATCH),
-            strict=True,
-        ):
-            yield standardised(pixels), labels
+from pipeline.data.dataset import Batch, Dataset, Part
 
 
 class RoundData(lightning.LightningDataModule):
     """Loaders of one round; the epoch that trains is ``first_epoch`` + the trainer's own count."""
 
     def __init__(
-        self, dataset: Dataset, data: Data, *, batch_size: int, steps: "dict[int, int]", key: tuple[int, int],
-        first_epoch: int,
-    ) -> None:  # fmt: skip
+        self, dataset: Dataset, *, batch_size: int, steps: Mapping[int, int], key: tuple[int, int], first_epoch: int
+    ) -> None:
         """``steps`` holds each epoch's number of batches, ``key`` the seed and the round."""
         super().__init__()
-        self.dataset, self.data, self.batch_size = dataset, data, batch_size
+        self.dataset, self.batch_size = dataset, batch_size
         self.steps, self.key, self.first_epoch = steps, key, first_epoch
 
-    def train_dataloader(self) -> TrainingBatches:
+    def train_dataloader(self) -> Iterable[Batch]:
         assert self.trainer is not None
         epoch = self.first_epoch + self.trainer.current_epoch
-        images = self.dataset.train
-        return TrainingBatches(images, self.data, self.batch_size, self.steps[epoch], (*self.key, epoch))
+        return self.dataset.training(self.batch_size, self.steps[epoch], (*self.key, epoch), self._part())
 
-    def val_dataloader(self) -> EvaluationBatches:
-        return EvaluationBatches(self.dataset.validation)
+    def val_dataloader(self) -> Iterable[Batch]:
+        return self.dataset.evaluation("validation", self._part())
 
-    def test_dataloader(self) -> EvaluationBatches:
-        return EvaluationBatches(self.dataset.test)
+    def test_dataloader(self) -> Iterable[Batch]:
+        return self.dataset.evaluation("test", self._part())
+
+    def _part(self) -> Part:
+        assert self.trainer is not None
+        device: torch.device = self.trainer.strategy.root_device
+        return Part(self.trainer.global_rank, self.trainer.world_size, device)

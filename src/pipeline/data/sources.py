@@ -1,66 +1,69 @@
-"""Where images come from: libraries that ship them, and the Hugging Face hub or local folders in its layout."""
+"""Where images in memory come from: libraries that ship them, and the hub's data sets."""
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.data import hub
 from pipeline.data.split import Pool
 from pipeline.errors import SettingsError
-from pipeline.settings import Data
+from pipeline.settings import ImagesInMemory
 
 
-def digits(data: Data) -> Pool:
+def digits(data: ImagesInMemory) -> Pool:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels; 16 grey levels spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = torch.from_numpy((bunch.images * 255 / 16).round().astype(np.uint8)).unsqueeze(1)
-    return Pool(pixels, torch.from_numpy(bunch.target.astype(np.int64)), tuple("0123456789"), official_test=0)
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    return Pool(pixels, labels, tuple("0123456789"), {"train": len(labels)})
 
 
-def cifar10(data: Data) -> Pool:
+def cifar10(data: ImagesInMemory) -> Pool:
     """CIFAR-10 (60,000 images, 32x32 RGB) in the layout of the hub's ``uoft-cs/cifar10``."""
-    parts = _from_hub(data, columns=("img", "label"))
-    pixels = np.concatenate([_decoded(parts[part]["img"]) for part in ("train", "test")])
-    labels = np.concatenate([np.asarray(parts[part]["label"], dtype=np.int64) for part in ("train", "test")])
-    classes = tuple(parts["train"].features["label"].names)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return Pool(images, torch.from_numpy(labels), classes, official_test=len(parts["test"]))
+    return _from_hub(data, image="img", label="label", mode="RGB")
 
 
-def _from_hub(data: Data, columns: tuple[str, ...]) -> Any:
-    """The parts of a data set by hub id or local folder.
+def cifar100(data: ImagesInMemory) -> Pool:
+    """CIFAR-100 (60,000 images, 32x32 RGB, 100 fine classes) in the layout of the hub's ``uoft-cs/cifar100``."""
+    return _from_hub(data, image="img", label="fine_label", mode="RGB")
+
+
+def fashion_mnist(data: ImagesInMemory) -> Pool:
+    """Fashion-MNIST (70,000 images, 28x28 grey) in the layout of the hub's ``zalando-datasets/fashion_mnist``."""
+    return _from_hub(data, image="image", label="label", mode="L")
+
+
+def _from_hub(data: ImagesInMemory, *, image: str, label: str, mode: str) -> Pool:
+    """A data set of images of one size, with the columns that the hub's has.
 
     Raises:
-        SettingsError: if neither the network nor a local copy gives it, or it has other parts or columns.
+        SettingsError: if it cannot be had, has other parts or columns, or an image that cannot be decoded.
     """
     assert data.source is not None
-    remedy = (
-        f"put a copy in the layout of the hub's {data.dataset} (parquet files) into a folder and name it with "
-        "data.source=FOLDER; data=digits needs no files"
-    )
-    local = Path(data.source).expanduser()
-    if data.source.startswith((".", "/", "~")) and not local.is_dir():
-        raise SettingsError([f"data.source: got {data.source!r}, which is no folder; {remedy}"])
-    import datasets
-
-    datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        parts = datasets.load_dataset(str(local) if local.is_dir() else data.source)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SettingsError([f"data.source: got {data.source!r}, which cannot be read ({reason}); {remedy}"]) from error
+    parts = hub.read(data.source, data.dataset)
     missing = [part for part in ("train", "test") if part not in parts]
-    missing += [column for part in parts for column in columns if column not in parts[part].column_names]
+    missing += [column for part in parts for column in (image, label) if column not in parts[part].column_names]
     if missing:
-        raise SettingsError([f"data.source: got {data.source!r}, which has no {', '.join(missing)}; {remedy}"])
-    return parts
+        raise SettingsError(
+            [f"data.source: got {data.source!r}, which has no {', '.join(missing)}; {hub.remedy(data.dataset)}"]
+        )
+    try:
+        pixels = np.concatenate([_decoded(parts[part][image], mode) for part in ("train", "test")])
+    except (OSError, ValueError) as error:
+        raise SettingsError([f"data.source: got {data.source!r}, whose images cannot be read ({error})"]) from error
+    labels = np.concatenate([np.asarray(parts[part][label], dtype=np.int64) for part in ("train", "test")])
+    return Pool(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        torch.from_numpy(labels),
+        tuple(parts["train"].features[label].names),
+        {part: len(parts[part]) for part in ("train", "test")},
+    )
 
 
-def _decoded(column: Any) -> np.ndarray[Any, Any]:
+def _decoded(column: Any, mode: str) -> np.ndarray[Any, Any]:
     """Images of one size as uint8 (N, height, width, channels)."""
-    return np.stack([np.asarray(image.convert("RGB")) for image in column])
+    images = np.stack([np.asarray(image.convert(mode)) for image in column])
+    return images if images.ndim == 4 else images[..., None]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import SettingsError
 from pipeline.networks.lenet import lenet_300_100
@@ -31,16 +31,20 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
 PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers whose ``weight`` is pruned: all convolutions and linear layers. Biases and normalisation never are."""
 
+ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
-def build_network(model: Model, shape: tuple[int, ...], classes: int, seed: int, attempt: int = 0) -> nn.Module:
+
+def build_network(model: Model, example: Tensor, classes: int, seed: int, attempt: int = 0) -> nn.Module:
     """A network with the initial weights of (seed, attempt): the same, bit for bit, each time.
+
+    ``example`` is one input, (1, ...); ``classes`` is 0 where the data do not say how many there are.
 
     Raises:
         SettingsError: if there is no such network, or it does not take these arguments, or does not turn a batch of
-            ``shape`` into one score a class.
+            inputs into one score a class.
     """
     make = _constructor(model.network)
-    given = {"shape": shape, "classes": classes} if model.network in NETWORKS else {}
+    given = {"shape": tuple(example.shape[1:]), "classes": classes} if model.network in NETWORKS else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, attempt, "initial weights"))
         try:
@@ -50,7 +54,7 @@ def build_network(model: Model, shape: tuple[int, ...], classes: int, seed: int,
             raise SettingsError(
                 [f"model.arguments: got {dict(model.arguments)}, but {error}; takes {takes}"]
             ) from error
-        _check_scores(network, model.network, shape, classes)
+    check_scores(network, model.network, example, classes)
     return network
 
 
@@ -70,28 +74,43 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
     return found
 
 
-def _check_scores(network: nn.Module, name: str, shape: tuple[int, ...], classes: int) -> None:
+def check_scores(network: nn.Module, name: str, example: Tensor, classes: int) -> int:
+    """The number of scores that a network gives an input.
+
+    Raises:
+        SettingsError: if it does not turn a batch of two into (2, classes) scores (``classes`` 0: any number).
+    """
     was_training = network.training
     try:
         with torch.no_grad():
-            scores = network.eval()(torch.zeros(2, *shape))
+            scores = network.eval()(torch.cat([example, example]))
     except Exception as error:
         message = " ".join(str(error).split())
-        raise SettingsError([f"model.network: {name!r} fails on inputs of shape {shape}: {message}"]) from error
+        raise SettingsError(
+            [f"model.network: {name!r} fails on inputs of shape {tuple(example.shape[1:])}: {message}"]
+        ) from error
     finally:
         network.train(was_training)
-    got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-    if got != (2, classes):
-        raise SettingsError(
-            [f"model.network: {name!r} turns 2 inputs into {got}, takes one with (2, {classes}) scores"]
-        )
+    got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 2 or classes not in (0, scores.shape[1]):
+        takes = f"(2, {classes}) scores" if classes else "one row of scores each"
+        raise SettingsError([f"model.network: {name!r} turns 2 inputs into {got}, takes one with {takes}"])
+    return scores.shape[1]
 
 
 def weight_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Parameter name -> layer, for the ``weight`` of every convolution and linear layer, in parameter order."""
-    layers = {f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, PRUNABLE)}
-    own = {name for name, _ in network.named_parameters()}
-    return {name: layer for name, layer in layers.items() if name in own}
+    """Parameter name -> layer, for the weights of every convolution, linear and attention layer, in parameter order.
+
+    Those of ``nn.MultiheadAttention`` are its projections of queries, keys and values (and, a linear layer of its own,
+    of the output).
+    """
+    layers: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, PRUNABLE):
+            layers[f"{name}.weight"] = module
+        elif isinstance(module, nn.MultiheadAttention):
+            layers |= {f"{name}.{weight}": module for weight in ATTENTION_WEIGHTS}
+    return {name: layers[name] for name, _ in network.named_parameters() if name in layers}
 
 
 def prunable(network: nn.Module, exclude: tuple[str, ...] = ()) -> list[str]:

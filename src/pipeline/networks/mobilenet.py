@@ -64,11 +64,16 @@ class InvertedResidual(nn.Module):
 
 
 def convolution(
-    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, activation: type[nn.Module] = nn.ReLU
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.ReLU | nn.ReLU6] = nn.ReLU,
 ) -> list[nn.Module]:
     """A convolution that keeps the size (but for its stride), its BatchNorm and activation."""
     kernel = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False)
-    return [kernel, nn.BatchNorm2d(outputs), activation()]
+    return [kernel, nn.BatchNorm2d(outputs), activation(inplace=True)]
 
 
 def of_eight(channels: float) -> int:

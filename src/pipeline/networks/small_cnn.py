@@ -26,4 +26,4 @@ class SmallCnn(nn.Module):
 
 def convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
     """A 3x3 convolution, its BatchNorm and ReLU."""
-    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]

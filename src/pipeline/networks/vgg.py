@@ -43,6 +43,6 @@ def convolutions(inputs: int) -> Iterator[nn.Module]:
     """The layers of all blocks in order."""
     for outputs, count in BLOCKS:
         for _ in range(count):
-            yield from (nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+            yield from (nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
             inputs = outputs
         yield nn.MaxPool2d(2)

@@ -1,0 +1,37 @@
+"""Settings as Hydra composes them from ``conf/``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from pipeline.errors import SettingsError
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if folder.is_dir())
+"""Inside the package where it is an installed wheel, at the top of the project where it is a checkout."""
+
+
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """The plain mapping that the same overrides give on the command line.
+
+    Raises:
+        SettingsError: if Hydra does not understand one.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    except HydraException as error:
+        raise SettingsError([f"settings: {sentence(error)}"]) from error
+    return plain
+
+
+def sentence(error: Exception) -> str:
+    """Hydra's message on one line, without its search path."""
+    lines = str(error).split("Config search path")[0].splitlines()
+    return " ".join(line.strip() for line in lines if line.strip())

@@ -1,0 +1,64 @@
+"""What the rounds ask of a data set, wherever its examples lie."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+Split = Literal["validation", "test"]
+Key = tuple[int, int, int]
+"""(seed, round, epoch): all that an epoch's order and draws follow from."""
+CPU = torch.device("cpu")
+Rows = TypeVar("Rows", Tensor, list[int])
+
+
+class Batch(NamedTuple):
+    """Inputs (N, ...) and labels int64 (N): one process's part of a batch of ``of`` examples."""
+
+    inputs: Tensor
+    labels: Tensor
+    of: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which examples of every batch are this process's: number ``rank``, ``rank + world`` and so on."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = CPU
+    """Where the batches are made, if they are made of whole tensors."""
+
+    def of(self, rows: Rows) -> Rows:
+        """This process's rows of a batch."""
+        return rows[self.rank :: self.world] if self.world > 1 else rows
+
+
+class Dataset(Protocol):
+    """Three disjoint splits. ``validation`` decides; ``test`` is read for the report alone."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of the scores; empty if they have none."""
+
+    @property
+    def example(self) -> Tensor:
+        """One input as the network gets it, (1, ...)."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that is another for other data."""
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """How many batches show every training example once."""
+
+    def training(self, batch_size: int, steps: int, key: Key, part: Part) -> Iterable[Batch]:
+        """The first ``steps`` batches of an epoch."""
+
+    def evaluation(self, split: Split, part: Part) -> Iterable[Batch]:
+        """All examples of a split, in order, as they are."""
+
+    def notes(self) -> list[str]:
+        """Sentences on what has been found wrong with the data so far."""

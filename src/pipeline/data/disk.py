@@ -1,0 +1,254 @@
+"""Images on disk, of any size and number: decoded, cropped and scaled by worker processes, an image at a time.
+
+Every draw follows from (seed, round, epoch, image), so that neither the number of workers nor the moment of a death
+changes anything.
+"""
+
+import hashlib
+import io
+import math
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pipeline.data import hub
+from pipeline.data.batches import standardised
+from pipeline.data.dataset import Batch, Key, Part, Split
+from pipeline.data.split import split
+from pipeline.errors import PipelineError, SettingsError
+from pipeline.randomness import generator
+from pipeline.settings import ImagesOnDisk
+
+EVALUATION_BATCH = 250
+WIDEST = 4 / 3
+"""Ratio of the sides of a random part of an image: from its inverse to this."""
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images of a batch: uint8 (n, 3, size, size), their labels, and the names of those that could not be decoded."""
+
+    pixels: Tensor
+    labels: Tensor
+    unreadable: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A data set whose images are read when they are needed. ``files`` holds all parts, one after the other."""
+
+    files: Any
+    labels: Tensor
+    splits: dict[str, Tensor]
+    classes: tuple[str, ...]
+    settings: ImagesOnDisk
+    _unreadable: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    @property
+    def example(self) -> Tensor:
+        return torch.zeros(1, 3, self.settings.size, self.settings.size)
+
+    @cached_property
+    def digest(self) -> str:
+        """Over names of classes, labels, the split, and the size in bytes of every file: contents are not read."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        digest.update(np.asarray(_sizes(self.files), dtype=np.int64).tobytes())
+        for name, index in self.splits.items():
+            digest.update(f"{name} {len(index)}".encode())
+            digest.update(torch.stack([index, self.labels[index]]).numpy().tobytes())
+        return digest.hexdigest()
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return -(-len(self.splits["train"]) // batch_size)
+
+    def training(self, batch_size: int, steps: int, key: Key, part: Part) -> Iterable[Batch]:
+        index = self.splits["train"]
+        order = index[torch.randperm(len(index), generator=generator(*key, "order"))]
+        return _Batches(self, order.split(batch_size)[:steps], partial(_training_view, self.settings, key), part)
+
+    def evaluation(self, split: Split, part: Part) -> Iterable[Batch]:
+        view = partial(_evaluation_view, self.settings)
+        return _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, part)
+
+    def notes(self) -> list[str]:
+        if not self._unreadable:
+            return []
+        names = sorted(self._unreadable)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return [f"warning: {len(names)} images cannot be decoded and are left out: {', '.join(names[:5])}{more}"]
+
+    def decoded(self, index: Iterable[int], view: Any) -> Decoded:
+        """Some images as ``view`` shows them; what cannot be decoded is left out and named."""
+        pixels, labels, unreadable = [], [], []
+        for i in index:
+            try:
+                pixels.append(np.asarray(view(_opened(self.files[i]["image"]), i)))
+                labels.append(int(self.labels[i]))
+            except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                unreadable.append(f"{_name(self.files[i]['image'], i)} ({error})")
+        size = self.settings.size
+        images = np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8)
+        return Decoded(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), tuple(unreadable))
+
+    def report(self, unreadable: tuple[str, ...]) -> None:
+        """Stops at images that cannot be decoded, or remembers them.
+
+        Raises:
+            PipelineError: if ``data.corrupt`` is error and there is one.
+        """
+        if unreadable and self.settings.corrupt == "error":
+            raise PipelineError(
+                f"an image cannot be decoded: {unreadable[0]}; data.corrupt=skip leaves such images out and counts them"
+            )
+        self._unreadable.update(unreadable)
+
+
+def on_disk(settings: ImagesOnDisk) -> OnDisk:
+    """Finds the images and their labels; decodes none.
+
+    Raises:
+        SettingsError: if there are none, or too few for the split.
+    """
+    import datasets
+
+    parts = hub.read(settings.source, settings.dataset)
+    features = next(iter(parts.values())).features
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not images or not labels or "train" not in parts:
+        missing = "images" if not images else "labels (folders named after classes)" if not labels else "part train"
+        raise SettingsError(
+            [f"data.source: got {settings.source!r}, which has no {missing}; {hub.remedy(settings.dataset)}"]
+        )
+    known = {name: part for name in ("train", "validation", "test") if (part := parts.get(name)) is not None}
+    labelled = {name: part for name, part in known.items() if part.select_columns(labels[:1])[0][labels[0]] >= 0}
+    files = datasets.concatenate_datasets(list(labelled.values())).select_columns([images[0], labels[0]])
+    every_label = torch.tensor(files.with_format("numpy", columns=[labels[0]])[:][labels[0]], dtype=torch.int64)
+    files = files.rename_column(images[0], "image").cast_column("image", datasets.Image(decode=False))
+    sizes = {name: len(part) for name, part in labelled.items()}
+    splits = split(sizes, settings)
+    return OnDisk(files, every_label, splits, tuple(features[labels[0]].names), settings)
+
+
+class _Batches:
+    """Batches decoded by worker processes, in order."""
+
+    def __init__(self, data: OnDisk, batches: Any, view: Any, part: Part) -> None:
+        self.data, self.batches, self.view, self.part = data, batches, view, part
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        mine = [self.part.of(batch.tolist()) for batch in self.batches]
+        wanted = self.data.settings.workers
+        cores = len(os.sched_getaffinity(0)) // self.part.world if wanted is None else wanted
+        loader: DataLoader[Decoded] = DataLoader(
+            _Reader(self.data, mine, self.view),
+            batch_size=None,
+            num_workers=min(cores, len(mine)),
+            pin_memory=self.part.device.type == "cuda",
+            worker_init_fn=_start_worker,
+            generator=generator("workers"),
+        )
+        settings = self.data.settings
+        for batch, decoded in zip(self.batches, loader, strict=True):
+            self.data.report(decoded.unreadable)
+            if not len(decoded.labels) and len(batch) >= self.part.world:
+                raise PipelineError(f"none of a batch's images can be decoded: {decoded.unreadable[0]} and the others")
+            pixels = decoded.pixels.to(self.part.device, non_blocking=True)
+            yield Batch(
+                standardised(pixels, settings.mean, settings.deviation),
+                decoded.labels.to(self.part.device, non_blocking=True),
+                of=len(batch) - len(decoded.unreadable),
+            )
+
+
+@dataclass(frozen=True)
+class _Reader(torch.utils.data.Dataset[Decoded]):
+    """What a worker process looks up: batch number -> its images."""
+
+    data: OnDisk
+    batches: list[list[int]]
+    view: Any
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Decoded:
+        return self.data.decoded(self.batches[number], self.view)
+
+
+def _start_worker(_: int) -> None:
+    """A worker leaves Ctrl-C to its parent, and takes SIGTERM as any program does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _training_view(settings: ImagesOnDisk, key: Key, image: Image.Image, index: int) -> Image.Image:
+    """A random part of an image, scaled to the size of the network (Szegedy et al. 2014), perhaps mirrored."""
+    draws = generator(*key, "view", index)
+    box = random_box(image.size, settings.smallest_crop, draws)
+    view = image.resize((settings.size, settings.size), Image.Resampling.BILINEAR, box)
+    if settings.flip and float(torch.rand((), generator=draws)) < 0.5:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return view
+
+
+def random_box(size: tuple[int, int], smallest: float, draws: torch.Generator) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random part of an image of width and height ``size``.
+
+    Its area is uniform from the share ``smallest`` to all, the logarithm of its ratio of sides uniform from that of 3/4
+    to that of 4/3; what does not fit is drawn again, and after ten tries the middle is taken.
+    """
+    width, height = size
+    for _ in range(TRIES):
+        area, ratio, across, down = torch.rand(4, generator=draws, dtype=torch.float64).tolist()
+        pixels = width * height * (smallest + (1 - smallest) * area)
+        sides = math.exp(math.log(WIDEST) * (2 * ratio - 1))
+        w, h = round(math.sqrt(pixels * sides)), round(math.sqrt(pixels / sides))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, max(1, round(height * WIDEST))), min(height, max(1, round(width * WIDEST)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _evaluation_view(settings: ImagesOnDisk, image: Image.Image, index: int) -> Image.Image:
+    """The middle of an image whose shorter side is scaled to ``shorter_side``."""
+    scale = settings.shorter_side / min(image.size)
+    width, height = (max(settings.size, round(side * scale)) for side in image.size)
+    left, top = (width - settings.size) // 2, (height - settings.size) // 2
+    scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+    return scaled.crop((left, top, left + settings.size, top + settings.size))
+
+
+def _opened(entry: dict[str, Any]) -> Image.Image:
+    content = entry["bytes"]
+    return Image.open(io.BytesIO(content) if content is not None else entry["path"]).convert("RGB")
+
+
+def _name(entry: dict[str, Any], index: int) -> str:
+    return entry["path"] or f"number {index}"
+
+
+def _sizes(files: Any) -> list[int]:
+    """Bytes of every image."""
+    import pyarrow.compute as compute
+
+    column = files.data.column("image")
+    inside = compute.binary_length(compute.struct_field(column, "bytes")).to_pylist()
+    paths = compute.struct_field(column, "path").to_pylist()
+    return [Path(path).stat().st_size if size is None else size for size, path in zip(inside, paths, strict=True)]

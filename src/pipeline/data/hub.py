@@ -1,0 +1,37 @@
+"""The Hugging Face hub, and local folders in its layout."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import SettingsError
+
+
+def read(source: str, dataset: str) -> Any:
+    """The parts of a data set by hub id or local folder: part name -> ``datasets.Dataset``.
+
+    Raises:
+        SettingsError: if neither the network nor a local copy gives it.
+    """
+    local = Path(source).expanduser()
+    if source.startswith((".", "/", "~")) and not local.is_dir():
+        raise SettingsError([f"data.source: got {source!r}, which is no folder; {remedy(dataset)}"])
+    import datasets
+
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        return datasets.load_dataset(str(local) if local.is_dir() else source)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SettingsError(
+            [f"data.source: got {source!r}, which cannot be read ({reason}); {remedy(dataset)}"]
+        ) from error
+
+
+def remedy(dataset: str) -> str:
+    """What a user can do who has no such data."""
+    layout = "images in folders by part and class (train/CLASS/IMAGE), or the hub's parquet files,"
+    if dataset != "imagefolder":
+        layout = f"a copy in the layout of the hub's {dataset} (parquet files)"
+    return f"put {layout} into a folder and name it with data.source=FOLDER; data=digits needs no files"

@@ -1,0 +1,54 @@
+"""Trained weights from a file: a plain state dict, as safetensors or as a ``.pt`` that holds nothing but tensors."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.errors import SettingsError
+
+SHOWN = 8
+
+
+def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """A state dict that fits ``network``: the same names and shapes, on the CPU, in the network's own types.
+
+    Raises:
+        SettingsError: if the file cannot be read, or with all names and shapes that do not fit.
+    """
+    try:
+        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SettingsError(
+            [
+                f"model.weights: got {str(path)!r}, which cannot be read ({reason}); takes a .safetensors file, or a "
+                "state dict in a .pt file"
+            ]
+        ) from error
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise SettingsError(
+            [f"model.weights: got {str(path)!r}, which holds more than tensors by name; takes network.state_dict()"]
+        )
+    expected = network.state_dict()
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is not of the network" for name in found if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(found[name].shape)}, takes {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    faults += [
+        f"{name} holds a number that is not finite"
+        for name in expected
+        if name in found and found[name].is_floating_point() and not bool(found[name].isfinite().all())
+    ]
+    if faults:
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise SettingsError([f"model.weights: {path} does not fit: {'; '.join(faults[:SHOWN])}{more}"])
+    return {name: found[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
