@@ -49,6 +49,9 @@ def compose_and_run(config: DictConfig) -> None:
         status, sentences = 2, error.faults
     except PipelineError as error:
         status, sentences = 1, [str(error)]
+    except BrokenPipeError:  # who reads the output has gone; Python's own last words would follow
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        status = 141
     except OSError as error:
         place = f"{error.strerror or error}: {error.filename or ''}"
         status, sentences = 1, [f"{place}; runs= names the folder that all is written to"]

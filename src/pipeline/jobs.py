@@ -88,18 +88,19 @@ def build_job(
 def run_job(job: Job, settings: Settings, runs: Path) -> list[Round]:
     """The loop over rounds, in as many processes as asked for; the one that leads shows and tracks it."""
     keep_freed_memory()
+    home = job.ledger
     with together(job.training.devices, job.training.nodes) as ranks:
         if ranks.world > 1:
             dense, ledger = (cast(Ledger, LedOnly(each, ranks)) for each in (job.dense, job.ledger))
             job = dataclasses.replace(job, ranks=ranks, dense=dense, ledger=ledger)
-        return _shown_and_tracked(job, settings, runs) if ranks.leads else rounds.run(job)
+        return _shown_and_tracked(job, home, settings, runs) if ranks.leads else rounds.run(job)
 
 
-def _shown_and_tracked(job: Job, settings: Settings, runs: Path) -> list[Round]:
+def _shown_and_tracked(job: Job, home: Ledger, settings: Settings, runs: Path) -> list[Round]:
+    """``home`` is the job's ledger, as this process has it."""
     from pipeline.tracking import Tracker
 
-    home = Ledger(job.ledger.folder, job.ledger.identity)
-    with job.ledger.locked():
+    with home.locked():
         tracker = Tracker(settings.tracking.uri, runs, settings.name)
         tracker.start(settings, home, f"{job.method}, seed {settings.seed}")
         tracker.tag({"precision": job.training.precision, "compile": job.training.compile})

@@ -1,5 +1,6 @@
 """Several processes that train together (DDP), and the one of them that leads: it prunes, records and speaks."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -107,6 +108,7 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
         )
     if follows(devices, nodes):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     strategy = DDPStrategy(timeout=PATIENCE)
     fabric = lightning_fabric.Fabric(devices=devices, num_nodes=nodes, strategy=strategy)
     fabric.launch()
