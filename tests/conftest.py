@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.composition import composed
 from pipeline.jobs import build_job
@@ -31,6 +33,28 @@ def small_job(tmp_path: Path) -> Callable[..., Job]:
         return dataclasses.replace(build_job(settings(*SMALL, *overrides), runs), watchers=watchers)
 
     return make
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of images by part and class, of many sizes: pieces of two real photographs, as JPEG and PNG."""
+    from sklearn.datasets import load_sample_images
+
+    draws = np.random.default_rng(0)
+    for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        for part, count in (("train", 28), ("test", 10)):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = draws.integers(40, 120, 2)
+                top, left = draws.integers(0, (photo.shape[0] - height, photo.shape[1] - width))
+                piece = Image.fromarray(photo[top : top + height, left : left + width])
+                piece.save(folder / f"{number:02d}.{'png' if number % 4 == 0 else 'jpg'}")
+    return tmp_path / "photos"
+
+
+PHOTOS = ["data=imagefolder", "data.size=32", "data.shorter_side=36", "data.validation_images=8", "data.workers=2"]
+"""Settings for ``photos``; their place comes on top."""
 
 
 @pytest.fixture

@@ -135,7 +135,8 @@ def on_disk(settings: ImagesOnDisk) -> OnDisk:
     labelled = {name: part for name, part in known.items() if part.select_columns(labels[:1])[0][labels[0]] >= 0}
     files = datasets.concatenate_datasets(list(labelled.values())).select_columns([images[0], labels[0]])
     every_label = torch.tensor(files.with_format("numpy", columns=[labels[0]])[:][labels[0]], dtype=torch.int64)
-    files = files.rename_column(images[0], "image").cast_column("image", datasets.Image(decode=False))
+    files = files.rename_column(images[0], "image") if images[0] != "image" else files
+    files = files.cast_column("image", datasets.Image(decode=False))
     sizes = {name: len(part) for name, part in labelled.items()}
     splits = split(sizes, settings)
     return OnDisk(files, every_label, splits, tuple(features[labels[0]].names), settings)

@@ -1,0 +1,87 @@
+"""Trained weights from a file take the place of round 0's training."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import rounds
+from pipeline.errors import SettingsError
+from pipeline.jobs import build_job
+from tests.conftest import SMALL, settings
+
+
+@pytest.fixture
+def trained(small_job, tmp_path):
+    """A dense network trained before, and its folder."""
+    job = small_job("pruning.rounds=0", runs=tmp_path / "before")
+    (dense,) = rounds.run(job)
+    return dense, job.dense.path(0) / "weights.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_a_network_that_comes_trained_is_pruned_from_there(kind, trained, small_job, tmp_path):
+    dense, file = trained
+    if kind == "pt":
+        state = small_job(f"model.weights={file}").trained
+        file = tmp_path / "weights.pt"
+        torch.save(dict(state), file)
+    job = small_job(f"model.weights={file}")
+    done = rounds.run(job)
+    assert [r.index for r in done] == [0, 1, 2]
+    assert done[0].test == dense.test
+    assert done[0].figures["validation_accuracy"] == dense.figures["validation_accuracy"]
+    assert (done[0].seconds, len(done[0].history)) == (0, 1)
+    ours, theirs = job.dense.state(0).network, job.trained
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    masks = job.ledger.masks(1)
+    threshold = max(float(theirs[name].abs()[~mask].max()) for name, mask in masks.items() if not mask.all())
+    assert all(float(theirs[name].abs()[mask].min()) >= threshold for name, mask in masks.items() if mask.any())
+    again = small_job(f"model.weights={file}", "pruning.rounds=3")
+    assert again.ledger.folder == job.ledger.folder
+    assert len(rounds.run(again)) == 4
+
+
+def test_other_weights_are_another_run(trained, small_job, tmp_path):
+    _, file = trained
+    other = tmp_path / "other.safetensors"
+    save_file({name: tensor * 2 for name, tensor in small_job().initial(0).items()}, other)
+    homes = {small_job(*w).dense.folder for w in ([], [f"model.weights={file}"], [f"model.weights={other}"])}
+    assert len(homes) == 3
+
+
+def test_all_that_does_not_fit_is_told_at_once(trained, tmp_path):
+    tensors = dict(build_job(settings(*SMALL), tmp_path).network.state_dict())
+    tensors["extra.weight"] = torch.zeros(2)
+    tensors["output.weight"] = torch.zeros(10, 7)
+    tensors["features.0.weight"] = tensors["features.0.weight"] * torch.nan
+    del tensors["output.bias"]
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(SettingsError) as error:
+        build_job(settings(*SMALL, f"model.weights={tmp_path / 'bad.safetensors'}"), tmp_path)
+    (sentence,) = error.value.faults
+    for part in (
+        "output.bias is missing", "extra.weight is not of the network",
+        "output.weight has shape (10, 7), takes (10, 8)", "features.0.weight holds a number that is not finite",
+    ):  # fmt: skip
+        assert part in sentence
+
+
+class Payload:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code from a file was run')",))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "sentence"),
+    [
+        ("none.safetensors", lambda path: None, "No such file"),
+        ("text.safetensors", lambda path: path.write_text("no tensors"), "which cannot be read"),
+        ("text.pt", lambda path: path.write_text("no tensors"), "which cannot be read"),
+        ("code.pt", lambda path: torch.save({"a": Payload()}, path), "which cannot be read"),
+        ("nested.pt", lambda path: torch.save({"state": {"a": torch.ones(1)}}, path), "holds more than tensors"),
+    ],
+)
+def test_a_file_that_is_no_state_dict_is_a_sentence(name, write, sentence, tmp_path):
+    write(tmp_path / name)
+    with pytest.raises(SettingsError, match=f"model.weights: got .*{name}.*{sentence}"):
+        build_job(settings(*SMALL, f"model.weights={tmp_path / name}"), tmp_path)
