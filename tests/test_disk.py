@@ -85,7 +85,9 @@ def test_neither_workers_nor_processes_change_a_batch(photos):
             assert torch.equal(half[number].inputs, batch.inputs[rank::2])
             assert half[number].of == 16
     labels = torch.cat([batch.labels for batch in alone])
-    assert sorted(labels.tolist()) == sorted(load(data_of(photos)).labels[load(data_of(photos)).splits["train"]].tolist())
+    assert sorted(labels.tolist()) == sorted(
+        load(data_of(photos)).labels[load(data_of(photos)).splits["train"]].tolist()
+    )
 
 
 def test_parquet_in_the_hubs_layout_gives_the_same_images(photos, tmp_path):

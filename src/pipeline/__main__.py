@@ -5,7 +5,6 @@ written; 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.composition import CONF, sentence
+from pipeline.composition import CONF, lenient, sentence
 from pipeline.errors import PipelineError, SettingsError, Stopped
 from pipeline.settings import Settings, build
 
@@ -24,7 +23,7 @@ from pipeline.settings import Settings, build
 def main() -> None:
     """Entry point of ``python -m pipeline``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = [_lenient(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [lenient(argument) for argument in sys.argv[1:]]
     try:
         compose_and_run()
     except KeyboardInterrupt:
@@ -95,15 +94,6 @@ def show_report(settings: Settings, runs: Path) -> None:
 
 
 TASKS = {"run": run, "plan": show_plan, "report": show_report}
-
-
-def _lenient(argument: str) -> str:
-    """``key=value`` as ``++key=value``, so that an unknown key reaches ``build``, which tells all faults at once."""
-    key = re.match(r"([A-Za-z_][\w.]*)=", argument)
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    if key is None or key[1] in groups or key[1].startswith("hydra."):
-        return argument
-    return f"++{argument}"
 
 
 def _follows(settings: Settings) -> bool:

@@ -1,5 +1,6 @@
 """Settings as Hydra composes them from ``conf/``."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,19 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+            plain: Any = OmegaConf.to_container(compose("config", [*map(lenient, overrides)]), resolve=True)
     except HydraException as error:
         raise SettingsError([f"settings: {sentence(error)}"]) from error
     return plain
+
+
+def lenient(override: str) -> str:
+    """``key=value`` as ``++key=value``, so that an unknown key reaches ``build``, which tells all faults at once."""
+    key = re.match(r"([A-Za-z_][\w.]*)=", override)
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    if key is None or key[1] in groups or key[1].startswith("hydra."):
+        return override
+    return f"++{override}"
 
 
 def sentence(error: Exception) -> str:

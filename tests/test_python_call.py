@@ -1,0 +1,141 @@
+"""The one call for a network and data of one's own, and the example that is shipped with it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline import prune_by_rewinding
+from pipeline.costs import positions
+from pipeline.errors import SettingsError
+from pipeline.networks import prunable
+from tests.conftest import settings
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "transformer.py"
+QUICK = ["training.epochs=2", "pruning.rounds=2", "pruning.target_density=null"]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The example as a module, under a name that it keeps."""
+    spec = importlib.util.spec_from_file_location("transformer_example", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "transformer_example", module)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    return module
+
+
+def test_a_network_and_data_of_ones_own_give_rounds_and_the_network_has_the_last_ones_weights(
+    example, tmp_path, capsys
+):
+    network = example.Transformer(width=16, layers=1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    rounds = prune_by_rewinding(network, example.DigitPatches(), *example.SETTINGS, *QUICK, f"runs={tmp_path}")
+    assert [round(r.density, 2) for r in rounds] == [1.0, 0.63, 0.4]
+    assert "accuracy_vs_sparsity.png" in capsys.readouterr().out
+    (folder,) = tmp_path.glob("transformer-*/seed-0/round-02")
+    weights, masks = (load_file(folder / f"{name}.safetensors") for name in ("weights", "masks"))
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in weights.items())
+    assert set(masks) == {
+        "blocks.layers.0.self_attn.in_proj_weight", "blocks.layers.0.self_attn.out_proj.weight",
+        "blocks.layers.0.linear1.weight", "blocks.layers.0.linear2.weight", "output.weight",
+    }  # fmt: skip
+    assert all((network.state_dict()[name] == 0).sum() >= (~mask).sum() > 0 for name, mask in masks.items())
+
+    again = example.Transformer(width=16, layers=1)
+    again.load_state_dict(before)
+    rounds = prune_by_rewinding(again, example.DigitPatches(), *example.SETTINGS, *QUICK, f"runs={tmp_path}")
+    assert "nothing was trained" in capsys.readouterr().out
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights.items())
+
+
+def test_the_same_classes_by_the_command_line_prune_the_same_layers(example, tmp_path):
+    from pipeline import rounds
+    from pipeline.jobs import build_job
+
+    chosen = settings(
+        "model=custom", "model.network=transformer_example.Transformer", "model.arguments={width: 16, layers: 1}",
+        "data=own", "data.module=transformer_example.DigitPatches", "training.epochs=1", "pruning.rounds=1",
+        "training/optimizer=adamw",
+    )  # fmt: skip
+    done = rounds.run(build_job(chosen, tmp_path))
+    layers = {layer.name: layer.macs for layer in done[1].layers}
+    attention, width, tokens = "blocks.layers.0.self_attn", 16, 16
+    assert layers[f"{attention}.in_proj_weight"] == tokens * 3 * width * width
+    assert layers[f"{attention}.out_proj"] == tokens * width * width
+    assert layers["blocks.layers.0.linear1"] == layers["blocks.layers.0.linear2"] == tokens * 4 * width * width
+    assert layers["output"] == width * 10
+
+
+def test_fresh_weights_come_from_the_layers_own_reset(example, tmp_path):
+    fresh = [*example.SETTINGS, *QUICK, "retraining=reinitialisation", "pruning.rounds=1", f"runs={tmp_path}"]
+    assert len(prune_by_rewinding(example.Transformer(width=16, layers=1), example.DigitPatches(), *fresh)) == 2
+
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.output = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.output(x.flatten(1).float() * self.scale)
+
+    with pytest.raises(SettingsError, match=r"got fresh, but layer '' has no reset_parameters\(\)"):
+        prune_by_rewinding(Bare(), example.DigitPatches(), *fresh)
+
+
+class OneTensor(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("loaders", "sentence"),
+    [
+        (
+            {"val_dataloader": lambda: torch.utils.data.DataLoader(OneTensor())},
+            "val_dataloader.. of DigitPatches fails",
+        ),
+        ({"test_dataloader": lambda: []}, "test_dataloader.. of DigitPatches gives no batches of .inputs, labels."),
+        ({"train_dataloader": lambda: [(torch.zeros(2, 3), torch.zeros(2))]}, "whole numbers"),
+    ],
+)
+def test_data_that_do_not_fit_are_a_sentence(loaders, sentence, example, tmp_path):
+    data = example.DigitPatches()
+    for name, loader in loaders.items():
+        setattr(data, name, loader)
+    with pytest.raises(SettingsError, match=sentence):
+        prune_by_rewinding(example.Transformer(), data, f"runs={tmp_path}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_make_no_sense_are_the_same_sentences_as_on_the_command_line(example, tmp_path):
+    with pytest.raises(SettingsError, match=r"training.epocs: unknown setting; did you mean training.epochs\?"):
+        prune_by_rewinding(example.Transformer(), example.DigitPatches(), "training.epocs=3")
+
+
+def test_an_attention_that_is_applied_by_the_fast_path_is_counted_too(example):
+    network = example.Transformer(width=16, layers=2)
+    counts = positions(network, torch.zeros(1, 16, 4, dtype=torch.int64))
+    assert {counts[name] for name in prunable(network) if name != "output.weight"} == {16}
+
+
+@pytest.mark.slow
+def test_the_example_ends_within_two_points_of_dense(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLE), f"runs={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
+    last = done.stdout.splitlines()[-1].replace("%", "").replace(",", "").split()
+    assert last[:2] == ["density", "0.100:"]
+    assert float(last[4]) >= float(last[6]) - 2
+    assert float(last[6]) > 90
