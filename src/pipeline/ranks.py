@@ -108,7 +108,8 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
         )
     if follows(devices, nodes):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    for library in ("lightning_fabric", "pytorch_lightning"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     strategy = DDPStrategy(timeout=PATIENCE)
     fabric = lightning_fabric.Fabric(devices=devices, num_nodes=nodes, strategy=strategy)
     fabric.launch()

@@ -6,10 +6,11 @@ parameter order first. So without ties the masks are those of ``torch.nn.utils.p
 
 The threshold is found by radix selection: histograms of the scores' bits, 16 at a time, from the highest. Nothing is
 sorted or concatenated; the work grows linearly with the number of weights, and beside the new masks (a byte a weight)
-the step needs a fixed amount of memory.
+the step needs the scores of one tensor at a time.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pipeline.pruning.masks import Masks, kept
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Scores that are looked at together."""
 DIGIT_BITS = 16
 
@@ -70,6 +71,18 @@ def prune(
     return pruned
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: two that meet at each of many small operations crawl where another program runs too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def lowest(scores: Mapping[str, Tensor], among: Masks, count: int) -> dict[str, Tensor]:
     """Marks exactly ``count`` of the entries that ``among`` marks: the lowest scores, of equal ones the earlier.
 

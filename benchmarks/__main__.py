@@ -1,0 +1,131 @@
+"""``make bench``: measures all, prints it, and writes ``docs/benchmarks.md``."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import images, jobs, pruning, training
+from benchmarks.ratios import in_turns, ratio, spread
+from pipeline.environment import CHECKOUT, environment
+
+PAGE = CHECKOUT / "docs" / "benchmarks.md"
+TURNS = 7
+SIZES = (250_000, 2_500_000, 25_000_000, 250_000_000)
+PAPERS_STEPS = 11 * 71_108
+
+
+def page(source: Path) -> Iterator[str]:
+    """The page, a paragraph at a time."""
+    yield "# Benchmarks"
+    yield (
+        "Made by `make bench`, which measures on the machine that it runs on and writes this page. Contestants take "
+        "turns; a ratio is that of two measurements of the same turn, given as median (least to most)."
+    )
+    facts = environment()
+    yield table(["", ""], [[key, str(value)] for key, value in facts.items()])
+    yield from training_speed(source)
+    yield from pruning_step()
+    yield from whole_jobs(source)
+
+
+def training_speed(source: Path) -> Iterator[str]:
+    yield "## Masked retraining, images a second"
+    yield (
+        f"ResNet-20 at density {training.DENSITY}, images of CIFAR-10's size and number (random ones), batches of 128, "
+        f"the last {training.TIMED} of {training.STEPS} steps, {TURNS} turns. Lightning's stock `ModelPruning` is "
+        "written as its documentation shows, with a data set that crops, mirrors and standardises an image at a time; "
+        "it trains in float32, as by default. The bare loop has the precision, memory layout, compile setting, "
+        "optimizer and batches of this pipeline, but no masks, no Lightning, no metrics."
+    )
+    best: float = 0
+    for precision in ("auto", "float32"):
+        job, contestants = training.contestants(source, precision)
+        rates = in_turns(contestants, TURNS)
+        ours = rates["this pipeline"]
+        settled = f"{job.training.precision}, compile {job.training.compile}"
+        yield f"This pipeline with `training.precision={precision}` (here: {settled}):"
+        yield table(
+            ["", "images/s", "this pipeline is faster by"],
+            [[name, f"{spread(each):.0f}", f"{ratio(ours, each):.2f}"] for name, each in rates.items()],
+        )
+        best = best or spread(ours).median
+    yield (
+        f"The paper's whole ResNet-20 experiment (11 trainings of 71,108 steps) would take "
+        f"{PAPERS_STEPS * 128 / best / 3600:.1f} hours at this rate; an epoch of 50,000 images {50_000 / best:.1f} s."
+    )
+
+
+def pruning_step() -> Iterator[str]:
+    yield "## One pruning step"
+    yield (
+        "The lowest 20% of float32 weights in 50 layers, magnitude, global; the peer is "
+        "`torch.nn.utils.prune.global_unstructured`. Each measurement is a new process; extra memory is the peak of "
+        "the process over what it held before, new masks included."
+    )
+    rows: list[list[str]] = []
+    for weights in SIZES:
+        found: dict[str, list[dict[str, float]]] = {"this": [], "torch": []}
+        for _ in range(5 if weights < max(SIZES) else 1):
+            for who, each in found.items():
+                each.append(pruning.measured(who, weights))
+        seconds, extra = (
+            {who: [one[what] for one in each] for who, each in found.items()} for what in ("seconds", "extra_bytes")
+        )
+        rows.append(
+            [
+                f"{weights:,}",
+                f"{spread(seconds['this']):.3f} s",
+                f"{spread(seconds['torch']):.3f} s",
+                f"{ratio(seconds['torch'], seconds['this']):.1f}",
+                f"{spread(extra['this']).median / 1e6:.0f} MB",
+                f"{spread(extra['torch']).median / 1e6:.0f} MB",
+                f"{spread(extra['this']).median / weights:.1f} bytes",
+            ]
+        )
+    billion = pruning.measured("this", 1_000_000_000)
+    extra_bytes = billion["extra_bytes"]
+    memory = [f"{extra_bytes / 1e6:.0f} MB", "", f"{extra_bytes / 1e9:.1f} bytes"]
+    rows.append(["1,000,000,000", f"{billion['seconds']:.1f} s", "", "", *memory])
+    heads = ["weights", "here", "torch", "faster by", "extra memory here", "torch", "here, a weight"]
+    yield table(heads, rows)
+
+
+def whole_jobs(source: Path) -> Iterator[str]:
+    yield "## Whole jobs"
+    starts = [jobs.measured("training.epochs=1", "pruning.rounds=0").to_first_step for _ in range(5)]
+    arguments = ["+experiment=resnet20", f"data.source={source}", "training.epochs=2", "pruning.rounds=1"]
+    job = jobs.measured(*arguments)
+    yield table(
+        ["", ""],
+        [
+            ["seconds from the command to the first step, digits", f"{spread(starts):.1f}"],
+            ["the same, CIFAR-10 (60,000 images to decode)", f"{job.to_first_step:.1f}"],
+            ["a CIFAR-10 job of two rounds of two epochs, seconds in all", f"{job.whole:.0f}"],
+            ["its training epochs, validation included", f"{job.epochs / job.whole:.1%}"],
+            ["its evaluation on test images", f"{job.tests / job.whole:.1%}"],
+            ["all else: start, reading data, pruning, ledger, tracking", f"{job.share_outside:.1%}"],
+        ],
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    paragraphs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for paragraph in page(images.write(Path(folder) / "images")):
+            print(paragraph, flush=True)
+            print()
+            paragraphs.append(paragraph)
+    PAGE.write_text("\n\n".join(paragraphs) + "\n")
+    print(f"{PAGE} written after {(time.perf_counter() - begin) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The command line with a watch on it: when its first step came, and how long it evaluated on test images.
+
+python -m benchmarks.observed FILE ARGUMENTS...      runs ``python -m pipeline ARGUMENTS``, writes FILE as JSON
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(file: Path) -> None:
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    from pipeline import rounds
+    from pipeline.__main__ import main as command
+
+    seen: dict[str, float] = {"evaluation": 0.0}
+    evaluate = rounds.evaluate
+
+    def first_step(*_: Any) -> None:
+        seen["first_step"] = time.time()
+        hook.remove()
+
+    hook = register_optimizer_step_pre_hook(first_step)
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return evaluate(*arguments, **named)
+        finally:
+            seen["evaluation"] += time.perf_counter() - begin
+
+    rounds.evaluate = timed  # type: ignore[assignment]
+    command()
+    file.write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    sys.argv, target = ["pipeline", *sys.argv[2:]], Path(sys.argv[1])
+    main(target)

@@ -1,0 +1,179 @@
+"""Images a second of masked retraining: here, by a bare PyTorch loop, and by Lightning's stock pruning callback.
+
+ResNet-20, batches of 128 images of 32x32, SGD with momentum. Each measurement trains for ``STEPS`` steps of an epoch,
+of which the last ``TIMED`` count.
+"""
+
+import copy
+import dataclasses
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import ModelPruning
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.composition import composed
+from pipeline.data.dataset import Part
+from pipeline.data.memory import Images, InMemory
+from pipeline.jobs import build_job
+from pipeline.networks import prunable
+from pipeline.pruning.masks import ones_like
+from pipeline.pruning.prune import prune
+from pipeline.rounds import Job
+from pipeline.settings import build
+from pipeline.speed import keep_freed_memory
+from pipeline.train import State, make_optimizer, train_round
+
+STEPS, TIMED = 25, 20
+DENSITY = 0.1
+Clock = Callable[[int], None]
+"""Is told the number of steps done."""
+
+
+def contestants(source: Path, precision: str = "auto") -> tuple[Job, dict[str, Callable[[], float]]]:
+    """The job that is measured, and by name what measures images/s once."""
+    keep_freed_memory()
+    lightning_quiet()
+    overrides = ["+experiment=resnet20", f"data.source={source}", f"training.precision={precision}"]
+    job = build_job(build(composed(overrides)), runs=source)
+    return job, {
+        "this pipeline": partial(pipeline_rate, job),
+        "bare PyTorch loop": partial(bare_rate, job),
+        "Lightning's ModelPruning, DataLoader with 0 workers": partial(stock_rate, job, workers=0),
+        "Lightning's ModelPruning, DataLoader with 2 workers": partial(stock_rate, job, workers=2),
+    }
+
+
+def rate_of(train: Callable[[Clock], None]) -> float:
+    """Images/s over the last ``TIMED`` steps that ``train`` makes."""
+    moments: dict[int, float] = {}
+
+    def clock(done: int) -> None:
+        if done in (STEPS - TIMED, STEPS):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            moments[done] = time.perf_counter()
+
+    train(clock)
+    return TIMED * 128 / (moments[STEPS] - moments[STEPS - TIMED])
+
+
+def pipeline_rate(job: Job) -> float:
+    """A round as a job trains it: Lightning, the rewind-aware schedule, masks, metrics."""
+    weights = {name: job.initial(0)[name] for name in prunable(job.network)}
+    masks = prune({n: w.abs() for n, w in weights.items()}, ones_like(weights), fraction=1 - DENSITY)
+    span = dataclasses.replace(job.dense_span, last=1, total_steps=STEPS)
+    assert isinstance(job.dataset, InMemory)
+    few = Images(job.dataset.validation.pixels[:1], job.dataset.validation.labels[:1])
+    dataset = dataclasses.replace(job.dataset, validation=few, _on={})
+    start = State(job.initial(0), {})
+    return rate_of(
+        lambda clock: train_round(
+            job.network, dataset, classes=10, training=job.training, span=span, masks=masks, key=(0, 1), start=start,
+            first_epoch=0, on_epoch=lambda *_: None, on_batch=clock,
+        )
+    )  # fmt: skip
+
+
+def bare_rate(job: Job) -> float:
+    """The same batches, precision, memory layout, compile setting and optimizer; no masks, no Lightning, no metrics."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = initial_network(job, torch.channels_last).to(device)
+    if job.training.compile == "on":
+        network.compile(dynamic=False)
+    optimizer = make_optimizer(network, job.training.optimizer)
+    lower = job.training.precision == "bfloat16"
+
+    def train(clock: Clock) -> None:
+        for done, batch in enumerate(job.dataset.training(128, STEPS, (0, 1, 0), Part(device=device)), start=1):
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16) if lower else nullcontext():
+                loss = F.cross_entropy(network(batch.inputs).float(), batch.labels)
+            loss.backward()
+            optimizer.step()
+            clock(done)
+
+    return rate_of(train)
+
+
+def initial_network(job: Job, memory_format: torch.memory_format) -> nn.Module:
+    """A copy of the job's network as it begins."""
+    network = copy.deepcopy(job.network).cpu()
+    network.load_state_dict(job.initial(0))
+    return network.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+
+
+class StockModule(lightning.LightningModule):
+    """As Lightning's introduction writes one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self.network(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-4)
+
+
+class StockImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """As PyTorch's tutorials write one: an image at a time, cropped, mirrored and standardised when it is asked for."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = F.pad(self.images.pixels[index], (4, 4, 4, 4))
+        top, left = torch.randint(9, (2,)).tolist()
+        image = image[:, top : top + 32, left : left + 32].float() / 255
+        if torch.rand(()) < 0.5:
+            image = image.flip(2)
+        return (image - image.mean()) / image.std().clamp_min(0.018), self.images.labels[index]
+
+
+class Ticking(lightning.Callback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: object, *_: object) -> None:
+        if trainer.current_epoch == 1:
+            self.clock(trainer.global_step - STEPS)
+
+
+def stock_rate(job: Job, workers: int) -> float:
+    """The callback prunes at the end of the first epoch; the second is measured."""
+    assert isinstance(job.dataset, InMemory)
+    images = StockImages(job.dataset.train)
+    loader = torch.utils.data.DataLoader(images, batch_size=128, shuffle=True, num_workers=workers)
+    network = initial_network(job, torch.contiguous_format)
+    return rate_of(
+        lambda clock: lightning.Trainer(
+            max_epochs=2,
+            limit_train_batches=STEPS,
+            callbacks=[ModelPruning("l1_unstructured", amount=1 - DENSITY), Ticking(clock)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(StockModule(network), loader)
+    )
+
+
+def lightning_quiet() -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")

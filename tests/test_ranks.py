@@ -1,0 +1,179 @@
+"""Two real processes (gloo) against one: the same training, one mask, metrics of the whole data set, exact resume."""
+
+import multiprocessing
+import os
+import random
+import socket
+import time
+
+import pytest
+import torch
+
+from pipeline.data.memory import EVALUATION_BATCH
+from pipeline.errors import PipelineError
+from pipeline.jobs import build_job
+from pipeline.ledger import Ledger, dense_home
+from pipeline.ranks import Ranks, follows
+from pipeline.train import evaluate
+from tests.conftest import settings
+from tests.test_command_line import command, store
+from tests.test_rounds import content
+from tests.test_tracking import everything
+
+TWO = ["training.devices=2", "training.epochs=3", "pruning.rounds=1"]
+
+
+def apart(rank, port, answers):
+    """One of two connected processes, which puts its number and what it is told."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
+    ranks = Ranks(rank, 2)
+    made = ranks.from_leader(lambda: {"mask": torch.ones(2) * (rank + 1)})
+    ranks.agree("the same", "the masks")
+    told = [made["mask"].tolist()]
+    for fails in (
+        lambda: ranks.agree(f"digest {rank}", "the masks of round 3"),
+        lambda: ranks.from_leader(lambda: Ledger.read(None, f"round of {rank}")),
+    ):
+        with pytest.raises((PipelineError, AttributeError)) as error:
+            fails()
+        told.append(str(error.value))
+    answers.put((rank, told))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_get_the_leaders_results_and_errors_and_masks_that_differ_are_an_error_on_both():
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    processes = [context.Process(target=apart, args=(rank, port, answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = dict(answers.get() for _ in processes)
+    for process in processes:
+        process.join()
+    differ = "the masks of round 3 of process 1 of 2 differ from those of process 0"
+    assert found[0] == found[1]
+    assert found[0][:2] == [[1.0, 1.0], differ]
+    assert "NoneType" in found[0][2]
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "nodes", "expected"),
+    [
+        ({}, 2, 1, False),
+        ({"LOCAL_RANK": "1"}, 2, 1, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, 1, 2, True),
+        ({"LOCAL_RANK": "1"}, 1, 1, False),
+    ],
+)
+def test_a_process_knows_whether_it_follows(variables, devices, nodes, expected, monkeypatch):
+    for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert follows(devices, nodes) is expected
+
+
+def test_more_devices_than_there_are_is_a_sentence(tmp_path):
+    many = len(os.sched_getaffinity(0)) + 1
+    process = command(*TWO, f"training.devices={many}", f"runs={tmp_path}")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert err == f"training.devices: got {many}, takes at most {many - 1}, the cores there are\n"
+
+
+def finished(*arguments):
+    """The command to its end: its records, and what it said."""
+    process = command(*arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert err == ""
+    return out
+
+
+def ledgers(runs, *arguments):
+    """The dense network's ledger and the run's, of the same settings."""
+    job = build_job(settings(*arguments), runs)
+    return job, Ledger(*dense_home(runs, job.ledger.identity)), job.ledger
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path):
+    """To rounding, for a network without BatchNorm, whose statistics are those of a process's part of a batch."""
+    arguments = ["model=lenet_300_100", *TWO]
+    finished(*arguments, f"runs={tmp_path / 'two'}")
+    finished(*arguments, "training.devices=1", f"runs={tmp_path / 'one'}")
+    for index in (0, 1):
+        one, two = (ledgers(tmp_path / name, *arguments)[1 + index] for name in ("one", "two"))
+        for name, tensor in one.state(index).network.items():
+            torch.testing.assert_close(two.state(index).network[name], tensor, atol=1e-3, rtol=1e-3)
+        pairs = list(zip(one.read(index).history, two.read(index).history, strict=True))
+        assert len(pairs) == 3
+        for alone, together in pairs:
+            assert together.metrics == pytest.approx(alone.metrics, abs=0.003)
+        assert two.read(index).test == pytest.approx(one.read(index).test, abs=0.003)
+
+
+@pytest.mark.slow
+def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_shown_once(tmp_path):
+    out = finished(*TWO, f"runs={tmp_path}")
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["round", "0", "1"]
+    job, _, ledger = ledgers(tmp_path, *TWO)
+    alone = build_job(settings(*TWO, "training.devices=1"), tmp_path)
+    assert len(job.dataset.test) % 2 == 0 < len(job.dataset.test) % EVALUATION_BATCH
+    state, record = ledger.state(1), ledger.read(1)
+    for split, expected in (("test", record.test), ("validation", record.history[-1].metrics)):
+        figures = evaluate(
+            alone.network, alone.dataset, classes=10, split=split, training=alone.training, state=state
+        )  # fmt: skip
+        assert figures == pytest.approx({key: expected[key] for key in figures}, abs=1e-6)
+    names = [name for name, *_ in everything(store(tmp_path))]
+    assert names == ["lr_rewinding, seed 0", "round 00", "round 01"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", ["leader", "follower"])
+def test_killed_and_continued_two_processes_end_as_if_nothing_had_been(victim, tmp_path):
+    job = [*TWO, "training.epochs=6"]
+    whole = tmp_path / "whole"
+    finished(*job, f"runs={whole}")
+    expected, moments = content(whole), random.Random(len(victim))
+    for number in range(2):
+        runs = tmp_path / f"killed-{number}"
+        process = command(*job, f"runs={runs}")
+        while not list(runs.glob("dense/*/*/round-00/partial.safetensors")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 1))
+        followers = [int(pid) for pid in children(process.pid)]
+        assert len(followers) == 1
+        os.kill(process.pid if victim == "leader" else followers[0], 9)
+        _, err = process.communicate(timeout=100)
+        if victim == "follower":
+            assert process.returncode == 1
+            sentence = "another process of this run has ended; the same command goes on from the last finished epoch\n"
+            assert err == sentence
+        wait_for_end(followers[0])
+        assert content(runs) != expected
+        finished(*job, f"runs={runs}")
+        assert content(runs) == expected
+        assert everything(store(runs)) == everything(store(whole))
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123
+        return file.read().split()
+
+
+def wait_for_end(pid):
+    """A follower whose leader has died ends by itself."""
+    for _ in range(600):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} goes on without its leader")
