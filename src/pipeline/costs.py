@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import set_stance
 
 from pipeline.networks import ATTENTION_WEIGHTS, weight_layers
 
@@ -63,7 +64,7 @@ def positions(network: nn.Module, example: Tensor) -> dict[str, int]:
     ]
     was_training, fast = network.training, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    with torch.no_grad():
+    with torch.no_grad(), set_stance("force_eager"):
         network.eval()(example.to(next(network.parameters()).device))
     torch.backends.mha.set_fastpath_enabled(fast)
     network.train(was_training)
