@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import images, jobs, pruning, training
@@ -36,14 +37,18 @@ def training_speed(source: Path) -> Iterator[str]:
         f"the last {training.TIMED} of {training.STEPS} steps, {TURNS} turns. Lightning's stock `ModelPruning` is "
         "written as its documentation shows, with a data set that crops, mirrors and standardises an image at a time; "
         "it trains in float32, as by default. The bare loop has the precision, memory layout, compile setting, "
-        "optimizer and batches of this pipeline, but no masks, no Lightning, no metrics."
+        "optimizer, batches and memory allocation of this pipeline, but no masks, no Lightning, no metrics."
     )
     best: float = 0
     for precision in ("auto", "float32"):
-        job, contestants = training.contestants(source, precision)
-        rates = in_turns(contestants, TURNS)
+        with ExitStack() as processes:
+            contestants = {
+                who: processes.enter_context(training.Contestant(who, source, precision))
+                for who in training.CONTESTANTS
+            }
+            rates = in_turns(contestants, TURNS)
         ours = rates["this pipeline"]
-        settled = f"{job.training.precision}, compile {job.training.compile}"
+        settled = contestants["this pipeline"].settled
         yield f"This pipeline with `training.precision={precision}` (here: {settled}):"
         yield table(
             ["", "images/s", "this pipeline is faster by"],

@@ -7,8 +7,9 @@ of which the last ``TIMED`` count.
 import copy
 import dataclasses
 import logging
+import subprocess
+import sys
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -38,18 +39,43 @@ Clock = Callable[[int], None]
 """Is told the number of steps done."""
 
 
-def contestants(source: Path, precision: str = "auto") -> tuple[Job, dict[str, Callable[[], float]]]:
-    """The job that is measured, and by name what measures images/s once."""
-    keep_freed_memory()
-    lightning_quiet()
+class Contestant:
+    """A process of its own that measures when it is asked to, so that none has the memory settings of another."""
+
+    def __init__(self, who: str, source: Path, precision: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.training", who, str(source), precision]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.settled = self._answer()
+
+    def __call__(self) -> float:
+        """Images/s, measured now."""
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def __enter__(self) -> "Contestant":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def serve(who: str, source: Path, precision: str) -> None:
+    """Says what ``auto`` has become, then measures once for every line that comes in."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     overrides = ["+experiment=resnet20", f"data.source={source}", f"training.precision={precision}"]
     job = build_job(build(composed(overrides)), runs=source)
-    return job, {
-        "this pipeline": partial(pipeline_rate, job),
-        "bare PyTorch loop": partial(bare_rate, job),
-        "Lightning's ModelPruning, DataLoader with 0 workers": partial(stock_rate, job, workers=0),
-        "Lightning's ModelPruning, DataLoader with 2 workers": partial(stock_rate, job, workers=2),
-    }
+    print(f"{job.training.precision}, compile {job.training.compile}", file=answers, flush=True)
+    for _ in sys.stdin:
+        print(CONTESTANTS[who](job), file=answers, flush=True)
 
 
 def rate_of(train: Callable[[Clock], None]) -> float:
@@ -68,6 +94,7 @@ def rate_of(train: Callable[[Clock], None]) -> float:
 
 def pipeline_rate(job: Job) -> float:
     """A round as a job trains it: Lightning, the rewind-aware schedule, masks, metrics."""
+    keep_freed_memory()
     weights = {name: job.initial(0)[name] for name in prunable(job.network)}
     masks = prune({n: w.abs() for n, w in weights.items()}, ones_like(weights), fraction=1 - DENSITY)
     span = dataclasses.replace(job.dense_span, last=1, total_steps=STEPS)
@@ -85,6 +112,7 @@ def pipeline_rate(job: Job) -> float:
 
 def bare_rate(job: Job) -> float:
     """The same batches, precision, memory layout, compile setting and optimizer; no masks, no Lightning, no metrics."""
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = initial_network(job, torch.channels_last).to(device)
     if job.training.compile == "on":
@@ -174,6 +202,12 @@ def stock_rate(job: Job, workers: int) -> float:
     )
 
 
-def lightning_quiet() -> None:
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+CONTESTANTS: dict[str, Callable[[Job], float]] = {
+    "this pipeline": pipeline_rate,
+    "bare PyTorch loop": bare_rate,
+    "Lightning's ModelPruning, DataLoader with 0 workers": partial(stock_rate, workers=0),
+    "Lightning's ModelPruning, DataLoader with 2 workers": partial(stock_rate, workers=2),
+}
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -20,6 +20,7 @@ from tests.test_command_line import command, store
 from tests.test_rounds import content
 from tests.test_tracking import everything
 
+two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
 TWO = ["training.devices=2", "training.epochs=3", "pruning.rounds=1"]
 
 
@@ -99,6 +100,7 @@ def ledgers(runs, *arguments):
     return job, Ledger(*dense_home(runs, job.ledger.identity)), job.ledger
 
 
+@two_cores
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path):
     """To rounding, for a network without BatchNorm, whose statistics are those of a process's part of a batch."""
@@ -116,6 +118,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
         assert two.read(index).test == pytest.approx(one.read(index).test, abs=0.003)
 
 
+@two_cores
 @pytest.mark.slow
 def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_shown_once(tmp_path):
     out = finished(*TWO, f"runs={tmp_path}")
@@ -133,6 +136,7 @@ def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_show
     assert names == ["lr_rewinding, seed 0", "round 00", "round 01"]
 
 
+@two_cores
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", ["leader", "follower"])
