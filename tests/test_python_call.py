@@ -104,9 +104,9 @@ class OneTensor(torch.utils.data.Dataset):
     [
         (
             {"val_dataloader": lambda: torch.utils.data.DataLoader(OneTensor())},
-            "val_dataloader.. of DigitPatches fails",
+            "batch 1 of val_dataloader.. of DigitPatches is a Tensor of another form",
         ),
-        ({"test_dataloader": lambda: []}, "test_dataloader.. of DigitPatches gives no batches of .inputs, labels."),
+        ({"test_dataloader": lambda: []}, "test_dataloader.. of DigitPatches gives no batches"),
         ({"train_dataloader": lambda: [(torch.zeros(2, 3), torch.zeros(2))]}, "whole numbers"),
     ],
 )

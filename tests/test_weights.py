@@ -76,8 +76,8 @@ class Payload:
     [
         ("none.safetensors", lambda path: None, "No such file"),
         ("text.safetensors", lambda path: path.write_text("no tensors"), "which cannot be read"),
-        ("text.pt", lambda path: path.write_text("no tensors"), "which cannot be read"),
-        ("code.pt", lambda path: torch.save({"a": Payload()}, path), "which cannot be read"),
+        ("text.pt", lambda path: path.write_text("no tensors"), "which is no file of tensors alone"),
+        ("code.pt", lambda path: torch.save({"a": Payload()}, path), "which is no file of tensors alone"),
         ("nested.pt", lambda path: torch.save({"state": {"a": torch.ones(1)}}, path), "holds more than tensors"),
     ],
 )

@@ -7,6 +7,8 @@ written; 130 and 143 stopped by Ctrl-C and SIGTERM.
 import os
 import signal
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.composition import CONF, lenient, sentence
-from pipeline.errors import PipelineError, SettingsError, Stopped
-from pipeline.settings import Settings, build
+from pipeline.errors import PipelineError, SettingsError, Stopped, one_line
+from pipeline.settings import OwnData, Settings, build
 
 
 def main() -> None:
@@ -54,6 +56,10 @@ def compose_and_run(config: DictConfig) -> None:
     except OSError as error:
         place = f"{error.strerror or error}: {error.filename or ''}"
         status, sentences = 1, [f"{place}; runs= names the folder that all is written to"]
+    except Exception as error:
+        if not _has_own_code(settings):
+            raise
+        status, sentences = 1, [f"your network or data fail{_place(error)}: {one_line(error)}"]
     except Stopped as stopped:
         signum: int = stopped.args[0]
         name = signal.Signals(signum).name
@@ -101,6 +107,19 @@ def _follows(settings: Settings) -> bool:
     from pipeline.ranks import follows
 
     return follows(settings.training.devices, settings.training.nodes)
+
+
+def _has_own_code(settings: Settings) -> bool:
+    """Whether the network or the data are classes of the user's."""
+    return "." in settings.model.network or isinstance(settings.data, OwnData)
+
+
+def _place(error: Exception) -> str:
+    """The last line of the user's own code that an error came through, if it came through any."""
+    libraries = (*sysconfig.get_paths().values(), str(Path(__file__).parent), "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
 def _end(status: int, *sentences: str) -> NoReturn:

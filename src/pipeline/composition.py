@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
 from pipeline.errors import SettingsError
@@ -33,15 +33,22 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def lenient(override: str) -> str:
-    """``key=value`` as ``++key=value``, so that an unknown key reaches ``build``, which tells all faults at once."""
-    key = re.match(r"([A-Za-z_][\w.]*)=", override)
+    """``key=value`` as ``++key=value``, so that an unknown key reaches ``build``, which tells all faults at once.
+
+    A value that begins with ~ (a home folder) is quoted, which Hydra asks for.
+    """
+    match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", override, re.DOTALL)
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    if key is None or key[1] in groups or key[1].startswith("hydra."):
+    if match is None or match[1] in groups or match[1].startswith("hydra."):
         return override
-    return f"++{override}"
+    key, value = match.groups()
+    return f'++{key}="{value}"' if value.startswith("~") else f"++{key}={value}"
 
 
 def sentence(error: Exception) -> str:
     """Hydra's message on one line, without its search path."""
+    if isinstance(error, OverrideParseException):
+        override = str(error.override).lstrip("+")
+        return f"cannot read {override!r}; a value with special characters takes quotes: 'key=\"a (value)\"'"
     lines = str(error).split("Config search path")[0].splitlines()
     return " ".join(line.strip() for line in lines if line.strip())

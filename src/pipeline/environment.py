@@ -18,10 +18,15 @@ def in_checkout() -> bool:
     return (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "conf").is_dir()
 
 
+def expanded(path: str) -> Path:
+    """The path that a user wrote, ``~`` replaced by the home folder (and left as it is where there is none)."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def runs_folder(runs: str | None) -> Path:
     """The folder of ledgers and tracking, the same wherever the command is typed in a checkout."""
     if runs is not None:
-        return Path(runs).expanduser()
+        return expanded(runs)
     return CHECKOUT / "runs" if in_checkout() else Path("runs")
 
 

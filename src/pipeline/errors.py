@@ -15,3 +15,11 @@ class SettingsError(PipelineError):
 
 class Stopped(BaseException):
     """Ctrl-C or SIGTERM. No KeyboardInterrupt, which Lightning would take for its own."""
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line of bearable length; its kind too, where the words alone would not do."""
+    words = " ".join(str(error).split())
+    words = words if len(words) <= 300 else f"{words[:300]}..."
+    plain = isinstance(error, AttributeError | ImportError | OSError | TypeError | ValueError) and words
+    return words if plain else f"{type(error).__name__}: {words}"

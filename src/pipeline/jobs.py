@@ -17,7 +17,7 @@ from pipeline import pictures, rounds, table
 from pipeline.data import load
 from pipeline.data.own import own_batches
 from pipeline.display import Display
-from pipeline.environment import describe_environment, environment
+from pipeline.environment import describe_environment, environment, expanded
 from pipeline.errors import SettingsError, Stopped
 from pipeline.ledger import Ledger, Round, dense_home, run_home, tensor_digest
 from pipeline.networks import build_network, check_scores, prunable
@@ -63,7 +63,7 @@ def build_job(
     prunable(network, settings.pruning.exclude)
     trained = None
     if settings.model.weights is not None:
-        trained = read_weights(Path(settings.model.weights).expanduser(), network)
+        trained = read_weights(expanded(settings.model.weights), network)
         identity["weights_digest"] = tensor_digest(trained)
     if training.compile == "on":
         network.compile(dynamic=False)

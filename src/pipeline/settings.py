@@ -27,6 +27,7 @@ class Takes:
 
 
 Count = Annotated[int, Takes("a whole number from 1", lambda n: n >= 1)]
+Pixels = Annotated[int, Takes("a whole number from 1 to 4096", lambda n: 1 <= n <= 4096)]
 Natural = Annotated[int, Takes("a whole number from 0", lambda n: n >= 0)]
 Positive = Annotated[float, Takes("a number above 0", lambda x: x > 0)]
 NotNegative = Annotated[float, Takes("a number from 0", lambda x: x >= 0)]
@@ -75,9 +76,9 @@ class ImagesOnDisk:
     """How many images validate: every choice is made on these alone."""
     validation_from: Literal["train", "validation", "test"]
     """Which of the data set's own parts gives its images to validation."""
-    size: Count
+    size: Pixels
     """Height and width that the network sees, in pixels."""
-    shorter_side: Count
+    shorter_side: Pixels
     """Evaluation scales the shorter side to so many pixels and takes the middle."""
     smallest_crop: Share
     """Training takes a random part of the image, at least this share of its area, and scales it to ``size``."""

@@ -1,9 +1,9 @@
 """The Hugging Face hub, and local folders in its layout."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
+from pipeline.environment import expanded
 from pipeline.errors import SettingsError
 
 
@@ -13,7 +13,7 @@ def read(source: str, dataset: str) -> Any:
     Raises:
         SettingsError: if neither the network nor a local copy gives it.
     """
-    local = Path(source).expanduser()
+    local = expanded(source)
     if source.startswith((".", "/", "~")) and not local.is_dir():
         raise SettingsError([f"data.source: got {source!r}, which is no folder; {remedy(dataset)}"])
     import datasets

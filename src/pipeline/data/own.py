@@ -1,20 +1,21 @@
 """Batches of your own: any ``LightningDataModule`` that gives inputs and labels."""
 
 import hashlib
-import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
 from pipeline.data.dataset import Batch, Key, Part, Split
-from pipeline.errors import SettingsError
+from pipeline.dotted import class_at, made
+from pipeline.errors import PipelineError, SettingsError, one_line
 from pipeline.randomness import derived_seed
 from pipeline.settings import OwnData
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,16 @@ class OwnBatches:
 
     @cached_property
     def example(self) -> Tensor:
-        inputs, _ = next(iter(self.module.val_dataloader()))
+        inputs, _ = next(_pairs(self.module, "val_dataloader"))
         return inputs[:1]
 
     @cached_property
     def digest(self) -> str:
         """Over all validation and test batches, and the number of training batches."""
         digest = hashlib.sha256(str(len(self.module.train_dataloader())).encode())
-        for loader in (self.module.val_dataloader(), self.module.test_dataloader()):
-            for batch in loader:
-                for tensor in batch:
+        for loader in ("val_dataloader", "test_dataloader"):
+            for pair in _pairs(self.module, loader):
+                for tensor in pair:
                     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -51,11 +52,11 @@ class OwnBatches:
         return len(self.module.train_dataloader())
 
     def training(self, batch_size: int, steps: int, key: Key, part: Part) -> "_Batches":
-        return _Batches(self.module.train_dataloader, steps, part, derived_seed(*key, "batches"))
+        return _Batches(self.module, "train_dataloader", steps, part, derived_seed(*key, "batches"))
 
     def evaluation(self, split: Split, part: Part) -> "_Batches":
-        loader = self.module.val_dataloader if split == "validation" else self.module.test_dataloader
-        return _Batches(loader, len(loader()), part, 0)
+        loader = "val_dataloader" if split == "validation" else "test_dataloader"
+        return _Batches(self.module, loader, len(getattr(self.module, loader)()), part, 0)
 
     def notes(self) -> list[str]:
         return []
@@ -67,18 +68,8 @@ def own_module(data: OwnData) -> lightning.LightningDataModule:
     Raises:
         SettingsError: if there is none, or it does not take these arguments.
     """
-    path, _, name = data.module.rpartition(".")
-    takes = "takes the dotted path of a LightningDataModule class"
-    try:
-        found = getattr(importlib.import_module(path), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError([f"data.module: got {data.module!r}, but {error}; {takes}"]) from error
-    if not (isinstance(found, type) and issubclass(found, lightning.LightningDataModule)):
-        raise SettingsError([f"data.module: got {data.module!r}, which is none; {takes}"])
-    try:
-        return found(**data.arguments)
-    except (TypeError, ValueError) as error:
-        raise SettingsError([f"data.arguments: got {dict(data.arguments)}, but {error}"]) from error
+    found = class_at(data.module, lightning.LightningDataModule, "LightningDataModule", "data.module")
+    return made(found, {}, data.arguments, "data.arguments")
 
 
 def own_batches(module: lightning.LightningDataModule) -> OwnBatches:
@@ -87,30 +78,57 @@ def own_batches(module: lightning.LightningDataModule) -> OwnBatches:
     Raises:
         SettingsError: if a loader is missing, has no length or no batches, or gives anything but (inputs, labels).
     """
-    module.prepare_data()
-    for stage in ("fit", "test"):
-        module.setup(stage)
+    name = type(module).__name__
+    try:
+        module.prepare_data()
+        for stage in ("fit", "test"):
+            module.setup(stage)
+        tuple(getattr(module, "classes", ()))
+    except Exception as error:
+        raise SettingsError([f"data: {name} cannot be set up: {one_line(error)}"]) from error
     faults = []
-    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+    for loader in LOADERS:
         try:
-            loader = getattr(module, name)()
-            inputs, labels = next(iter(loader)) if len(loader) else (None, None)
+            if next(_pairs(module, loader), None) is None:
+                faults.append(f"data: {loader}() of {name} gives no batches")
+            len(getattr(module, loader)())
+        except PipelineError as error:
+            faults.append(str(error))
         except Exception as error:
-            faults.append(f"data: {name}() of {type(module).__name__} fails: {' '.join(str(error).split())}")
-            continue
-        if not (isinstance(inputs, Tensor) and isinstance(labels, Tensor) and labels.dtype == torch.int64):
-            faults.append(
-                f"data: {name}() of {type(module).__name__} gives no batches of (inputs, labels), "
-                "two tensors of which the second holds whole numbers (int64)"
-            )
+            faults.append(f"data: {loader}() of {name} fails: {one_line(error)}")
     if faults:
         raise SettingsError(faults)
     return OwnBatches(module)
 
 
+def _pairs(module: lightning.LightningDataModule, loader: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs (N, ...) and labels int64 (N), batch by batch.
+
+    Raises:
+        PipelineError: if a batch is anything else.
+    """
+    for number, batch in enumerate(getattr(module, loader)(), start=1):
+        pair = tuple(batch) if isinstance(batch, list | tuple) else ()
+        if len(pair) != 2 or not all(isinstance(each, Tensor) and each.layout is torch.strided for each in pair):
+            got = "a pair of something else" if len(pair) == 2 else f"a {type(batch).__name__} of another form"
+        elif pair[1].dtype != torch.int64 or pair[1].ndim != 1 or len(pair[0]) != len(pair[1]):
+            shapes = " and ".join(f"{tuple(each.shape)} {each.dtype}".replace("torch.", "") for each in pair)
+            got = f"tensors of {shapes}"
+        elif len(pair[1]) and int(pair[1].min()) < 0:
+            got = f"a label {int(pair[1].min())}"
+        else:
+            yield pair
+            continue
+        raise PipelineError(
+            f"data: batch {number} of {loader}() of {type(module).__name__} is {got}; takes (inputs, labels), two "
+            "tensors of equal length, the labels whole numbers from 0 (int64)"
+        )
+
+
 @dataclass(frozen=True)
 class _Batches:
-    loader: Callable[[], Any]
+    module: lightning.LightningDataModule
+    loader: str
     steps: int
     part: Part
     seed: int
@@ -120,5 +138,5 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         torch.manual_seed(self.seed)
-        for inputs, labels in self.loader():
+        for inputs, labels in _pairs(self.module, self.loader):
             yield Batch(self.part.of(inputs), self.part.of(labels), of=len(labels))

@@ -1,14 +1,13 @@
 """Networks by name, or any ``torch.nn.Module`` by dotted path; and which of their weights can be pruned."""
 
-import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import SettingsError
+from pipeline.dotted import class_at, made
+from pipeline.errors import SettingsError, one_line
 from pipeline.networks.lenet import lenet_300_100
 from pipeline.networks.mobilenet import mobilenet_v1, mobilenet_v2
 from pipeline.networks.resnet import cifar_resnet, imagenet_resnet
@@ -47,13 +46,7 @@ def build_network(model: Model, example: Tensor, classes: int, seed: int, attemp
     given = {"shape": tuple(example.shape[1:]), "classes": classes} if model.network in NETWORKS else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, attempt, "initial weights"))
-        try:
-            network = make(**given, **model.arguments)
-        except (TypeError, ValueError) as error:
-            takes = inspect.signature(make)
-            raise SettingsError(
-                [f"model.arguments: got {dict(model.arguments)}, but {error}; takes {takes}"]
-            ) from error
+        network = made(make, given, model.arguments, "model.arguments")
     check_scores(network, model.network, example, classes)
     return network
 
@@ -61,17 +54,8 @@ def build_network(model: Model, example: Tensor, classes: int, seed: int, attemp
 def _constructor(name: str) -> Callable[..., nn.Module]:
     if name in NETWORKS:
         return NETWORKS[name]
-    module, _, attribute = name.rpartition(".")
-    takes = f"takes one of {', '.join(NETWORKS)}, or the dotted path of a torch.nn.Module class"
-    if not module:
-        raise SettingsError([f"model.network: got {name!r}, {takes}"])
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError([f"model.network: got {name!r}, but {error}; {takes}"]) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise SettingsError([f"model.network: got {name!r}, which is no torch.nn.Module class; {takes}"])
-    return found
+    takes = f"takes one of {', '.join(NETWORKS)}, or"
+    return class_at(name, nn.Module, "torch.nn.Module", "model.network", takes)
 
 
 def check_scores(network: nn.Module, name: str, example: Tensor, classes: int) -> int:
@@ -85,9 +69,8 @@ def check_scores(network: nn.Module, name: str, example: Tensor, classes: int) -
         with torch.no_grad():
             scores = network.eval()(torch.cat([example, example]))
     except Exception as error:
-        message = " ".join(str(error).split())
         raise SettingsError(
-            [f"model.network: {name!r} fails on inputs of shape {tuple(example.shape[1:])}: {message}"]
+            [f"model.network: {name!r} fails on inputs of shape {tuple(example.shape[1:])}: {one_line(error)}"]
         ) from error
     finally:
         network.train(was_training)

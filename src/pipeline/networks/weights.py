@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, one_line
 
 SHOWN = 8
+TAKES = "takes a .safetensors file, or a network.state_dict() in a .pt file"
 
 
 def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
@@ -23,18 +23,16 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     """
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except pickle.UnpicklingError as error:
         raise SettingsError(
-            [
-                f"model.weights: got {str(path)!r}, which cannot be read ({reason}); takes a .safetensors file, or a "
-                "state dict in a .pt file"
-            ]
+            [f"model.weights: got {str(path)!r}, which is no file of tensors alone; {TAKES}"]
         ) from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    except Exception as error:
         raise SettingsError(
-            [f"model.weights: got {str(path)!r}, which holds more than tensors by name; takes network.state_dict()"]
-        )
+            [f"model.weights: got {str(path)!r}, which cannot be read ({one_line(error)}); {TAKES}"]
+        ) from error
+    if not isinstance(found, Mapping) or not all(map(_is_plain, found.values())):
+        raise SettingsError([f"model.weights: got {str(path)!r}, which holds more than tensors by name; {TAKES}"])
     expected = network.state_dict()
     faults = [f"{name} is missing" for name in expected if name not in found]
     faults += [f"{name} is not of the network" for name in found if name not in expected]
@@ -42,6 +40,11 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
         f"{name} has shape {tuple(found[name].shape)}, takes {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
+    ]
+    faults += [
+        f"{name} is complex, takes {tensor.dtype}".replace("torch.", "")
+        for name, tensor in expected.items()
+        if name in found and found[name].is_complex() and not tensor.is_complex()
     ]
     faults += [
         f"{name} holds a number that is not finite"
@@ -52,3 +55,8 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise SettingsError([f"model.weights: {path} does not fit: {'; '.join(faults[:SHOWN])}{more}"])
     return {name: found[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with numbers of its own, each in its place."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta

@@ -1,0 +1,223 @@
+"""A user's own network and data that do something wrong: a sentence and an exit status, never a traceback."""
+
+import pickle
+import re
+import sys
+
+import pytest
+import pytorch_lightning as lightning
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pipeline.__main__ import main
+from pipeline.errors import SettingsError
+from pipeline.networks.weights import read_weights
+
+
+class Good(lightning.LightningDataModule):
+    """16 vectors of 64 numbers, labels 0 to 9."""
+
+    def loader(self, labels=None, count=16):
+        labels = torch.arange(count) % 10 if labels is None else labels
+        return DataLoader(TensorDataset(torch.randn(count, 64), labels), batch_size=8)
+
+    def train_dataloader(self):
+        return self.loader()
+
+    def val_dataloader(self):
+        return self.loader()
+
+    def test_dataloader(self):
+        return self.loader()
+
+
+class NotSetUp(Good):
+    def setup(self, stage):
+        raise KeyError("no\nsuch column")
+
+
+class NoClasses(Good):
+    classes = 10
+
+
+class NotMade(Good):
+    def __init__(self):
+        raise RuntimeError("no database")
+
+
+class Negative(Good):
+    def train_dataloader(self):
+        return self.loader(torch.full((16,), -1))
+
+
+class OutOfRange(Good):
+    def train_dataloader(self):
+        return self.loader(torch.full((16,), 10))
+
+
+class OneHot(Good):
+    def val_dataloader(self):
+        return self.loader(torch.zeros(16, 10, dtype=torch.int64))
+
+
+class Lengths(Good):
+    def val_dataloader(self):
+        return [(torch.zeros(8, 64), torch.zeros(5, dtype=torch.int64))]
+
+
+class ThreeLater(Good):
+    def test_dataloader(self):
+        pair = torch.zeros(8, 64), torch.zeros(8, dtype=torch.int64)
+        return [pair, (*pair, 1)]
+
+
+class NoBatches(Good):
+    def test_dataloader(self):
+        return []
+
+
+class Breaks(Good):
+    def train_dataloader(self):
+        return Broken()
+
+
+class Broken:
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        yield torch.zeros(8, 64), torch.zeros(8, dtype=torch.int64)
+        raise RuntimeError("disk on fire")
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.output = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.output(x.flatten(1))
+
+
+class FailsToBeMade(Net):
+    def __init__(self):
+        {}["width"]
+
+
+class FailsInTraining(Net):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("only fails in training")
+        return super().forward(x)
+
+
+class Frozen(Net):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+
+HERE = "tests.test_own_code"
+DATA = {
+    "NotSetUp": (2, r"data: NotSetUp cannot be set up: KeyError: .*no\\nsuch column.*"),
+    "NoClasses": (2, r"data: NoClasses cannot be set up: 'int' object is not iterable"),
+    "NotMade": (2, r"data.arguments: got {}, but RuntimeError: no database; takes \(\)"),
+    "Negative": (2, r"data: batch 1 of train_dataloader\(\) of Negative is a label -1; takes \(inputs, labels\), .*"),
+    "OutOfRange": (1, r"your network or data fail: IndexError: Target 10 is out of bounds.*"),
+    "OneHot": (2, r"data: batch 1 of val_dataloader\(\) of OneHot is tensors of \(8, 64\) float32 and \(8, 10\) int64; .*"),
+    "Lengths": (2, r"data: batch 1 of val_dataloader\(\) of Lengths is tensors of \(8, 64\) float32 and \(5,\) int64; .*"),
+    "ThreeLater": (1, r"data: batch 2 of test_dataloader\(\) of ThreeLater is a tuple of another form; takes .*"),
+    "NoBatches": (2, r"data: test_dataloader\(\) of NoBatches gives no batches"),
+    "Breaks": (1, r"your network or data fail at .*test_own_code.py, line \d+: RuntimeError: disk on fire"),
+}  # fmt: skip
+NETWORKS = {
+    f"{HERE}.FailsToBeMade": (2, r"model.arguments: got {}, but KeyError: 'width'; takes \(\)"),
+    f"{HERE}.FailsInTraining": (
+        1,
+        r"your network or data fail at .*test_own_code.py, line \d+: only fails in training",
+    ),
+    f"{HERE}.Frozen": (1, r"your network or data fail: optimizer got an empty parameter list"),
+    "tests.own_code_with_a_fault.Net": (
+        2,
+        r"model.network: got 'tests.own_code_with_a_fault.Net', but SyntaxError: .*",
+    ),
+    ".": (2, r"model.network: got '.', takes one of .*"),
+}
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command line in this process; returns its exit status and what it says on stderr."""
+
+    def run(*arguments):
+        short = ["training.epochs=1", "pruning.rounds=1", f"runs={tmp_path / 'runs'}"]
+        monkeypatch.setattr(sys, "argv", ["pipeline", *short, *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+def test_the_tables_are_not_empty():
+    assert (len(DATA), len(NETWORKS)) == (10, 5)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_that_do_something_wrong(name, command, tmp_path):
+    status, sentence = DATA[name]
+    got, err = command("model=custom", f"model.network={HERE}.Net", "data=own", f"data.module={HERE}.{name}")
+    assert re.fullmatch(sentence + r"\n", err)
+    assert got == status
+    assert status == 1 or not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_does_something_wrong(name, command, tmp_path, monkeypatch):
+    (tmp_path / "own_code_with_a_fault.py").write_text("def f(:\n")
+    monkeypatch.setattr("tests.__path__", [*sys.modules["tests"].__path__, str(tmp_path)])
+    status, sentence = NETWORKS[name]
+    got, err = command("model=custom", f"model.network={name}")
+    assert re.fullmatch(sentence + r"\n", err)
+    assert got == status
+
+
+class Anything:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (Anything, r"which is no file of tensors alone; takes a .safetensors file"),
+        ({"state_dict": {"output.weight": torch.zeros(2)}}, "which holds more than tensors by name"),
+        ({"output.weight": torch.zeros(10, 64, device="meta")}, "which holds more than tensors by name"),
+        ({"output.weight": torch.zeros(10, 64).to_sparse()}, "which holds more than tensors by name"),
+        ({"output.weight": torch.zeros(10, 64) * 1j, "output.bias": torch.zeros(10)}, "output.weight is complex, takes float32"),
+    ],
+)  # fmt: skip
+def test_files_that_hold_no_weights(content, sentence, tmp_path):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(SettingsError, match=sentence):
+        read_weights(tmp_path / "weights.pt", Net())
+
+
+def test_bytes_that_are_no_file_of_weights(tmp_path):
+    for number, content in enumerate((b"", b"x", pickle.dumps({"a": 1})[:-3], b"\x80\x02h\x65.")):
+        path = tmp_path / f"{number}.pt"
+        path.write_bytes(content)
+        with pytest.raises(SettingsError, match=r"model.weights: got .*; takes a .safetensors file") as error:
+            read_weights(path, Net())
+        assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.weights=~no-such-user/w.pt", "data.source=~no-such-user/images"], ids=["weights", "images"]
+)
+def test_a_home_that_is_not_there(setting, command):
+    group = ["data=cifar10"] if setting.startswith("data") else []
+    got, err = command(*group, setting)
+    assert got == 2
+    assert err.startswith(f"{setting.split('=')[0]}: got ")
+    assert err.count("\n") == 1
