@@ -128,6 +128,14 @@ def test_a_report_sets_methods_side_by_side(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "digits.png").stat().st_size > 10_000
 
 
+def test_runs_that_differ_in_training_alone_are_told_apart_in_a_report(tmp_path, monkeypatch, capsys):
+    for arguments in (["training.batch_size=32"], ["training.batch_size=64"], ["task=report"]):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, "pruning.rounds=1", f"runs={tmp_path}", *arguments])
+        main()
+    head = (tmp_path / "digits.md").read_text().splitlines()[0]
+    assert re.fullmatch(r"\| density( \| lr_rewinding, seed 0 \(digits-[0-9a-f]{8}\)){2} \|", head)
+
+
 def test_a_report_of_nothing_is_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pipeline", f"runs={tmp_path}", "task=report"])
     with pytest.raises(SystemExit) as end:

@@ -30,7 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.costs import LayerCost, density
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, one_line
 from pipeline.pruning.masks import Masks
 from pipeline.settings import fingerprint, flat
 from pipeline.train import Epoch, State
@@ -251,10 +251,11 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        if record["format"] != FORMAT or "identity" not in record:
+        if record["format"] != FORMAT:
             raise PipelineError(f"{path} has format {record['format']}, this version reads {FORMAT}")
+        record["identity"]["seed"]
     except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{path} is damaged ({error}); {_remedy(path.parent)}") from error
+        raise PipelineError(f"{path} is damaged ({one_line(error)}); {_remedy(path.parent)}") from error
     return record
 
 

@@ -1,6 +1,7 @@
 """Tables and curves from ledgers. Reads what is on disk, trains nothing."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,18 @@ def comparison(curves: dict[str, Sequence[Round]]) -> str:
 
 
 def curves_of(runs: Path, name: str) -> dict[str, Sequence[Round]]:
-    """All rounds of every run of an experiment that ``runs`` holds, by method and seed.
+    """All rounds of every run of an experiment in ``runs``, by method and seed, and by folder where these are equal.
 
     Raises:
         PipelineError: if there is none.
     """
-    found = dict(sorted(_ledgers(runs, name)))
+    found = sorted(_ledgers(runs, name), key=lambda each: each[:2])
     if not found:
         raise PipelineError(
             f"no complete round of experiment {name!r} in {runs}: run it first, or name its folder by runs="
         )
-    return found
+    times = Counter(label for label, _, _ in found)
+    return {label if times[label] == 1 else f"{label} ({folder})": rounds for label, folder, rounds in found}
 
 
 def write(runs: Path, name: str) -> tuple[str, list[Path]]:
@@ -49,7 +51,8 @@ def write(runs: Path, name: str) -> tuple[str, list[Path]]:
     return table, [text, picture]
 
 
-def _ledgers(runs: Path, name: str) -> Iterator[tuple[str, Sequence[Round]]]:
+def _ledgers(runs: Path, name: str) -> Iterator[tuple[str, str, Sequence[Round]]]:
+    """Label, folder and rounds of each run."""
     for folder in runs.glob(f"{name}-*/seed-*"):
         identity = recorded_identity(folder / "round-01" / "round.json")
         if identity is None:
@@ -57,7 +60,7 @@ def _ledgers(runs: Path, name: str) -> Iterator[tuple[str, Sequence[Round]]]:
         dense = Ledger(*dense_home(runs, identity)).read(0)
         ledger = Ledger(folder, identity)
         later = itertools.takewhile(lambda r: r is not None, map(ledger.read, itertools.count(1)))
-        yield label(identity), [each for each in (dense, *later) if each is not None]
+        yield label(identity), folder.parent.name, [each for each in (dense, *later) if each is not None]
 
 
 def label(identity: Mapping[str, Any]) -> str:

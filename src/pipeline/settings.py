@@ -28,6 +28,7 @@ class Takes:
 
 Count = Annotated[int, Takes("a whole number from 1", lambda n: n >= 1)]
 Pixels = Annotated[int, Takes("a whole number from 1 to 4096", lambda n: 1 <= n <= 4096)]
+Padding = Annotated[int, Takes("a whole number from 0 to 4096", lambda n: 0 <= n <= 4096)]
 Natural = Annotated[int, Takes("a whole number from 0", lambda n: n >= 0)]
 Positive = Annotated[float, Takes("a number above 0", lambda x: x > 0)]
 NotNegative = Annotated[float, Takes("a number from 0", lambda x: x >= 0)]
@@ -58,7 +59,7 @@ class ImagesInMemory:
     """How many images validate: every choice is made on these alone."""
     validation_from: Literal["train", "test"]
     """Which of the data set's own parts gives its images to validation."""
-    crop_padding: Natural
+    crop_padding: Padding
     """Training images are padded by so many zeros on each side and cropped back at random; 0 for not."""
     flip: bool
     """Training images are mirrored left to right, half of the time."""
