@@ -114,6 +114,33 @@ def test_a_corrupt_image_is_named_or_left_out_and_counted(photos, small_job):
     assert all("1 images cannot be decoded and are left out: " in note and "03.jpg" in note for note in watch.notes)
 
 
+def test_an_image_of_more_than_8_bits_is_not_read_wrongly(photos, small_job):
+    deep = photos / "train" / "temple" / "00.png"
+    Image.fromarray(np.full((40, 40), 40_000, dtype=np.uint16)).save(deep)
+    arguments = [*PHOTOS, f"data.source={photos}", "training.epochs=1", "pruning.rounds=0"]
+    with pytest.raises(
+        PipelineError, match=r"00.png .it has more than 8 bits a channel: convert it.; data.corrupt=skip"
+    ):
+        rounds.run(small_job(*arguments))
+
+
+def test_a_class_called_as_a_part_mixes_no_parts(photos):
+    (photos / "train" / "temple").rename(photos / "train" / "test")
+    (photos / "test" / "temple").rename(photos / "test" / "train")
+    with pytest.raises(SettingsError, match=r"images belong to more than one part .*; rename it"):
+        load(data_of(photos))
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [("photos", "got 'photos', which is no folder"), ("{photos}/[x]", r"takes a path without \* \? \[ \]")],
+)
+def test_places_that_are_none(source, sentence, photos):
+    (photos / "[x]").mkdir()
+    with pytest.raises(SettingsError, match=sentence):
+        load(composed(*PHOTOS, f'data.source="{source.format(photos=photos)}"').data)
+
+
 def test_stopping_after_any_epoch_changes_nothing_for_images_on_disk_too(photos, small_job, tmp_path):
     arguments = [*PHOTOS, f"data.source={photos}", "training.batch_size=16", "pruning.rounds=1"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

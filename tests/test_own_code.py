@@ -10,9 +10,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pipeline import prune_by_rewinding, rounds
 from pipeline.__main__ import main
 from pipeline.errors import SettingsError
+from pipeline.jobs import build_job
+from pipeline.networks import build_network
 from pipeline.networks.weights import read_weights
+from pipeline.settings import Model
+from tests.conftest import settings
 
 
 class Good(lightning.LightningDataModule):
@@ -82,6 +87,24 @@ class Breaks(Good):
         return Broken()
 
 
+class TooShort(Good):
+    def val_dataloader(self):
+        return Short()
+
+
+class Short:
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        yield torch.zeros(8, 64), torch.zeros(8, dtype=torch.int64)
+
+
+class Leaves(Good):
+    def setup(self, stage):
+        sys.exit(0)
+
+
 class Broken:
     def __len__(self):
         return 2
@@ -112,6 +135,42 @@ class FailsInTraining(Net):
         return super().forward(x)
 
 
+class Tied(nn.Module):
+    """Two layers that share a weight, which the state dict names twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.output = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.output(self.second(self.first(x.flatten(1)).relu()))
+
+
+class Lazy(Net):
+    def __init__(self):
+        super().__init__()
+        self.output = nn.LazyLinear(10)
+
+
+class Computed(Net):
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.utils.parametrizations.weight_norm(nn.Linear(64, 64))
+
+    def forward(self, x):
+        return self.output(self.hidden(x.flatten(1)))
+
+
+class NoLayers(Net):
+    def __init__(self):
+        super().__init__()
+        self.output = nn.BatchNorm1d(64)
+
+    def forward(self, x):
+        return self.output(x.flatten(1))[:, :10]
+
+
 class Frozen(Net):
     def __init__(self):
         super().__init__()
@@ -129,6 +188,8 @@ DATA = {
     "Lengths": (2, r"data: batch 1 of val_dataloader\(\) of Lengths is tensors of \(8, 64\) float32 and \(5,\) int64; .*"),
     "ThreeLater": (1, r"data: batch 2 of test_dataloader\(\) of ThreeLater is a tuple of another form; takes .*"),
     "NoBatches": (2, r"data: test_dataloader\(\) of NoBatches gives no batches"),
+    "TooShort": (1, r"data: val_dataloader\(\) of TooShort ends after 1 batches of 5"),
+    "Leaves": (2, r"data: Leaves cannot be set up: SystemExit: 0"),
     "Breaks": (1, r"your network or data fail at .*test_own_code.py, line \d+: RuntimeError: disk on fire"),
 }  # fmt: skip
 NETWORKS = {
@@ -137,6 +198,11 @@ NETWORKS = {
         1,
         r"your network or data fail at .*test_own_code.py, line \d+: only fails in training",
     ),
+    f"{HERE}.Computed": (
+        2,
+        r"model.network: the weight of layer 'hidden' is computed from others .*; takes plain layers",
+    ),
+    f"{HERE}.NoLayers": (2, r"model.network: has no convolution, linear or attention layer, so nothing can be pruned"),
     f"{HERE}.Frozen": (1, r"your network or data fail: optimizer got an empty parameter list"),
     "tests.own_code_with_a_fault.Net": (
         2,
@@ -161,7 +227,7 @@ def command(tmp_path, monkeypatch, capsys):
 
 
 def test_the_tables_are_not_empty():
-    assert (len(DATA), len(NETWORKS)) == (10, 5)
+    assert (len(DATA), len(NETWORKS)) == (12, 7)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -183,6 +249,30 @@ def test_a_network_that_does_something_wrong(name, command, tmp_path, monkeypatc
     assert got == status
 
 
+@pytest.mark.parametrize("method", ["lr_rewinding", "weight_rewinding", "lottery_ticket", "reinitialisation"])
+def test_a_pruned_weight_that_two_layers_share_stays_zero_under_both_names(method, tmp_path):
+    chosen = settings(
+        "model=custom", f"model.network={HERE}.Tied", "training.epochs=3", "pruning.rounds=2", f"retraining={method}"
+    )  # fmt: skip
+    job = build_job(chosen, tmp_path)
+    rounds.run(job)
+    weights, masks = job.ledger.state(2).network, job.ledger.masks(2)
+    assert set(masks) == {"first.weight", "output.weight"}
+    assert (~masks["first.weight"]).sum() > 1000
+    for name in ("first.weight", "second.weight"):
+        assert (weights[name][~masks["first.weight"]] == 0).all()
+        assert (weights[name][masks["first.weight"]] != 0).any()
+
+
+def test_lazy_layers_get_their_initial_weights_from_the_seed():
+    first, same, other = (
+        build_network(Model(f"{HERE}.Lazy", {}, None), torch.zeros(1, 64), 10, seed).state_dict()["output.weight"]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
 class Anything:
     pass
 
@@ -194,6 +284,7 @@ class Anything:
         ({"state_dict": {"output.weight": torch.zeros(2)}}, "which holds more than tensors by name"),
         ({"output.weight": torch.zeros(10, 64, device="meta")}, "which holds more than tensors by name"),
         ({"output.weight": torch.zeros(10, 64).to_sparse()}, "which holds more than tensors by name"),
+        ({"output.weight": torch.full((10, 64), 1e300, dtype=torch.float64)}, "output.weight holds a number that is not finite"),
         ({"output.weight": torch.zeros(10, 64) * 1j, "output.bias": torch.zeros(10)}, "output.weight is complex, takes float32"),
     ],
 )  # fmt: skip
@@ -221,3 +312,16 @@ def test_a_home_that_is_not_there(setting, command):
     assert got == 2
     assert err.startswith(f"{setting.split('=')[0]}: got ")
     assert err.count("\n") == 1
+
+
+def test_what_goes_wrong_with_the_python_call_is_told_at_once(tmp_path):
+    with pytest.raises(SettingsError) as error:
+        prune_by_rewinding(Net, "data", "model=resnet20", "task=plan", {"seed": 1}, f"runs={tmp_path}")
+    told = "\n".join(error.value.faults)
+    for sentence in (
+        "model=resnet20: network and data are given", "task=plan: network and data are given",
+        "network: got <class", "data: got 'data', takes a LightningDataModule", "settings: got {'seed': 1}, takes text",
+    ):  # fmt: skip
+        assert sentence in told
+    assert len(error.value.faults) == 5
+    assert not list(tmp_path.iterdir())

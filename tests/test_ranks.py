@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import re
 import socket
 import time
 
@@ -10,12 +11,12 @@ import pytest
 import torch
 
 from pipeline.data.memory import EVALUATION_BATCH
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, SettingsError
 from pipeline.jobs import build_job
 from pipeline.ledger import Ledger, dense_home
-from pipeline.ranks import Ranks, follows
+from pipeline.ranks import Ranks, follows, together
 from pipeline.train import evaluate
-from tests.conftest import settings
+from tests.conftest import PHOTOS, settings
 from tests.test_command_line import command, store
 from tests.test_rounds import content
 from tests.test_tracking import everything
@@ -85,6 +86,16 @@ def test_more_devices_than_there_are_is_a_sentence(tmp_path):
     assert err == f"training.devices: got {many}, takes at most {many - 1}, the cores there are\n"
 
 
+def test_nodes_without_a_launcher_are_a_sentence(monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(SettingsError, match=r"training.nodes: got 2, which takes the same command on each node"),
+        together(1, 2),
+    ):
+        pass
+
+
 def finished(*arguments):
     """The command to its end: its records, and what it said."""
     process = command(*arguments)
@@ -113,8 +124,8 @@ def test_two_processes_train_what_one_trains(tmp_path):
             torch.testing.assert_close(two.state(index).network[name], tensor, atol=1e-3, rtol=1e-3)
         pairs = list(zip(one.read(index).history, two.read(index).history, strict=True))
         assert len(pairs) == 3
-        for alone, together in pairs:
-            assert together.metrics == pytest.approx(alone.metrics, abs=0.003)
+        for alone, both in pairs:
+            assert both.metrics == pytest.approx(alone.metrics, abs=0.003)
         assert two.read(index).test == pytest.approx(one.read(index).test, abs=0.003)
 
 
@@ -134,6 +145,30 @@ def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_show
         assert figures == pytest.approx({key: expected[key] for key in figures}, abs=1e-6)
     names = [name for name, *_ in everything(store(tmp_path))]
     assert names == ["lr_rewinding, seed 0", "round 00", "round 01"]
+
+
+@two_cores
+@pytest.mark.slow
+def test_two_processes_skip_and_count_the_corrupt_images_that_one_does(photos, tmp_path):
+    for name in ("train/temple/03.jpg", "train/flower/05.jpg", "train/flower/06.jpg"):
+        (photos / name).write_bytes((photos / name).read_bytes()[:200])
+    job = [
+        "model=lenet_300_100", *PHOTOS, f"data.source={photos}", "data.workers=0", "training.batch_size=4",
+        "training.epochs=2", "pruning.rounds=0", "training.optimizer.rate=0.01",
+    ]  # fmt: skip
+    for devices in (1, 2):
+        out = finished(*job, "data.corrupt=skip", f"training.devices={devices}", f"runs={tmp_path / str(devices)}")
+        assert "3 images cannot be decoded and are left out: " in out
+    skipping = [*job, "data.corrupt=skip"]
+    one, two = (ledgers(tmp_path / name, *skipping)[1].read(0) for name in ("1", "2"))
+    for alone, together_ in zip(one.history, two.history, strict=True):
+        assert together_.metrics == pytest.approx(alone.metrics, abs=0.01)
+    process = command(*job, "training.devices=2", f"runs={tmp_path / 'error'}")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"an image cannot be decoded: .*; data.corrupt=skip leaves such images out and counts them\n", err
+    )
 
 
 @two_cores

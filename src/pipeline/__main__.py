@@ -4,6 +4,7 @@ Exit status: 0 done; 1 something failed on the way (the ledger keeps what was re
 written; 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ from pipeline.settings import OwnData, Settings, build
 
 def main() -> None:
     """Entry point of ``python -m pipeline``."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        _end_with_leader()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = [lenient(argument) for argument in sys.argv[1:]]
     try:
@@ -64,7 +67,8 @@ def compose_and_run(config: DictConfig) -> None:
         signum: int = stopped.args[0]
         name = signal.Signals(signum).name
         status = 128 + signum
-        sentences = [f"stopped by {name}; the same command goes on from the last finished epoch"]
+        more = "; the same command goes on from the last finished epoch" if settings.task == "run" else ""
+        sentences = [f"stopped by {name}{more}"]
     if status and not _follows(settings):
         _end(status, *sentences)
 
@@ -78,12 +82,12 @@ def run(settings: Settings, runs: Path) -> None:
 
 def show_plan(settings: Settings, runs: Path) -> None:
     """``task=plan``."""
-    from pipeline.jobs import build_job
+    from pipeline.jobs import build_job, stoppable
     from pipeline.plan import plan
     from pipeline.ranks import together
 
     job = build_job(settings, runs)
-    with together(job.training.devices, job.training.nodes) as ranks:
+    with together(job.training.devices, job.training.nodes) as ranks, stoppable():
         for line in plan(job):
             if ranks.leads:
                 print(line)
@@ -107,6 +111,14 @@ def _follows(settings: Settings) -> bool:
     from pipeline.ranks import follows
 
     return follows(settings.training.devices, settings.training.nodes)
+
+
+def _end_with_leader() -> None:
+    """A process that follows another (DDP) ends when that does, and leaves Ctrl-C to it, from its start on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _has_own_code(settings: Settings) -> bool:

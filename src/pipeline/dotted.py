@@ -24,7 +24,7 @@ def class_at(path: str, kind: type[Made], called: str, setting: str, takes: str 
         raise SettingsError([f"{setting}: got {path!r}, {takes}"])
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SettingsError([f"{setting}: got {path!r}, but {one_line(error)}; {takes}"]) from error
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise SettingsError([f"{setting}: got {path!r}, which is no {called} class; {takes}"])
@@ -39,6 +39,6 @@ def made(make: Callable[..., Made], given: Mapping[str, Any], arguments: Mapping
     """
     try:
         return make(**given, **arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         takes = inspect.signature(make)
         raise SettingsError([f"{setting}: got {dict(arguments)}, but {one_line(error)}; takes {takes}"]) from error

@@ -17,7 +17,7 @@ class Stopped(BaseException):
     """Ctrl-C or SIGTERM. No KeyboardInterrupt, which Lightning would take for its own."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, on one line of bearable length; its kind too, where the words alone would not do."""
     words = " ".join(str(error).split())
     words = words if len(words) <= 300 else f"{words[:300]}..."

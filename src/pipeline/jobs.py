@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,11 +142,14 @@ def _shown_and_tracked(job: Job, home: Ledger, settings: Settings, runs: Path) -
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into ``Stopped`` within the block."""
+    """Turns Ctrl-C and SIGTERM into ``Stopped`` within the block (of the main thread: others get no signals)."""
 
     def stop(signum: int, _: object) -> NoReturn:
         raise Stopped(signum)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

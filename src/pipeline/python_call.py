@@ -1,5 +1,6 @@
 """The whole method as one call, for a network and data of your own."""
 
+import re
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -7,7 +8,7 @@ from torch import nn
 
 from pipeline.composition import composed
 from pipeline.environment import runs_folder
-from pipeline.errors import Stopped
+from pipeline.errors import SettingsError, Stopped
 from pipeline.jobs import build_job, run_job
 from pipeline.ledger import Round
 from pipeline.settings import build
@@ -23,12 +24,27 @@ def prune_by_rewinding(network: nn.Module, data: lightning.LightningDataModule, 
         settings: as on the command line: ``"training.epochs=10"``, ``"retraining=weight_rewinding"``, ``"seed=1"``.
             ``name=`` names the experiment (else the network's class does), ``runs=`` the folder for all that is kept.
 
-    Calling it again with the same network, data and settings continues where the last call ended.
+    Calling it again with the same data and settings, and a network with the initial weights of the first call,
+    continues where that ended.
 
     Raises:
         PipelineError: with a sentence for everything that is wrong.
         KeyboardInterrupt: after Ctrl-C; what was finished is kept.
     """
+    faults = [
+        f"{setting}: network and data are given; only model.weights and settings of other groups go beside them"
+        for setting in map(str, settings)
+        if re.match(r"\+*(model|data|task)[.=]", setting) and "model.weights=" not in setting
+    ]
+    if not isinstance(network, nn.Module):
+        faults.append(f"network: got {network!r}, takes a torch.nn.Module")
+    if not isinstance(data, lightning.LightningDataModule):
+        faults.append(f"data: got {data!r}, takes a LightningDataModule")
+    faults += [
+        f"settings: got {each!r}, takes text such as 'training.epochs=10'" for each in settings if type(each) is not str
+    ]
+    if faults:
+        raise SettingsError(faults)
     mapping: dict[str, Any] = composed(settings)
     mapping["model"] = {"network": _path(network), "arguments": {}, "weights": mapping["model"]["weights"]}
     mapping["data"] = {"dataset": "own", "module": _path(data), "arguments": {}}

@@ -98,6 +98,10 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
     if devices * nodes == 1:
         yield Ranks()
         return
+    if nodes > 1 and not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR"} & set(os.environ):
+        raise SettingsError(
+            [f"training.nodes: got {nodes}, which takes the same command on each node, started by torchrun or srun"]
+        )
     import lightning_fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 

@@ -1,6 +1,7 @@
 """Tables and curves from ledgers. Reads what is on disk, trains nothing."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,9 @@ def write(runs: Path, name: str) -> tuple[str, list[Path]]:
 
 def _ledgers(runs: Path, name: str) -> Iterator[tuple[str, str, Sequence[Round]]]:
     """Label, folder and rounds of each run."""
-    for folder in runs.glob(f"{name}-*/seed-*"):
+    for folder in runs.glob("*/seed-*"):
+        if not re.fullmatch(re.escape(name) + "-[0-9a-f]{8}", folder.parent.name):
+            continue
         identity = recorded_identity(folder / "round-01" / "round.json")
         if identity is None:
             continue

@@ -195,7 +195,8 @@ def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
             )
         )
     except ValueError as error:
-        raise PipelineError(f"round {index}: {error}") from error
+        setting = " (pruning.empty_layer)" if share else ""
+        raise PipelineError(f"round {index}: {error}{setting}") from error
     if layers := emptied(masks, pruned):
         sentence = f"round {index} removes the last weight of {', '.join(layers)}"
         remedy = "pruning.empty_layer=0.01 would keep a hundredth of every layer, pruning.exclude all of the named"

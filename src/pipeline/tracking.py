@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are over four
 
 from filelock import FileLock
 from matplotlib.figure import Figure
@@ -225,7 +226,7 @@ class _told:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, MlflowException | OSError):
+        if isinstance(error, MlflowException | OSError | ImportError):
             message = " ".join(str(error).split())[:300]
             raise PipelineError(
                 f"MLflow at {self.uri} fails: {message}; what is trained is safe in the ledger, and the same command "

@@ -276,6 +276,10 @@ def train_round(
     """
     start = masked(start, masks)
     _load(network, start)
+    with torch.no_grad():
+        for name, mask in masks.items():  # once more: a tied weight has another name in the state dict
+            parameter = network.get_parameter(name)
+            parameter.masked_fill_(~mask.to(parameter.device), 0)
     module = Classifier(network, training, classes, start.optimizer)
     callbacks: list[lightning.Callback] = [
         RewindAwareSchedule(span.rate, span.position, first_epoch),

@@ -35,6 +35,14 @@ class Part:
         """This process's rows of a batch."""
         return rows[self.rank :: self.world] if self.world > 1 else rows
 
+    def of_all(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The names that all processes have, on each of them, where they are connected."""
+        if not torch.distributed.is_initialized():
+            return names
+        every: list[tuple[str, ...]] = [()] * self.world
+        torch.distributed.all_gather_object(every, names)
+        return tuple(name for each in every for name in each)
+
 
 class Dataset(Protocol):
     """Three disjoint splits. ``validation`` decides; ``test`` is read for the report alone."""

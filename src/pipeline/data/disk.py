@@ -9,6 +9,8 @@ import io
 import math
 import os
 import signal
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as compute
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -137,9 +140,25 @@ def on_disk(settings: ImagesOnDisk) -> OnDisk:
     every_label = torch.tensor(files.with_format("numpy", columns=[labels[0]])[:][labels[0]], dtype=torch.int64)
     files = files.rename_column(images[0], "image") if images[0] != "image" else files
     files = files.cast_column("image", datasets.Image(decode=False))
+    _check_parts(files, settings.source)
     sizes = {name: len(part) for name, part in labelled.items()}
     splits = split(sizes, settings)
     return OnDisk(files, every_label, splits, tuple(features[labels[0]].names), settings)
+
+
+def _check_parts(files: Any, source: str) -> None:
+    """
+    Raises:
+        SettingsError: if a file belongs to two parts, which it does where a class is called train or test.
+    """
+    paths = Counter(path for path in compute.struct_field(files.data.column("image"), "path").to_pylist() if path)
+    if twice := sorted(path for path, times in paths.items() if times > 1 and Path(path).is_absolute()):
+        raise SettingsError(
+            [
+                f"data.source: got {source!r}, in which {len(twice)} images belong to more than one part ({twice[0]}): "
+                "the name of a class or file is taken for that of a part (train, validation, test); rename it"
+            ]
+        )
 
 
 class _Batches:
@@ -163,16 +182,18 @@ class _Batches:
             worker_init_fn=_start_worker,
             generator=generator("workers"),
         )
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
         settings = self.data.settings
         for batch, decoded in zip(self.batches, loader, strict=True):
-            self.data.report(decoded.unreadable)
-            if not len(decoded.labels) and len(batch) >= self.part.world:
-                raise PipelineError(f"none of a batch's images can be decoded: {decoded.unreadable[0]} and the others")
+            unreadable = self.part.of_all(decoded.unreadable)
+            self.data.report(unreadable)
+            if len(unreadable) == len(batch):
+                raise PipelineError(f"none of a batch's images can be decoded: {unreadable[0]} and the others")
             pixels = decoded.pixels.to(self.part.device, non_blocking=True)
             yield Batch(
                 standardised(pixels, settings.mean, settings.deviation),
                 decoded.labels.to(self.part.device, non_blocking=True),
-                of=len(batch) - len(decoded.unreadable),
+                of=len(batch) - len(unreadable),
             )
 
 
@@ -238,7 +259,10 @@ def _evaluation_view(settings: ImagesOnDisk, image: Image.Image, index: int) -> 
 
 def _opened(entry: dict[str, Any]) -> Image.Image:
     content = entry["bytes"]
-    return Image.open(io.BytesIO(content) if content is not None else entry["path"]).convert("RGB")
+    image = Image.open(io.BytesIO(content) if content is not None else entry["path"])
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("it has more than 8 bits a channel: convert it")
+    return image.convert("RGB")
 
 
 def _name(entry: dict[str, Any], index: int) -> str:
@@ -247,8 +271,6 @@ def _name(entry: dict[str, Any], index: int) -> str:
 
 def _sizes(files: Any) -> list[int]:
     """Bytes of every image."""
-    import pyarrow.compute as compute
-
     column = files.data.column("image")
     inside = compute.binary_length(compute.struct_field(column, "bytes")).to_pylist()
     paths = compute.struct_field(column, "path").to_pylist()

@@ -14,8 +14,10 @@ def read(source: str, dataset: str) -> Any:
         SettingsError: if neither the network nor a local copy gives it.
     """
     local = expanded(source)
-    if source.startswith((".", "/", "~")) and not local.is_dir():
+    if not local.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise SettingsError([f"data.source: got {source!r}, which is no folder; {remedy(dataset)}"])
+    if set("*?[]") & set(str(local)):
+        raise SettingsError([f"data.source: got {source!r}, takes a path without * ? [ ]"])
     import datasets
 
     datasets.disable_progress_bars()

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import pytorch_lightning as lightning
 import torch
@@ -84,7 +85,7 @@ def own_batches(module: lightning.LightningDataModule) -> OwnBatches:
         for stage in ("fit", "test"):
             module.setup(stage)
         tuple(getattr(module, "classes", ()))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SettingsError([f"data: {name} cannot be set up: {one_line(error)}"]) from error
     faults = []
     for loader in LOADERS:
@@ -138,5 +139,10 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         torch.manual_seed(self.seed)
-        for inputs, labels in _pairs(self.module, self.loader):
+        given = 0
+        for inputs, labels in islice(_pairs(self.module, self.loader), self.steps):
             yield Batch(self.part.of(inputs), self.part.of(labels), of=len(labels))
+            given += 1
+        if given < self.steps:
+            name = type(self.module).__name__
+            raise PipelineError(f"data: {self.loader}() of {name} ends after {given} batches of {self.steps}")

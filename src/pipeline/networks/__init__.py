@@ -47,7 +47,9 @@ def build_network(model: Model, example: Tensor, classes: int, seed: int, attemp
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, attempt, "initial weights"))
         network = made(make, given, model.arguments, "model.arguments")
-    check_scores(network, model.network, example, classes)
+        check_scores(
+            network, model.network, example, classes
+        )  # here, as lazy layers draw their weights when first used
     return network
 
 
@@ -100,10 +102,19 @@ def prunable(network: nn.Module, exclude: tuple[str, ...] = ()) -> list[str]:
     """Names of the prunable parameters, in parameter order, without the layers that match a pattern of ``exclude``.
 
     Raises:
-        SettingsError: if a pattern matches no layer, or nothing is left to prune.
+        SettingsError: if a pattern matches no layer, nothing is left to prune, or the weight of a layer is computed.
     """
     names = {weight: weight.removesuffix(".weight") for weight in weight_layers(network)}
+    if not names:
+        raise SettingsError(["model.network: has no convolution, linear or attention layer, so nothing can be pruned"])
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     faults = [
+        f"model.network: the weight of layer {name!r} is computed from others (by a parametrization, weight_norm or "
+        "torch.nn.utils.prune), which is not pruned here; takes plain layers"
+        for name, module in network.named_modules()
+        if isinstance(module, PRUNABLE) and f"{name}.weight" not in parameters
+    ]
+    faults += [
         f"pruning.exclude: got {pattern!r}, which matches no layer; the layers are {', '.join(names.values())}"
         for pattern in exclude
         if not any(fnmatchcase(layer, pattern) for layer in names.values())

@@ -48,8 +48,8 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     ]
     faults += [
         f"{name} holds a number that is not finite"
-        for name in expected
-        if name in found and found[name].is_floating_point() and not bool(found[name].isfinite().all())
+        for name, tensor in expected.items()
+        if name in found and not found[name].is_complex() and not bool(found[name].to(tensor.dtype).isfinite().all())
     ]
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
