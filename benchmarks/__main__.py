@@ -70,7 +70,7 @@ def pruning_step() -> Iterator[str]:
     rows: list[list[str]] = []
     for weights in SIZES:
         found: dict[str, list[dict[str, float]]] = {"this": [], "torch": []}
-        for _ in range(5 if weights < max(SIZES) else 1):
+        for _ in range(3 if weights < max(SIZES) else 1):
             for who, each in found.items():
                 each.append(pruning.measured(who, weights))
         seconds, extra = (

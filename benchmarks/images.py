@@ -10,6 +10,7 @@ from PIL import Image
 
 def write(folder: Path, train: int = 50_000, test: int = 10_000) -> Path:
     """Makes ``train`` and ``test`` images of 10 classes, in parquet files that ``data.source`` reads."""
+    datasets.disable_progress_bars()
     draws = np.random.default_rng(0)
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
     for part, count in (("train", train), ("test", test)):
