@@ -147,7 +147,8 @@ def on_disk(settings: ImagesOnDisk) -> OnDisk:
 
 
 def _check_parts(files: Any, source: str) -> None:
-    """
+    """Sees to it that no image trains and tests.
+
     Raises:
         SettingsError: if a file belongs to two parts, which it does where a class is called train or test.
     """
