@@ -18,7 +18,6 @@ from mlflow import MlflowClient
 
 from pipeline.__main__ import main
 from pipeline.composition import CONF
-from pipeline.speed import has_compiler
 from pipeline.tracking import make_embedded_store
 from tests.conftest import PHOTOS, SMALL, settings
 from tests.test_rounds import content
@@ -33,7 +32,6 @@ JOB = [
 DEATHS = {
     "images in memory": (20, JOB),
     "images on disk": (4, [*SMALL, *PHOTOS, "data.source={photos}", "training.batch_size=16", "training.epochs=4"]),
-    "compiled": (4, [*JOB, "training.compile=on"]),
     "bfloat16": (4, [*JOB, "training.precision=bfloat16"]),
 }
 
@@ -183,10 +181,8 @@ def test_a_real_signal_ends_in_a_sentence_and_a_true_status(signum, status, run_
 def test_killed_at_random_moments_and_continued_a_job_ends_as_if_nothing_had_been(kind, photos, tmp_path):
     """One moment is drawn from each part of the job's length, from its first line to its last."""
     kills, arguments = DEATHS[kind]
-    if kind == "compiled" and not has_compiler():
-        pytest.skip("no C++ compiler (apt-get install g++)")
     job = [argument.format(photos=photos) for argument in arguments]
-    for whole in (tmp_path / "first", tmp_path / "whole"):  # the first may compile what is found compiled from then on
+    for whole in (tmp_path / "first", tmp_path / "whole"):
         begin = time.perf_counter()
         process = started(*job, f"runs={whole}")
         process.join()
