@@ -93,7 +93,7 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
     are stopped.
 
     Raises:
-        SettingsError: if the machine has fewer devices.
+        SettingsError: if the machine has fewer devices, or nothing has started the command on the other nodes.
     """
     if devices * nodes == 1:
         yield Ranks()
