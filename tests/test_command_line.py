@@ -1,5 +1,6 @@
 """Whole jobs by the command line: plans, reports, the shipped files, real signals and real deaths."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from mlflow import MlflowClient
 
 from pipeline.__main__ import main
 from pipeline.composition import CONF
+from pipeline.speed import has_compiler
 from pipeline.tracking import make_embedded_store
 from tests.conftest import PHOTOS, SMALL, settings
 from tests.test_rounds import content
@@ -33,6 +35,7 @@ DEATHS = {
     "images in memory": (20, JOB),
     "images on disk": (4, [*SMALL, *PHOTOS, "data.source={photos}", "training.batch_size=16", "training.epochs=4"]),
     "bfloat16": (4, [*JOB, "training.precision=bfloat16"]),
+    "compiled": (4, [*JOB, "training.compile=on"]),
 }
 
 
@@ -49,14 +52,21 @@ def command(*arguments, cwd=PROJECT, **environment):
 
 
 def run_main(arguments):
+    faulthandler.dump_traceback_later(300)  # a job that hangs tells where
+    multiprocessing.set_start_method("fork", force=True)  # as a command has it: the server hands on its own
     sys.argv = ["pipeline", *arguments]
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     main()
 
 
 def started(*arguments):
-    """The command in a process of its own, libraries loaded already: so a random moment falls into the work."""
-    process = multiprocessing.get_context("fork").Process(target=run_main, args=(arguments,))
+    """The command in a process of its own, libraries loaded already: so a random moment falls into the work.
+
+    It is forked from a server without threads, for the tests' own process has some and could pass on a lock.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.test_command_line"])
+    process = server.Process(target=run_main, args=(arguments,))
     process.start()
     return process
 
@@ -180,6 +190,8 @@ def test_a_real_signal_ends_in_a_sentence_and_a_true_status(signum, status, run_
 @pytest.mark.parametrize("kind", DEATHS)
 def test_killed_at_random_moments_and_continued_a_job_ends_as_if_nothing_had_been(kind, photos, tmp_path):
     """One moment is drawn from each part of the job's length, from its first line to its last."""
+    if kind == "compiled" and not has_compiler():
+        pytest.skip("no C++ compiler")
     kills, arguments = DEATHS[kind]
     job = [argument.format(photos=photos) for argument in arguments]
     for whole in (tmp_path / "first", tmp_path / "whole"):

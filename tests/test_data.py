@@ -146,3 +146,22 @@ def test_a_folder_in_the_hubs_layout_with_png_images(tmp_path):
     assert [len(part) for part in (dataset.train, dataset.validation, dataset.test)] == [12, 2, 6]
     bright = dataset.train.pixels[dataset.train.labels == 1]
     assert bright[0, :, 0, 0].tolist() == [200, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ({"img": [1, 2], "label": [0, 1]}, r"which has no img, label, img, label; put a copy"),
+        ({"img": [{"bytes": b"no image"}] * 2, "label": [0, 1]}, r"whose images cannot be read \(cannot identify"),
+    ],
+)
+def test_columns_that_hold_no_images_end_in_a_sentence(rows, sentence, tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    features = Features({"img": Image(), "label": ClassLabel(names=["dark", "bright"])})
+    for part in ("train", "test"):
+        Dataset.from_dict(rows, features=None if isinstance(rows["img"][0], int) else features).to_parquet(
+            tmp_path / "plain_text" / f"{part}-00000-of-00001.parquet"
+        )
+    with pytest.raises(SettingsError, match=sentence):
+        load(composed("data=cifar10", f"data.source={tmp_path}", "data.validation_images=2").data)

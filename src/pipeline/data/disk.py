@@ -5,7 +5,6 @@ changes anything.
 """
 
 import hashlib
-import io
 import math
 import os
 import signal
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as compute
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -96,9 +95,9 @@ class OnDisk:
         pixels, labels, unreadable = [], [], []
         for i in index:
             try:
-                pixels.append(np.asarray(view(_opened(self.files[i]["image"]), i)))
+                pixels.append(np.asarray(view(hub.opened(self.files[i]["image"], "RGB"), i)))
                 labels.append(int(self.labels[i]))
-            except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except hub.UNREADABLE as error:
                 unreadable.append(f"{_name(self.files[i]['image'], i)} ({error})")
         size = self.settings.size
         images = np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8)
@@ -256,14 +255,6 @@ def _evaluation_view(settings: ImagesOnDisk, image: Image.Image, index: int) -> 
     left, top = (width - settings.size) // 2, (height - settings.size) // 2
     scaled = image.resize((width, height), Image.Resampling.BILINEAR)
     return scaled.crop((left, top, left + settings.size, top + settings.size))
-
-
-def _opened(entry: dict[str, Any]) -> Image.Image:
-    content = entry["bytes"]
-    image = Image.open(io.BytesIO(content) if content is not None else entry["path"])
-    if image.mode.startswith(("I", "F")):
-        raise ValueError("it has more than 8 bits a channel: convert it")
-    return image.convert("RGB")
 
 
 def _name(entry: dict[str, Any], index: int) -> str:

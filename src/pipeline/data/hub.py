@@ -1,10 +1,16 @@
 """The Hugging Face hub, and local folders in its layout."""
 
+import io
 import logging
 from typing import Any
 
+from PIL import Image
+
 from pipeline.environment import expanded
 from pipeline.errors import SettingsError
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What ``opened`` raises for what is no image, a broken one, one of more than 8 bits a channel, or a huge one."""
 
 
 def read(source: str, dataset: str) -> Any:
@@ -29,6 +35,15 @@ def read(source: str, dataset: str) -> Any:
         raise SettingsError(
             [f"data.source: got {source!r}, which cannot be read ({reason}); {remedy(dataset)}"]
         ) from error
+
+
+def opened(entry: dict[str, Any], mode: str) -> Image.Image:
+    """An image of a column that is not decoded: its ``bytes``, else the file at its ``path``; raises UNREADABLE."""
+    content = entry["bytes"]
+    image = Image.open(io.BytesIO(content) if content is not None else entry["path"])
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("it has more than 8 bits a channel: convert it")
+    return image.convert(mode)
 
 
 def remedy(dataset: str) -> str:

@@ -42,17 +42,25 @@ def _from_hub(data: ImagesInMemory, *, image: str, label: str, mode: str) -> Poo
     Raises:
         SettingsError: if it cannot be had, has other parts or columns, or an image that cannot be decoded.
     """
+    import datasets
+
     assert data.source is not None
     parts = hub.read(data.source, data.dataset)
     missing = [part for part in ("train", "test") if part not in parts]
-    missing += [column for part in parts for column in (image, label) if column not in parts[part].column_names]
+    kinds = {image: datasets.Image, label: datasets.ClassLabel}
+    missing += [
+        column
+        for part in parts
+        for column, kind in kinds.items()
+        if not isinstance(parts[part].features.get(column), kind)
+    ]
     if missing:
         raise SettingsError(
             [f"data.source: got {data.source!r}, which has no {', '.join(missing)}; {hub.remedy(data.dataset)}"]
         )
     try:
-        pixels = np.concatenate([_decoded(parts[part][image], mode) for part in ("train", "test")])
-    except (OSError, ValueError) as error:
+        pixels = np.concatenate([_decoded(parts[part], image, mode) for part in ("train", "test")])
+    except hub.UNREADABLE as error:
         raise SettingsError([f"data.source: got {data.source!r}, whose images cannot be read ({error})"]) from error
     labels = np.concatenate([np.asarray(parts[part][label], dtype=np.int64) for part in ("train", "test")])
     return Pool(
@@ -63,7 +71,8 @@ def _from_hub(data: ImagesInMemory, *, image: str, label: str, mode: str) -> Poo
     )
 
 
-def _decoded(column: Any, mode: str) -> np.ndarray[Any, Any]:
+def _decoded(part: Any, column: str, mode: str) -> np.ndarray[Any, Any]:
     """Images of one size as uint8 (N, height, width, channels)."""
-    images = np.stack([np.asarray(image.convert(mode)) for image in column])
+    entries = part.with_format("arrow")[:][column].to_pylist()
+    images = np.stack([np.asarray(hub.opened(entry, mode)) for entry in entries])
     return images if images.ndim == 4 else images[..., None]
