@@ -14,7 +14,13 @@ from pipeline.jobs import build_job
 from pipeline.rounds import Job
 from pipeline.settings import Settings, build
 
-SMALL = ["model.arguments.width=4", "training.epochs=3", "training.max_steps=50", "pruning.rounds=2"]
+SMALL = [
+    "model.arguments.width=4",
+    "training.epochs=3",
+    "training.max_steps=50",
+    "pruning.rounds=2",
+    "deploy.sizes=false",
+]
 torch.set_num_threads(1)  # two threads that meet at every tiny operation crawl on a busy machine
 
 SHARED_CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"

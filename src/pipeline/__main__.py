@@ -5,6 +5,7 @@ written; 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -95,15 +96,51 @@ def show_plan(settings: Settings, runs: Path) -> None:
 
 def show_report(settings: Settings, runs: Path) -> None:
     """``task=report``."""
-    from pipeline import report
+    from pipeline import delivery, report
+    from pipeline.environment import artifacts_folder
 
     text, files = report.write(runs, settings.name)
     print(text)
     for file in files:
         print(file)
+    try:
+        files = delivery.write_report(settings, runs, artifacts_folder(settings.artifacts) / "report")
+    except SettingsError as error:
+        print(f"the outcome sheet of one run is not written: {'; '.join(error.faults)}")
+    else:
+        for file in files:
+            print(file)
 
 
-TASKS = {"run": run, "plan": show_plan, "report": show_report}
+def make_bundle(settings: Settings, runs: Path) -> None:
+    """``task=bundle``."""
+    from pipeline import delivery
+    from pipeline.environment import artifacts_folder
+
+    folder = artifacts_folder(settings.artifacts) / "bundle"
+    manifest = delivery.make_bundle(settings, runs, folder)
+    print((folder / "README.md").read_text())
+    print(
+        f"bundle  {folder}  ({manifest['size_bytes'][manifest['models']['model.onnx']['kind']]:,} bytes of model.onnx)"
+    )
+
+
+def verify_bundle(settings: Settings, runs: Path) -> None:
+    """``task=verify``."""
+    from pipeline import delivery
+    from pipeline.environment import artifacts_folder
+
+    artifacts = artifacts_folder(settings.artifacts)
+    print(json.dumps(delivery.verify_bundle(settings, artifacts / "bundle", artifacts / "verified.json"), indent=1))
+
+
+TASKS = {
+    "run": run,
+    "plan": show_plan,
+    "report": show_report,
+    "bundle": make_bundle,
+    "verify": verify_bundle,
+}
 
 
 def _follows(settings: Settings) -> bool:

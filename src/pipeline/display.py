@@ -65,6 +65,10 @@ class Display:
     def note(self, sentence: str) -> None:
         self.console.print(sentence)
 
+    def measuring(self, index: int) -> None:
+        """The loop is done; the bytes of a round are being measured."""
+        self.progress.update(self.task, description="bytes", status=f"of round {index}")
+
     def _show(self, part_of_epoch: float) -> None:
         """``part_of_epoch`` is the share of the present epoch that is done."""
         if self.progress.disable:

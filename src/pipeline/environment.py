@@ -30,6 +30,13 @@ def runs_folder(runs: str | None) -> Path:
     return CHECKOUT / "runs" if in_checkout() else Path("runs")
 
 
+def artifacts_folder(artifacts: str | None) -> Path:
+    """The folder of what goes out of the project, the same wherever the command is typed in a checkout."""
+    if artifacts is not None:
+        return expanded(artifacts)
+    return CHECKOUT / "artifacts" if in_checkout() else Path("artifacts")
+
+
 def git_commit() -> str:
     """Commit of the checkout, with "+changes" if files differ from it; "unknown" outside of a checkout."""
 

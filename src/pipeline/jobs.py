@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import signal
 import sys
 import threading
@@ -14,19 +15,19 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 
-from pipeline import pictures, rounds, table
+from pipeline import outcome, pictures, rounds, table
 from pipeline.data import load
 from pipeline.data.own import own_batches
 from pipeline.display import Display
 from pipeline.environment import describe_environment, environment, expanded
-from pipeline.errors import SettingsError, Stopped
-from pipeline.ledger import Ledger, Round, dense_home, run_home, tensor_digest
+from pipeline.errors import PipelineError, SettingsError, Stopped
+from pipeline.ledger import Ledger, Round, dense_home, run_home, tensor_digest, write_file
 from pipeline.networks import build_network, check_scores, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.randomness import derived_seed
 from pipeline.ranks import LedOnly, Ranks, together
 from pipeline.rounds import Job
-from pipeline.settings import Settings, run_identity
+from pipeline.settings import Settings, fingerprint, run_identity
 from pipeline.speed import keep_freed_memory, resolved
 
 
@@ -110,22 +111,31 @@ def _shown_and_tracked(job: Job, home: Ledger, settings: Settings, runs: Path) -
         try:
             with stoppable(), display:
                 done = rounds.run(dataclasses.replace(job, watchers=(display, tracker)))
+                sizes = [each.figures for each in _sizes(job, done, settings, display)]
             best = rounds.chosen(done, settings.pruning)
-            curve = pictures.accuracy_curves({job.method: done}, f"{settings.name}, seed {settings.seed}")
-            picture = home.folder / "accuracy_vs_sparsity.png"
-            curve.savefig(picture, dpi=150)
+            title = f"{settings.name}, seed {settings.seed}"
+            curves = {"accuracy_vs_sparsity.png": pictures.accuracy_curves({job.method: done}, title)}
+            if sizes:
+                curves["accuracy_vs_bytes.png"] = pictures.accuracy_by_bytes(done, sizes, f"{title}, {job.method}")
+                tracker.sizes(done, sizes)
+            for name, curve in curves.items():
+                curve.savefig(home.folder / name, dpi=150)
             tracker.finish(
                 texts={
-                    "rounds.csv": table.as_csv(done),
-                    "rounds.md": table.markdown(done),
+                    "rounds.csv": table.as_csv(done, sizes),
+                    "rounds.md": table.markdown(done, sizes),
                     "environment.txt": describe_environment(),
                 },
-                figures={"accuracy_vs_sparsity.png": curve},
+                figures=curves,
                 tags={"chosen_round": str(best.index), "final_density": f"{done[-1].density:.4f}"},
             )
         except BaseException as error:
             tracker.abort("KILLED" if isinstance(error, Stopped) else "FAILED")
             raise
+    if settings.record is not None:
+        ended = {"ledger": home.folder.parent.name, "fingerprint": fingerprint(home.identity), "seed": settings.seed}
+        digests = [rounds.ledger_of(job, each.index).digest(each.index) for each in done]
+        write_file(expanded(settings.record), json.dumps(ended | {"weights": digests}, indent=1).encode() + b"\n")
     print()
     if not display.trained:
         print("all rounds asked for were complete: nothing was trained (pruning.rounds=N asks for more)")
@@ -134,10 +144,25 @@ def _shown_and_tracked(job: Job, home: Ledger, settings: Settings, runs: Path) -
             f"chosen: round {best.index}, density {best.density:.4f}, the smallest within "
             f"{settings.pruning.max_accuracy_drop * 100:g} points of the dense network's validation accuracy"
         )
-    print(f"curve   {picture}")
+    if sizes:
+        print(table.bytes_table(done, sizes))
+        print()
+    for name in curves:
+        print(f"curve   {home.folder / name}")
     print(f"rounds  {home.folder}")
     print(f"MLflow  {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracker.uri}")
     return done
+
+
+def _sizes(job: Job, done: list[Round], settings: Settings, display: Display) -> list[outcome.Sizes]:
+    """Bytes of every round's files, if they are asked for and the network can be exported."""
+    if not settings.deploy.sizes:
+        return []
+    try:
+        return outcome.measured(job, done, settings.deploy.calibration_images, display.measuring)
+    except PipelineError as error:
+        display.note(f"bytes are not measured: {error}")
+        return []
 
 
 @contextmanager

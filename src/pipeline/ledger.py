@@ -134,6 +134,12 @@ class Ledger:
             finished_ms=record["finished_ms"],
         )
 
+    def digest(self, index: int) -> str:
+        """SHA-256 of the weights of a complete round."""
+        record = self._record(index)
+        assert record is not None
+        return str(record["digests"]["weights"])
+
     def state(self, index: int) -> State:
         """Weights and optimizer state at the end of a complete round."""
         return State(self._load(index, "weights"), self._load(index, "optimizer"))
@@ -154,7 +160,7 @@ class Ledger:
             "digests": digests,
             "environment": environment,
         }
-        _write(folder / "round.json", json.dumps(record, indent=1).encode())
+        write_file(folder / "round.json", json.dumps(record, indent=1).encode())
         (folder / "partial.safetensors").unlink(missing_ok=True)
 
     def partial(self, index: int) -> tuple[State, tuple[Epoch, ...]] | None:
@@ -277,7 +283,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
     """Writes a safetensors file with a digest of its tensors in its header, and returns the digest."""
     digest = tensor_digest(tensors)
     # one entry: safetensors writes several in an order that changes from process to process
-    _write(path, save(dict(tensors), {"pipeline": json.dumps({**(metadata or {}), "digest": digest})}))
+    write_file(path, save(dict(tensors), {"pipeline": json.dumps({**(metadata or {}), "digest": digest})}))
     return digest
 
 
@@ -293,7 +299,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     return tensors, metadata
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Writes a file whole: it is there with all its bytes, on the disk, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")

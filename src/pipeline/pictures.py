@@ -30,6 +30,22 @@ def accuracy_curves(curves: Mapping[str, Sequence[Round]], title: str) -> Figure
     return figure
 
 
+def accuracy_by_bytes(rounds: Sequence[Round], sizes: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Test accuracy against bytes on disk: packed float and int8 of every round, and the plain dense export."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    accuracy = [r.figures["test_accuracy"] * 100 for r in rounds]
+    for kind, label in (("float32_bytes", "packed float32"), ("int8_bytes", "packed int8")):
+        axes.plot([each[kind] / 1000 for each in sizes], accuracy, marker="o", markersize=4, label=label)
+    axes.plot(sizes[0]["dense_bytes"] / 1000, accuracy[0], "k*", markersize=10, label="plain export, dense")
+    axes.set(xscale="log", xlabel="kB on disk", ylabel="test accuracy of the masked network (%)", title=title)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return figure
+
+
 def layer_sparsity(round_: Round) -> Figure:
     """Sparsity of every layer as bars, first layer on top; the number of weights left stands beside each."""
     figure = Figure(figsize=(7, 1.2 + 0.22 * len(round_.layers)), layout="constrained")

@@ -12,6 +12,7 @@
 last finished epoch, and so typing the same command again continues.
 """
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,6 +117,31 @@ def run(job: Job) -> list[Round]:
     return rounds
 
 
+def recorded(job: Job) -> list[Round]:
+    """The complete rounds of a job, from round 0 on; nothing is trained.
+
+    Raises:
+        PipelineError: if there is none, or not even its round 0.
+    """
+    found = [job.dense.read(0)]
+    while found[-1] is not None:
+        found.append(job.ledger.read(len(found)))
+    rounds = [each for each in found if each is not None]
+    if len(rounds) < 2:
+        raise PipelineError(
+            f"no pruned round of these settings is complete in {job.ledger.folder}: "
+            "run them first, by the same command with task=run"
+        )
+    return rounds
+
+
+def network_after(job: Job, index: int) -> nn.Module:
+    """A network of its own with the weights that a complete round ended with, in evaluation, on the CPU."""
+    network = copy.deepcopy(job.network).cpu().eval()
+    network.load_state_dict(dict(ledger_of(job, index).state(index).network))
+    return network
+
+
 def finished(rounds: Sequence[Round], pruning: Pruning) -> bool:
     """Whether a limit is reached: the number of rounds, or the floor on validation accuracy.
 
@@ -168,7 +194,7 @@ def start_state(job: Job, index: int) -> State:
     """
     match job.retraining.weights:
         case "final":
-            state = _home(job, index - 1).state(index - 1)
+            state = ledger_of(job, index - 1).state(index - 1)
         case "rewound":
             state = _rewind_point(job, job.span.first)
         case "fresh":
@@ -178,7 +204,7 @@ def start_state(job: Job, index: int) -> State:
 
 def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
     """The masks of a round, from the weights at the end of the one before."""
-    weights = _home(job, index - 1).state(index - 1).network
+    weights = ledger_of(job, index - 1).state(index - 1).network
     scores = Scores(
         CRITERIA[job.pruning.criterion], weights, lambda name: generator(job.seed, index, "random criterion", name)
     )
@@ -313,7 +339,8 @@ def _evaluated(job: Job, split: Split, state: State) -> dict[str, float]:
     return evaluate(job.network, job.dataset, classes=job.classes, split=split, training=job.training, state=state)
 
 
-def _home(job: Job, index: int) -> Ledger:
+def ledger_of(job: Job, index: int) -> Ledger:
+    """Where a round lives: round 0 is the dense network's, which runs share."""
     return job.dense if index == 0 else job.ledger
 
 

@@ -230,20 +230,50 @@ class Tracking:
 
 
 @dataclass(frozen=True)
+class Deploy:
+    round: Natural | None
+    """Which round's network; null for the one within ``pruning.max_accuracy_drop``, or the last."""
+    values: Literal["int8", "float32"]
+    """What the bundle's model computes in."""
+    max_accuracy_drop: ShareFromZero
+    """How much validation accuracy int8 may lose against float32 (0.01 is one point)."""
+    max_bytes: Count | None
+    """How big the bundle's model may be; null for no limit."""
+    sizes: bool
+    """Whether a run ends with the bytes of every round's files (seconds a round)."""
+    calibration_images: Count
+    """How many training examples set the ranges of int8."""
+    runner: Literal["auto", "qemu", "native", "ssh"]
+    """What verifies a bundle: emulated ARM, this machine, or a board; auto: this machine if it is ARM, else qemu."""
+    host: str | None
+    """The board's name for ssh."""
+    board_python: str
+    """The board's Python, which has what the bundle's requirements.txt names."""
+    images: Count | None
+    """How many test examples are scored on ARM; null for all."""
+
+
+@dataclass(frozen=True)
 class Settings:
     name: str
     """Name of the experiment, in MLflow and on disk."""
-    task: Literal["run", "plan", "report"]
-    """``run`` prunes; ``plan`` shows what it would do; ``report`` draws what has been run."""
+    task: Literal["run", "plan", "report", "bundle", "verify"]
+    """``run`` prunes; ``plan`` shows what it would do; ``report`` draws what has been run; ``bundle`` makes of a run
+    what goes to a board; ``verify`` runs that on ARM."""
     seed: Natural
     """The trial: initial weights, order of images and every other draw follow from it."""
     runs: str | None
     """Folder of ledgers and tracking; null for ``runs`` in the project (installed: in the current folder)."""
+    record: str | None
+    """A file that names what a run ended with, for what depends on it; null for none."""
+    artifacts: str | None
+    """Folder of report, bundle and verification; null for ``artifacts`` in the project (or the current folder)."""
     model: Model
     data: Data
     training: Training
     pruning: Pruning
     retraining: Retraining
+    deploy: Deploy
     tracking: Tracking
 
 
@@ -312,6 +342,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
     if settings.name.strip() != settings.name or not settings.name or set("/\\:") & set(settings.name):
         yield f"name: got {settings.name!r}, takes a word that can name a folder"
     yield from _impossible_data(settings.data)
+    if settings.deploy.runner == "ssh" and not settings.deploy.host:
+        yield "deploy.host: got null, takes the name of a board for deploy.runner=ssh"
     if settings.model.weights is not None and settings.retraining.weights == "rewound":
         yield (
             "retraining.weights: got rewound, but model.weights gives a network of which no earlier point is known; "

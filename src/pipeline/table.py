@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.ledger import Round
 
@@ -16,7 +16,16 @@ COLUMNS = {
     "MACs kept": lambda r: f"{r.macs_kept / 1e6:.3f} M",
     "seconds": lambda r: f"{r.seconds:.1f}",
 }
+BYTE_COLUMNS = {
+    "dense bytes": lambda sizes: f"{sizes['dense_bytes']:,.0f}",
+    "float32": lambda sizes: f"{sizes['float32_bytes']:,.0f}",
+    "int8": lambda sizes: f"{sizes['int8_bytes']:,.0f}",
+    "smaller": lambda sizes: f"{sizes['bytes_compression']:.1f}x",
+}
+"""Of the plain export, and of the packed files that go to a board; the last is the first over int8."""
 WIDTH = 12
+Sizes = Sequence[Mapping[str, float]]
+"""Figures by round, as ``outcome.Sizes`` gives them."""
 
 
 def header() -> str:
@@ -29,19 +38,31 @@ def row(round_: Round) -> str:
     return "".join(show(round_).rjust(WIDTH) for show in COLUMNS.values())
 
 
-def markdown(rounds: Sequence[Round]) -> str:
-    """The table for a document."""
+def markdown(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
+    """The table for a document; with ``sizes``, bytes of every round's files beside the rest."""
+    byte_columns = BYTE_COLUMNS if sizes else {}
     lines = [
-        list(COLUMNS),
-        ["---:"] * len(COLUMNS),
-        *([show(r) for show in COLUMNS.values()] for r in rounds),
+        [*COLUMNS, *byte_columns],
+        ["---:"] * (len(COLUMNS) + len(byte_columns)),
+        *(
+            [show(r) for show in COLUMNS.values()] + [show(sizes[n]) for show in byte_columns.values()]
+            for n, r in enumerate(rounds)
+        ),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def as_csv(rounds: Sequence[Round]) -> str:
+def as_csv(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
     """Every figure of every round, unrounded."""
-    return _csv([{"round": r.index, **r.figures} for r in rounds])
+    return _csv([{"round": r.index, **r.figures, **(sizes[n] if sizes else {})} for n, r in enumerate(rounds)])
+
+
+def bytes_table(rounds: Sequence[Round], sizes: Sizes) -> str:
+    """Bytes of every round's files, a line each, as wide as a ``row``."""
+    lines = [["round", "density", "test", *BYTE_COLUMNS]]
+    for r, each in zip(rounds, sizes, strict=True):
+        lines.append([COLUMNS[name](r) for name in lines[0][:3]] + [show(each) for show in BYTE_COLUMNS.values()])
+    return "\n".join("".join(cell.rjust(WIDTH) for cell in line) for line in lines)
 
 
 def layers_csv(round_: Round) -> str:

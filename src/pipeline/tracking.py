@@ -20,6 +20,7 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipeline.environment import git_commit
@@ -153,6 +154,14 @@ class Tracker:
             self.client.log_figure(run.info.run_id, layer_sparsity(result), "layers.png")
             self.client.set_terminated(run.info.run_id, "FINISHED", end_time=result.finished_ms)
 
+    def sizes(self, rounds: Sequence[Round], sizes: Sequence[Mapping[str, float]]) -> None:
+        """Sends the bytes of every round's files."""
+        with _told(self.uri):
+            for result, figures in zip(rounds, sizes, strict=True):
+                metrics = _metrics(figures, result.finished_ms, result.index)
+                self._send(self.parent.info.run_id, metrics)
+                self._send(self.round_runs[result.index], metrics)
+
     def finish(self, texts: Mapping[str, str], figures: Mapping[str, Figure], tags: Mapping[str, str]) -> None:
         """Puts the report into the parent run and ends it as FINISHED."""
         with _told(self.uri):
@@ -162,6 +171,56 @@ class Tracker:
                 self.client.log_figure(self.parent.info.run_id, figure, name)
             self.tag(tags)
             self.client.set_terminated(self.parent.info.run_id, "FINISHED")
+
+    def log_bundle(self, folder: Path, manifest: Mapping[str, Any], digest: str) -> None:
+        """Logs a bundle and its model to the parent run and registers the model, once a digest, as ``arm``."""
+        run_id = self.parent.info.run_id
+        with _told(self.uri):
+            figures = {
+                **{f"bundle_{kind}_bytes": size for kind, size in manifest["size_bytes"].items()},
+                **{
+                    f"bundle_{split}_accuracy_{kind}": accuracy
+                    for split, by_kind in manifest["accuracy"].items()
+                    for kind, accuracy in by_kind.items()
+                },
+            }
+            self._send(run_id, _metrics(figures, time.time_ns() // 1_000_000, manifest["round"]))
+            self.tag({"bundle_digest": digest, "bundle_round": str(manifest["round"])})
+            self.client.log_artifacts(run_id, str(folder), "bundle")
+            name = manifest["name"]
+            known = [version.tags.get("bundle_digest") for version in self._versions(name)]
+            if digest not in known:
+                self._register(folder, name, digest)
+            newest = next(version for version in self._versions(name) if version.tags.get("bundle_digest") == digest)
+            self.client.set_registered_model_alias(name, "arm", newest.version)
+            self.client.set_terminated(run_id, "FINISHED")
+
+    def _versions(self, name: str) -> Sequence[ModelVersion]:
+        return self.client.search_model_versions(f"name = '{name}'")
+
+    def _register(self, folder: Path, name: str, digest: str) -> None:
+        """A new version of the registered model: the bundle's model, with the golden inputs as example."""
+        import mlflow.onnx
+        import numpy as np
+        import onnx
+
+        golden = np.load(folder / "golden.npz")
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            with mlflow.start_run(self.parent.info.run_id):
+                logged = mlflow.onnx.log_model(
+                    onnx.load(folder / "model.onnx"),
+                    name="model",
+                    signature=mlflow.models.infer_signature(golden["inputs"], golden["model.onnx"]),
+                    input_example=golden["inputs"],
+                    pip_requirements=(folder / "requirements.txt").read_text().split(),
+                    save_as_external_data=False,
+                    registered_model_name=name,
+                )
+        finally:
+            mlflow.set_tracking_uri(before)
+        self.client.set_model_version_tag(name, logged.registered_model_version, "bundle_digest", digest)
 
     def abort(self, status: str) -> None:
         """Ends the parent run and its open rounds as FAILED or KILLED."""

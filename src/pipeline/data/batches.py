@@ -1,5 +1,6 @@
 """Crop, flip and standardisation of whole batches, never image by image; the draws come from outside."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ def standardised(
     values = pixels.to(torch.float32) / 255
     if mean is None or deviation is None:
         own_deviation, own_mean = torch.std_mean(values, dim=(1, 2, 3), correction=0, keepdim=True)
-        values = (values - own_mean) / own_deviation.clamp_min(pixels[0].numel() ** -0.5 if len(pixels) else 1.0)
+        values = (values - own_mean) / own_deviation.clamp_min(math.prod(pixels.shape[1:]) ** -0.5)
     else:
         by_channel = [torch.tensor(each, device=pixels.device).view(-1, 1, 1) for each in (mean, deviation)]
         values = (values - by_channel[0]) / by_channel[1]

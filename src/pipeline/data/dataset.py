@@ -1,13 +1,14 @@
 """What the rounds ask of a data set, wherever its examples lie."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Split = Literal["validation", "test"]
+AnySplit = Literal["train", "validation", "test"]
 Key = tuple[int, int, int]
 """(seed, round, epoch): all that an epoch's order and draws follow from."""
 CPU = torch.device("cpu")
@@ -44,6 +45,17 @@ class Part:
         return tuple(name for each in every for name in each)
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """What makes of inputs as a user has them what the network gets; a deployed model does it itself."""
+
+    apply: Callable[[Tensor], Tensor]
+    """Inputs of ``Dataset.raw`` (N, ...) to inputs of the network."""
+    image: Mapping[str, Any] | None
+    """How an image file becomes such an input: its ``mode``, and the ``shorter_side`` that it is scaled to before the
+    middle is taken (None: it is scaled to the input's size). None where inputs are no images."""
+
+
 class Dataset(Protocol):
     """Three disjoint splits. ``validation`` decides; ``test`` is read for the report alone."""
 
@@ -67,6 +79,13 @@ class Dataset(Protocol):
 
     def evaluation(self, split: Split, part: Part) -> Iterable[Batch]:
         """All examples of a split, in order, as they are."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What happens to an input of ``raw`` before the network gets it."""
+
+    def raw(self, split: AnySplit) -> Iterable[tuple[Tensor, Tensor]]:
+        """Inputs (N, ...) of a split as a user has them, none augmented, and labels int64 (N), batch by batch."""
 
     def notes(self) -> list[str]:
         """Sentences on what has been found wrong with the data so far."""

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data import hub
 from pipeline.data.batches import standardised
-from pipeline.data.dataset import Batch, Key, Part, Split
+from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
 from pipeline.data.split import split
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.randomness import generator
@@ -82,6 +82,17 @@ class OnDisk:
     def evaluation(self, split: Split, part: Part) -> Iterable[Batch]:
         view = partial(_evaluation_view, self.settings)
         return _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, part)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        apply = partial(standardised, mean=self.settings.mean, deviation=self.settings.deviation)
+        return Preprocessing(apply, {"mode": "RGB", "shorter_side": self.settings.shorter_side})
+
+    def raw(self, split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
+        view = partial(_evaluation_view, self.settings)
+        for decoded in _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, Part()).decoded():
+            self.report(decoded.unreadable)
+            yield decoded.pixels, decoded.labels
 
     def notes(self) -> list[str]:
         if not self._unreadable:
@@ -170,11 +181,13 @@ class _Batches:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def decoded(self) -> Iterable[Decoded]:
+        """This process's part of every batch."""
         mine = [self.part.of(batch.tolist()) for batch in self.batches]
         wanted = self.data.settings.workers
         cores = len(os.sched_getaffinity(0)) // self.part.world if wanted is None else wanted
-        loader: DataLoader[Decoded] = DataLoader(
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
+        return DataLoader(
             _Reader(self.data, mine, self.view),
             batch_size=None,
             num_workers=min(cores, len(mine)),
@@ -182,9 +195,10 @@ class _Batches:
             worker_init_fn=_start_worker,
             generator=generator("workers"),
         )
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
+
+    def __iter__(self) -> Iterator[Batch]:
         settings = self.data.settings
-        for batch, decoded in zip(self.batches, loader, strict=True):
+        for batch, decoded in zip(self.batches, self.decoded(), strict=True):
             unreadable = self.part.of_all(decoded.unreadable)
             self.data.report(unreadable)
             if len(unreadable) == len(batch):

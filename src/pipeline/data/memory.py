@@ -1,7 +1,7 @@
 """Images kept in memory (or on the GPU) as uint8; every batch is made of whole tensors."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.data import sources
 from pipeline.data.batches import cropped, mirrored, standardised
-from pipeline.data.dataset import Batch, Key, Part, Split
+from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
 from pipeline.data.split import Pool, split
 from pipeline.randomness import generator
 from pipeline.settings import ImagesInMemory
@@ -74,6 +74,15 @@ class InMemory:
 
     def evaluation(self, split: Split, part: Part) -> "EvaluationBatches":
         return EvaluationBatches(self._images(split, part.device), part)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        mode = "L" if self.train.pixels.shape[1] == 1 else "RGB"
+        return Preprocessing(standardised, {"mode": mode, "shorter_side": None})
+
+    def raw(self, split: AnySplit) -> Iterable[tuple[Tensor, Tensor]]:
+        images: Images = getattr(self, split)
+        return zip(images.pixels.split(EVALUATION_BATCH), images.labels.split(EVALUATION_BATCH), strict=True)
 
     def notes(self) -> list[str]:
         return []

@@ -10,7 +10,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from pipeline.data.dataset import Batch, Key, Part, Split
+from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
 from pipeline.dotted import class_at, made
 from pipeline.errors import PipelineError, SettingsError, one_line
 from pipeline.randomness import derived_seed
@@ -58,6 +58,17 @@ class OwnBatches:
     def evaluation(self, split: Split, part: Part) -> "_Batches":
         loader = "val_dataloader" if split == "validation" else "test_dataloader"
         return _Batches(self.module, loader, len(getattr(self.module, loader)()), part, 0)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(lambda inputs: inputs, None)
+
+    def raw(self, split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
+        """The module's own batches, and what it does to those of training."""
+        torch.manual_seed(0)
+        return _pairs(
+            self.module, {"train": "train_dataloader", "validation": "val_dataloader"}.get(split, "test_dataloader")
+        )
 
     def notes(self) -> list[str]:
         return []

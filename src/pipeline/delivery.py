@@ -1,0 +1,112 @@
+"""``task=report``, ``bundle`` and ``verify``: what goes out of a run, and the proof that it runs on ARM."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import outcome
+from pipeline.deploy import bundle, verify
+from pipeline.errors import PipelineError, SettingsError
+from pipeline.jobs import build_job
+from pipeline.ledger import Round
+from pipeline.rounds import Job, chosen, finished, network_after, planned_rounds, recorded
+from pipeline.settings import Settings, fingerprint
+from pipeline.tracking import Tracker
+
+
+def make_bundle(settings: Settings, runs: Path, folder: Path) -> dict[str, Any]:
+    """Makes the bundle of the settings' run in ``folder``, shows it to MLflow, and returns its manifest.
+
+    Raises:
+        PipelineError: if the run is not finished, or a check finds something wrong.
+        SettingsError: if ``deploy.round`` is no round of it.
+    """
+    job = build_job(settings, runs)
+    round_ = _round(job, settings)
+    network = network_after(job, round_.index)
+    tracker = Tracker(settings.tracking.uri, runs, settings.name)
+    with job.ledger.locked():
+        tracker.start(settings, job.ledger, f"{job.method}, seed {settings.seed}")
+        try:
+            facts = _facts(job, round_, settings) | {"mlflow_run_id": tracker.parent.info.run_id}
+            torch.set_num_threads(1)  # exact counts and times are those of one
+            manifest = bundle.make(network, job.dataset, deploy=settings.deploy, facts=facts, folder=folder)
+            tracker.log_bundle(folder, manifest, bundle.digest(folder))
+        except BaseException:
+            tracker.abort("FAILED")
+            raise
+    return manifest
+
+
+def write_report(settings: Settings, runs: Path, folder: Path) -> list[Path]:
+    """Writes the outcome sheet of the settings' own run into ``folder``, if it has a pruned round."""
+    job = build_job(settings, runs)
+    try:
+        rounds = recorded(job)
+    except PipelineError:
+        return []
+    sizes = []
+    if settings.deploy.sizes:
+        sizes = outcome.measured(job, rounds, settings.deploy.calibration_images, lambda index: None)
+    title = f"{settings.name}, seed {settings.seed}, {job.method}"
+    return outcome.write(folder, rounds, sizes, chosen(rounds, settings.pruning), title)
+
+
+def verify_bundle(settings: Settings, folder: Path, out: Path) -> dict[str, Any]:
+    """Runs the bundle in ``folder`` on ARM and writes ``out``.
+
+    Raises:
+        PipelineError: if there is no bundle or no way to run it, or it does not do there what it does here; ``out``
+            then says ``not verified`` and why.
+    """
+    from pipeline.data import load
+
+    if not (folder / "SHA256SUMS").exists():
+        raise PipelineError(f"{folder} has no bundle: make it first, by the same command with task=bundle")
+    out.unlink(missing_ok=True)
+    facts: dict[str, Any] = {"bundle": bundle.digest(folder)}
+    try:
+        found = verify.verified(folder, load(settings.data), settings.deploy)
+    except PipelineError as error:
+        out.write_text(json.dumps(facts | {"status": "not verified", "reason": str(error)}, indent=1) + "\n")
+        raise
+    facts |= {"status": "verified", **found}
+    out.write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+def _round(job: Job, settings: Settings) -> Round:
+    """The round that the bundle is made of."""
+    rounds = recorded(job)
+    wanted = settings.deploy.round
+    if wanted is not None:
+        if wanted >= len(rounds):
+            raise SettingsError(
+                [f"deploy.round: got {wanted}, takes 0 to {len(rounds) - 1}, the rounds that are complete"]
+            )
+        return rounds[wanted]
+    planned = planned_rounds(job)
+    if not finished(rounds, settings.pruning) and (planned is None or len(rounds) <= planned):
+        raise PipelineError(
+            f"the run in {job.ledger.folder} is not finished, its last complete round is {len(rounds) - 1}: the same "
+            f"command with task=run goes on; deploy.round={len(rounds) - 1} takes that round"
+        )
+    return chosen(rounds, settings.pruning)
+
+
+def _facts(job: Job, round_: Round, settings: Settings) -> dict[str, Any]:
+    return {
+        "name": settings.name,
+        "method": job.method,
+        "seed": settings.seed,
+        "round": round_.index,
+        "density": round_.density,
+        "macs": {"dense": round_.macs_dense, "kept": round_.macs_kept},
+        "fingerprint": fingerprint(job.ledger.identity)[:16],
+        "data_digest": job.ledger.identity["data_digest"],
+        "git_commit": job.environment["git_commit"],
+        "settings": dataclasses.asdict(settings.deploy),
+    }

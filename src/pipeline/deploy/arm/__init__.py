@@ -1,0 +1,232 @@
+"""ARM without a board: an aarch64 root of Debian packages and PyPI wheels, run under qemu's user emulation.
+
+``root`` builds it once into the cache folder (``python -m pipeline.deploy.arm``, ``make arm-root``); a digest of every
+file in it is checked before each use. Nothing is installed on the machine: qemu itself is unpacked there too.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipeline.errors import PipelineError
+
+PYTHON = "3.11"
+DEBIAN = "bookworm"
+PACKAGES = (
+    "libc6", "libstdc++6", "libgcc-s1", "zlib1g", "libexpat1", "libssl3", "libffi8", "libbz2-1.0", "liblzma5",
+    "libsqlite3-0", "libuuid1", "libcrypt1", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib",
+)  # fmt: skip
+HOST_PACKAGES = (
+    "qemu-user", "libcapstone4", "libglib2.0-0", "libgmp10", "libgnutls30", "libhogweed6", "libidn2-0", "libnettle8",
+    "libnuma1", "libp11-kit0", "libpcre2-8-0", "libtasn1-6", "libunistring2", "liburing2", "zlib1g",
+)  # fmt: skip
+WHEELS = ("onnxruntime", "numpy", "pillow", "flatbuffers", "protobuf", "packaging", "typing_extensions")
+PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")
+PLUGIN = Path(__file__).with_name("count.c")
+COUNTED = Path(__file__).with_name("count.py")
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A processor that qemu knows, and what Linux says of it in ``/proc/cpuinfo``."""
+
+    name: str
+    board: str
+    part: str
+    variant: str
+    revision: int
+    features: str
+
+    @property
+    def cpuinfo(self) -> str:
+        """Four cores of it."""
+        return "".join(
+            f"processor\t: {core}\nBogoMIPS\t: 108.00\nFeatures\t: {self.features}\nCPU implementer\t: 0x41\n"
+            f"CPU architecture: 8\nCPU variant\t: {self.variant}\nCPU part\t: {self.part}\n"
+            f"CPU revision\t: {self.revision}\n\n"
+            for core in range(4)
+        )
+
+
+PROCESSORS = (
+    Processor("cortex-a72", "Raspberry Pi 4", "0xd08", "0x0", 3, "fp asimd evtstrm crc32 cpuid"),
+    Processor(
+        "cortex-a76",
+        "Raspberry Pi 5",
+        "0xd0b",
+        "0x4",
+        1,
+        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+    ),
+)
+
+
+def home() -> Path:
+    """Where the root is kept: one folder a recipe."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    recipe = json.dumps([PYTHON, DEBIAN, PACKAGES, HOST_PACKAGES, _wheels(), PLATFORMS, PLUGIN.read_text()])
+    return cache / "rewind-pipeline" / f"arm-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def missing() -> str | None:
+    """Why ARM cannot be emulated on this machine, if it cannot."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"ARM is emulated on Linux on x86-64 alone, and this is {platform.system()} on {platform.machine()}"
+    lacking = [tool for tool in ("apt-get", "dpkg", "gcc") if shutil.which(tool) is None]
+    if lacking and not (home() / "SHA256SUMS").exists():
+        return f"the ARM root cannot be built without {', '.join(lacking)}"
+    return None
+
+
+def root() -> Path:
+    """The folder of the root, built if it is not there.
+
+    Raises:
+        PipelineError: if it cannot be built here, or a file in it has changed.
+    """
+    if reason := missing():
+        raise PipelineError(reason)
+    place = home()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):
+        if not place.exists():
+            unfinished = place.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            try:
+                _build(unfinished)
+            except (subprocess.CalledProcessError, OSError) as error:
+                said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+                raise PipelineError(f"the ARM root cannot be built: {said[-1] if said else error}") from error
+            unfinished.rename(place)
+    if (place / "SHA256SUMS").read_text() != _sums(place):
+        raise PipelineError(f"a file of the ARM root has changed: delete {place}, and it is built again")
+    return place
+
+
+def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugin: Path | None = None) -> str:
+    """What Python on an emulated processor prints: ``arguments`` are its own, ``folder`` is where it runs.
+
+    ``plugin`` names a file that the counts of executed instructions go to.
+
+    Raises:
+        PipelineError: with the program's own last line, if it fails.
+    """
+    place = root()
+    system = place / processor.name
+    command = [str(place / "host/usr/bin/qemu-aarch64"), "-cpu", processor.name, "-L", str(system)]
+    if plugin is not None:
+        command += ["-plugin", f"{place / 'host' / 'count.so'},counts={plugin}"]
+    environment = {
+        "PYTHONPATH": str(place / "wheels"),
+        "PYTHONHOME": str(system / "usr"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "PATH": "/usr/bin:/bin",
+        "LD_LIBRARY_PATH": str(place / "host/usr/lib/x86_64-linux-gnu"),
+    }
+    # the program's own libraries come from the root, not from LD_LIBRARY_PATH, which is qemu's
+    done = subprocess.run(
+        [*command, "-U", "LD_LIBRARY_PATH", str(system / f"usr/bin/python{PYTHON}"), *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise PipelineError(f"{processor.name} (qemu): {said[-1] if said else f'status {done.returncode}'}")
+    return done.stdout
+
+
+def instructions(processor: Processor, model: Path, inputs: Path, folder: Path) -> int:
+    """Executed instructions of one inference of a model, its input the first of ``inputs``; one thread."""
+    counts = folder / f"{processor.name}-{model.stem}.counts"
+    emulated(processor, [str(COUNTED), str(model), str(inputs)], folder, plugin=counts)
+    marks = [int(line) for line in counts.read_text().split()]
+    return marks[-1] - marks[-2]
+
+
+def emulator() -> str:
+    """Name and version of the emulator."""
+    place = root()
+    environment = {"LD_LIBRARY_PATH": str(place / "host/usr/lib/x86_64-linux-gnu")}
+    qemu = place / "host/usr/bin/qemu-aarch64"
+    said = subprocess.run([qemu, "--version"], env=environment, capture_output=True, text=True, check=True).stdout
+    return said.splitlines()[0]
+
+
+def _wheels() -> list[str]:
+    """The wheels of the root, each of the version that is installed here."""
+    wheels = []
+    for name in WHEELS:
+        try:
+            wheels.append(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return wheels
+
+
+def _build(place: Path) -> None:
+    archives = place / "archives"
+    for architecture, packages, target in (("arm64", PACKAGES, "base"), ("amd64", HOST_PACKAGES, "host")):
+        for archive in _downloaded(archives / architecture, architecture, packages):
+            _call("dpkg", "-x", str(archive), str(place / target))
+    wheels = archives / "wheels"
+    platforms = [word for each in PLATFORMS for word in ("--platform", each)]
+    _call(
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+        "--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp", *platforms, "--dest", str(wheels),
+        *_wheels(),
+    )  # fmt: skip
+    for wheel in sorted(wheels.glob("*.whl")):
+        shutil.unpack_archive(wheel, place / "wheels", "zip")
+    shutil.rmtree(archives)
+    _call("gcc", "-O2", "-shared", "-fPIC", str(PLUGIN), "-o", str(place / "host" / "count.so"))
+    for processor in PROCESSORS:
+        system = place / processor.name
+        (system / "proc").mkdir(parents=True)
+        for part in ("usr", "lib", "etc"):
+            if (place / "base" / part).exists():
+                (system / part).symlink_to(Path("..") / "base" / part)
+        (system / "proc" / "cpuinfo").write_text(processor.cpuinfo)
+    (place / "SHA256SUMS").write_text(_sums(place))
+
+
+def _downloaded(folder: Path, architecture: str, packages: Sequence[str]) -> Iterator[Path]:
+    """Debian packages, whose digests apt checks against Debian's signed lists."""
+    for part in ("lists/partial", "cache/archives/partial", "debs"):
+        (folder / part).mkdir(parents=True)
+    (folder / "status").touch()
+    options = [
+        f"-oAPT::Architecture={architecture}",
+        f"-oAPT::Architectures={architecture}",
+        f"-oDir::State::lists={folder / 'lists'}",
+        f"-oDir::State::status={folder / 'status'}",
+        f"-oDir::Cache={folder / 'cache'}",
+        "-oAPT::Sandbox::User=",
+        "-qq",
+    ]
+    _call("apt-get", *options, "update")
+    _call("apt-get", *options, "download", *packages, folder=folder / "debs")
+    yield from sorted((folder / "debs").glob("*.deb"))
+
+
+def _sums(place: Path) -> str:
+    """SHA-256 of every file of the root, as ``sha256sum`` writes them."""
+    files = sorted(
+        path
+        for path in place.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.name != "SHA256SUMS" and "__pycache__" not in path.parts
+    )
+    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(place)}\n" for path in files)
+
+
+def _call(*command: str, folder: Path | None = None) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)

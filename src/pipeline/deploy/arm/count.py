@@ -1,0 +1,18 @@
+"""python count.py MODEL INPUTS.npz: inferences between harmless system calls, which the emulator's plugin waits for."""
+
+import os
+import sys
+
+import numpy as np
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+options.log_severity_level = 3
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+one = {"input": np.load(sys.argv[2])["inputs"][:1]}
+for _ in range(3):
+    session.run(None, one)
+os.getppid()
+session.run(None, one)
+os.getppid()

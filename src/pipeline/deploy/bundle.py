@@ -1,0 +1,229 @@
+"""The folder that goes to the board: models, facts, golden answers, and the program that checks and runs them.
+
+export the masked network -> float32, packed
+                          -> int8 by calibration -> packed
+check all of it; write it into a temporary folder; move that into place whole
+"""
+
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from pipeline.data.dataset import AnySplit, Dataset
+from pipeline.deploy import card
+from pipeline.deploy.export import exported, lean
+from pipeline.deploy.pack import PackedTensor, packed, unpacked
+from pipeline.deploy.quantize import quantised, zeros_stay_zero
+from pipeline.deploy.runtime import latencies, optimised_operators, scores, session
+from pipeline.errors import PipelineError
+from pipeline.settings import Deploy
+
+OLDEST_ONNXRUNTIME = "1.24.1"
+TOLERANCE = 1e-4
+"""Largest difference of the float model's scores from the masked network's."""
+GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
+"""Largest difference from the golden outputs on another machine."""
+GOLDEN = 4
+BOARD = Path(__file__).with_name("board") / "run.py"
+
+
+@dataclass(frozen=True)
+class Models:
+    """One network in the forms that are compared. ``plain`` is as PyTorch exports it; packed ones have ``facts``."""
+
+    plain: ModelProto
+    dense: ModelProto
+    float32: ModelProto
+    int8: ModelProto
+    float32_facts: Mapping[str, PackedTensor]
+    int8_facts: Mapping[str, PackedTensor]
+
+    @property
+    def size_bytes(self) -> dict[str, int]:
+        """Bytes of the files: the plain export, and the two packed models."""
+        return {
+            "dense": self.plain.ByteSize(),
+            "float32": self.float32.ByteSize(),
+            "int8": self.int8.ByteSize(),
+        }
+
+
+def models(
+    network: nn.Module, dataset: Dataset, calibration_images: int, metadata: Mapping[str, str] | None = None
+) -> Models:
+    """Exports, quantises and packs a network that has its pruned weights at zero."""
+    calibration = list(_first(dataset.raw("train"), calibration_images))
+    plain = exported(network, dataset.preprocessing.apply, torch.from_numpy(calibration[0]))
+    dense = lean(plain, metadata)
+    float32, float32_facts = packed(dense)
+    int8, int8_facts = packed(lean(quantised(plain, calibration), metadata))
+    return Models(plain, dense, float32, int8, float32_facts, int8_facts)
+
+
+def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[Any]) -> list[str]:
+    """What is wrong with the models, a sentence each; ``inputs`` (N, ...) are compared on."""
+    faults = []
+    for name, model, facts in (
+        ("float32", found.float32, found.float32_facts),
+        ("int8", found.int8, found.int8_facts),
+    ):
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as error:
+            faults.append(f"{name}: the ONNX checker refuses it: {error}")
+            continue
+        dense = unpacked(model)
+        answer, expected = (scores(session(each), [inputs])[0] for each in (model, dense))
+        if not np.array_equal(answer, expected):
+            faults.append(f"{name}: packed and unpacked models do not give the same scores")
+        if facts and optimised_operators(model) != optimised_operators(dense):
+            more = optimised_operators(model) - optimised_operators(dense)
+            faults.append(f"{name}: weights are unpacked at every inference ({', '.join(sorted(more))})")
+    with torch.no_grad():
+        expected = network.eval()(dataset.preprocessing.apply(torch.from_numpy(inputs))).numpy()
+    difference = float(np.abs(scores(session(found.float32), [inputs])[0] - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        faults.append(f"float32: its scores differ by {difference:.3g} from the network's, takes {TOLERANCE:g}")
+    if not zeros_stay_zero(unpacked(found.float32), unpacked(found.int8)):
+        faults.append("int8: a pruned weight is not zero any more")
+    return faults
+
+
+def make(
+    network: nn.Module, dataset: Dataset, *, deploy: Deploy, facts: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Makes the bundle of a network in ``folder``, checks included, and returns its manifest.
+
+    Raises:
+        PipelineError: with all that a check has found; then ``folder`` is as it was.
+    """
+    network = network.eval()
+    metadata = {"classes": json.dumps(list(dataset.classes))}
+    found = models(network, dataset, deploy.calibration_images, metadata)
+    golden = next(iter(_first(dataset.raw("test"), GOLDEN)))
+    faults = check(found, network, dataset, next(iter(_first(dataset.raw("validation"), 100))))
+    if faults:
+        raise PipelineError("; ".join(faults))
+    accuracy = {split: accuracies(found, network, dataset, split) for split in ("validation", "test")}
+    lost = accuracy["validation"]["float32"] - accuracy["validation"]["int8"]
+    if deploy.values == "int8" and lost > deploy.max_accuracy_drop + 1e-9:
+        raise PipelineError(
+            f"int8 loses {lost * 100:.2f} points of validation accuracy, deploy.max_accuracy_drop allows "
+            f"{deploy.max_accuracy_drop * 100:g}: deploy.values=float32 ships the float model"
+        )
+    files = {"model.onnx": found.int8, "model_fp32.onnx": found.float32}
+    kinds = {"model.onnx": "int8", "model_fp32.onnx": "float32"}
+    if deploy.values == "float32":
+        files, kinds = {"model.onnx": found.float32}, {"model.onnx": "float32"}
+    size = files["model.onnx"].ByteSize()
+    if deploy.max_bytes is not None and size > deploy.max_bytes:
+        raise PipelineError(f"model.onnx has {size:,} bytes, deploy.max_bytes allows {deploy.max_bytes:,}")
+    example = golden[:1]
+    manifest = {
+        "format": 1,
+        **facts,
+        "classes": list(dataset.classes),
+        "input": {
+            "shape": [None, *golden.shape[1:]],
+            "type": str(golden.dtype),
+            "image": dataset.preprocessing.image,
+        },
+        "models": {name: {"kind": kind, "tolerance": GOLDEN_TOLERANCE[kind]} for name, kind in kinds.items()},
+        "size_bytes": found.size_bytes | {"dense_lean": found.dense.ByteSize()},
+        "gzip_bytes": {"dense": _gzip(found.dense), "float32": _gzip(found.float32), "int8": _gzip(found.int8)},
+        "positions": positions(found.int8_facts),
+        "accuracy": accuracy,
+        "latency": latencies(
+            {"dense": found.dense, "float32": found.float32, "int8_dense": unpacked(found.int8), "int8": found.int8},
+            example,
+        ),
+        "onnxruntime": {"oldest": OLDEST_ONNXRUNTIME, "newest": importlib.metadata.version("onnxruntime")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "pillow")
+        },
+    }
+    answers = {name: scores(session(model), [golden])[0] for name, model in files.items()}
+    _write(folder, files, manifest, {"inputs": golden, **answers})
+    return manifest
+
+
+def accuracies(found: Models, network: nn.Module, dataset: Dataset, split: AnySplit) -> dict[str, float]:
+    """Share of a split's inputs that each form of the network gets right."""
+    right = {"masked": 0, "float32": 0, "int8": 0}
+    sessions = {"float32": session(found.float32), "int8": session(found.int8)}
+    count = 0
+    for inputs, labels in dataset.raw(split):
+        with torch.no_grad():
+            answers = {"masked": network(dataset.preprocessing.apply(inputs)).numpy()}
+        answers |= {name: scores(each, [inputs.numpy()])[0] for name, each in sessions.items()}
+        for name, each in answers.items():
+            right[name] += int((each.argmax(1) == labels.numpy()).sum())
+        count += len(labels)
+    return {name: each / count for name, each in right.items()}
+
+
+def positions(facts: Mapping[str, PackedTensor]) -> dict[str, float]:
+    """Bytes of all positions, and the fewest that these densities allow."""
+    return {
+        "bytes": sum(each.position_bytes for each in facts.values()),
+        "entropy_bytes": round(sum(each.entropy_bytes for each in facts.values()), 1),
+    }
+
+
+def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterable[NDArray[Any]]:
+    """The first inputs of a split, batch by batch."""
+    for inputs, _ in batches:
+        if count > 0:
+            yield inputs[:count].contiguous().numpy()
+        count -= len(inputs)
+        if count <= 0:
+            return
+
+
+def _gzip(model: ModelProto) -> int:
+    return len(gzip.compress(model.SerializeToString(), mtime=0))
+
+
+def _write(
+    folder: Path, files: Mapping[str, ModelProto], manifest: Mapping[str, Any], golden: Mapping[str, NDArray[Any]]
+) -> None:
+    """Writes all files beside ``folder`` and moves them into its place at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        unfinished = Path(name) / "new"
+        unfinished.mkdir()
+        for file, model in files.items():
+            (unfinished / file).write_bytes(model.SerializeToString(deterministic=True))
+        np.savez(unfinished / "golden.npz", allow_pickle=False, **golden)
+        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        (unfinished / "requirements.txt").write_text(card.requirements(manifest))
+        (unfinished / "README.md").write_text(card.readme(manifest))
+        shutil.copy(BOARD, unfinished / "run.py")
+        (unfinished / "SHA256SUMS").write_text(
+            "".join(
+                f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+                for path in sorted(unfinished.iterdir())
+            )
+        )
+        if folder.exists():
+            folder.rename(Path(name) / "old")
+        unfinished.rename(folder)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of a bundle: of the sums of its files."""
+    return hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest()

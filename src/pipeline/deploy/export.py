@@ -1,0 +1,111 @@
+"""A network with its preprocessing as an ONNX model: plain as PyTorch writes it, or lean.
+
+The plain export carries stack traces with the paths of the machine that made it; the lean one has the same operators
+and weights, and nothing that says where it comes from.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import count
+
+import torch
+from onnx import ModelProto, NodeProto, numpy_helper
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError, one_line
+
+INPUT, OUTPUT = "input", "scores"
+IR_VERSION = 10
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+class Whole(nn.Module):
+    """Inputs as a user has them, (N, ...), to scores (N, classes): preprocessing, then the network."""
+
+    def __init__(self, preprocess: Callable[[Tensor], Tensor], network: nn.Module) -> None:
+        super().__init__()
+        self.preprocess, self.network = preprocess, network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(self.preprocess(inputs))
+
+
+def exported(network: nn.Module, preprocess: Callable[[Tensor], Tensor], inputs: Tensor) -> ModelProto:
+    """The plain export of a network in evaluation, of any batch size.
+
+    ``inputs``, (N, ...), are a few as the model will get them.
+
+    Raises:
+        PipelineError: if PyTorch cannot export it.
+    """
+    whole = Whole(preprocess, network).eval()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                whole,
+                (torch.cat([inputs[:1], inputs[:1]]),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+        except Exception as error:
+            raise PipelineError(f"the network cannot be exported to ONNX: {one_line(error)}") from error
+    assert program is not None
+    return program.model_proto
+
+
+def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelProto:
+    """The same operators and weights under short names, with these metadata and no others."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    result.producer_name = result.producer_version = result.doc_string = ""
+    result.ir_version = min(result.ir_version, IR_VERSION)
+    graph = result.graph
+    graph.name, graph.doc_string = "graph", ""
+    del graph.value_info[:], graph.metadata_props[:], graph.quantization_annotation[:], result.metadata_props[:]
+    for key, value in (metadata or {}).items():
+        result.metadata_props.add(key=key, value=value)
+    used = {name for node in graph.node for name in node.input}
+    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+    fixed = {value.name for value in (*graph.input, *graph.output)}
+    weights, values = count(), count()
+    names = {name: name for name in fixed} | {"": ""}
+    for tensor in graph.initializer:
+        names[tensor.name] = f"w{next(weights)}"
+        array = numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f":  # -0.0, which a pruned weight is after a negative scale, becomes 0.0
+            tensor.CopyFrom(numpy_helper.from_array(array + array.dtype.type(0), tensor.name))
+        tensor.name, tensor.doc_string = names[tensor.name], ""
+        del tensor.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for node in graph.node:
+        for output in node.output:
+            names.setdefault(output, f"v{next(values)}")
+    for node in graph.node:
+        _strip(node, names)
+    return result
+
+
+def _strip(node: NodeProto, names: Mapping[str, str]) -> None:
+    inputs, outputs = ([names[name] for name in side] for side in (node.input, node.output))
+    del node.input[:], node.output[:], node.metadata_props[:]
+    node.input.extend(inputs)
+    node.output.extend(outputs)
+    node.name = node.doc_string = ""
+
+
+def operators(model: ModelProto) -> Counter[str]:
+    """How many nodes of which operator."""
+    return Counter(node.op_type for node in model.graph.node)

@@ -1,0 +1,323 @@
+"""Sparse weights of an ONNX model, packed into standard operators, so that its bytes fall with sparsity.
+
+A packed tensor is its non-zero values, a coding of their positions, and one node: a call of a function that the model
+carries with it and that rebuilds the dense tensor. All that the node reads is constant and all shapes are static, so
+ONNX Runtime evaluates it once, when a session is made; what runs then is the graph of the dense model.
+
+The codings of positions, in bits a non-zero value:
+
+    mask   one bit a weight
+    gaps   one byte, the zeros before the value; after 255 zeros comes a value that is zero itself
+    rice   the zeros before the value, their low k bits as they are and the rest in unary (Rice 1979), k by tensor
+
+Each tensor takes the one that is smallest with all that goes with it; one that none makes smaller stays as it is.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import onnx.parser
+from numpy.typing import NDArray
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+DOMAIN = "rewind"
+LONGEST_GAP = 255
+RICE_PARAMETERS = range(1, 15)
+PACKABLE: Mapping[int, str] = {TensorProto.FLOAT: "Float", TensorProto.INT8: "Int8"}
+"""Types of weights, and how the functions that rebuild them end."""
+
+Array = NDArray[np.generic]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the positions of one tensor's values are written down.
+
+    ``values`` are the tensor's non-zero values and perhaps some zeros, ``streams`` what the function reads beside them,
+    ``numbers`` its attributes.
+    """
+
+    name: str
+    values: Array
+    streams: tuple[Bytes, ...]
+    numbers: Mapping[str, list[int]]
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes that are there for the positions alone."""
+        zeros = self.values.size - np.count_nonzero(self.values)
+        return sum(stream.nbytes for stream in self.streams) + int(zeros) * self.values.itemsize
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """What packing did to a tensor: ``size`` weights, ``kept`` of them not zero, positions in so many bytes."""
+
+    coding: str
+    size: int
+    kept: int
+    position_bytes: int
+
+    @property
+    def entropy_bytes(self) -> float:
+        """The fewest bytes for positions of this density (Shannon): size x H(kept / size) / 8."""
+        density = self.kept / self.size
+        if density in (0.0, 1.0):
+            return 0.0
+        bits = -density * math.log2(density) - (1 - density) * math.log2(1 - density)
+        return self.size * bits / 8
+
+
+def encode_mask(flat: Array) -> Coding:
+    """``values`` begin with the zero that all pruned weights take."""
+    alive = flat != 0
+    values = np.concatenate([np.zeros(1, flat.dtype), flat[alive]])
+    return Coding("Mask", values, (np.packbits(alive, bitorder="little"),), {"size": [flat.size]})
+
+
+def encode_gaps(flat: Array) -> Coding:
+    places = []
+    last = -1
+    for place in np.flatnonzero(flat).tolist():
+        while place - last - 1 > LONGEST_GAP:
+            last += LONGEST_GAP + 1
+            places.append(last)
+        places.append(place)
+        last = place
+    index = np.array(places or [0], dtype=np.int64)
+    gaps = np.diff(index, prepend=-1) - 1
+    return Coding("Gaps", flat[index], (gaps.astype(np.uint8),), {"size": [flat.size]})
+
+
+def encode_rice(flat: Array) -> Coding:
+    index = np.flatnonzero(flat)
+    if not len(index):
+        index = np.zeros(1, dtype=np.int64)
+    gaps = np.diff(index, prepend=-1) - 1
+    low = min(RICE_PARAMETERS, key=lambda k: int((gaps >> k).sum()) + len(gaps) * (k + 1))
+    ends = np.cumsum((gaps >> low) + 1) - 1
+    unary = np.zeros(int(ends[-1]) + 1, dtype=bool)
+    unary[ends] = True
+    remainders = (gaps[:, None] >> np.arange(low)) & 1
+    streams = tuple(np.packbits(bits.astype(bool).ravel(), bitorder="little") for bits in (unary, remainders))
+    numbers = {
+        "size": [flat.size],
+        "count": [len(index)],
+        "bits": [len(index) * low],
+        "table": [-1, low],
+        "powers": [2**bit for bit in range(low)],
+        "scale": [2**low],
+    }
+    return Coding("Rice", flat[index], streams, numbers)
+
+
+ENCODERS: tuple[Callable[[Array], Coding], ...] = (encode_mask, encode_gaps, encode_rice)
+
+
+def decode(coding: Coding) -> Array:
+    """The flat tensor that a coding stands for: in numpy what the model's function does in ONNX."""
+    (size,) = coding.numbers["size"]
+    if coding.name == "Mask":
+        alive = np.unpackbits(coding.streams[0], bitorder="little")[:size].astype(np.int64)
+        return coding.values[np.cumsum(alive) * alive]
+    if coding.name == "Gaps":
+        gaps = coding.streams[0].astype(np.int64)
+    else:
+        unary, remainders = (np.unpackbits(stream, bitorder="little") for stream in coding.streams)
+        high = np.diff(np.flatnonzero(unary), prepend=-1) - 1
+        powers = np.asarray(coding.numbers["powers"])
+        low = remainders[: coding.numbers["bits"][0]].reshape(len(high), len(powers)) @ powers
+        gaps = high * coding.numbers["scale"][0] + low
+    flat = np.zeros(size, coding.values.dtype)
+    flat[np.cumsum(gaps + 1) - 1] = coding.values
+    return flat
+
+
+def packed(model: ModelProto) -> tuple[ModelProto, dict[str, PackedTensor]]:
+    """The model with its sparse weights packed (the original is left unchanged), and what was done to which tensor."""
+    choices = _choices(model)
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    plain = [tensor for tensor in graph.initializer if tensor.name not in choices]
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    del graph.initializer[:]
+    graph.initializer.extend(plain)
+    nodes = []
+    for name, coding in choices.items():
+        node, tensors = _written(name, coding, types[name], shapes[name])
+        nodes.append(node)
+        graph.initializer.extend(tensors)
+    others = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *others])
+    used = sorted({(coding.name, types[name]) for name, coding in choices.items()})
+    result.functions.extend(function(coding, kind, _opset(model)) for coding, kind in used)
+    if used:
+        result.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    facts = {
+        name: PackedTensor(
+            coding.name.lower(), math.prod(shapes[name]), int(np.count_nonzero(coding.values)), coding.position_bytes
+        )
+        for name, coding in choices.items()
+    }
+    return result, facts
+
+
+def unpacked(model: ModelProto) -> ModelProto:
+    """The dense model again, bit for bit: what ``packed`` was given."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    dense, read = [], set()
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            continue
+        values, *streams = (tensors[name] for name in node.input)
+        numbers = {each.name: list(each.ints) for each in node.attribute}
+        coding = Coding(_coding_name(node.op_type), values, tuple(streams), numbers)
+        dense.append(numpy_helper.from_array(decode(coding).reshape(numbers["shape"]), node.output[0]))
+        read |= set(node.input)
+    plain = [tensor for tensor in model.graph.initializer if tensor.name not in read]
+    nodes = [node for node in model.graph.node if node.domain != DOMAIN]
+    opsets = [each for each in model.opset_import if each.domain != DOMAIN]
+    del result.graph.initializer[:], result.graph.node[:], result.opset_import[:], result.functions[:]
+    result.graph.initializer.extend([*plain, *dense])
+    result.graph.node.extend(nodes)
+    result.opset_import.extend(opsets)
+    return result
+
+
+def _choices(model: ModelProto) -> dict[str, Coding]:
+    """The coding of every tensor that gets smaller by one, in bytes of the file, the functions included."""
+    savings: dict[str, dict[str, tuple[int, Coding]]] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in PACKABLE:
+            continue
+        flat = numpy_helper.to_array(tensor).ravel()
+        if len(flat) < 2 or np.signbit(flat[flat == 0]).any():  # -0.0 is not the zero that comes back
+            continue
+        codings = [encode(flat) for encode in ENCODERS]
+        savings[tensor.name] = {coding.name: (_saved(tensor, coding), coding) for coding in codings}
+    kinds = {tensor.data_type for tensor in model.graph.initializer if tensor.name in savings}
+    best: dict[str, Coding] = {}
+    most = 0
+    for allowed in (names for count in range(4) for names in combinations(FUNCTIONS, count)):
+        fits = {
+            name: max((by_coding[coding] for coding in allowed), key=lambda fit: fit[0], default=(0, None))
+            for name, by_coding in savings.items()
+        }
+        chosen = {name: coding for name, (saved, coding) in fits.items() if coding is not None and saved > 0}
+        cost = sum(function(coding, kind, _opset(model)).ByteSize() for coding in allowed for kind in kinds)
+        saved = sum(fits[name][0] for name in chosen) - cost
+        if saved > most:
+            best, most = chosen, saved
+    return best
+
+
+def _opset(model: ModelProto) -> int:
+    return next(each.version for each in model.opset_import if each.domain == "")
+
+
+def _saved(tensor: TensorProto, coding: Coding) -> int:
+    node, tensors = _written(tensor.name, coding, tensor.data_type, list(tensor.dims))
+    return tensor.ByteSize() - node.ByteSize() - sum(each.ByteSize() + 3 for each in tensors)
+
+
+def _written(name: str, coding: Coding, kind: int, shape: list[int]) -> tuple[NodeProto, list[TensorProto]]:
+    """The node that rebuilds a tensor, and the tensors that it reads."""
+    parts = (coding.values, *coding.streams)
+    tensors = [numpy_helper.from_array(part, f"{name}.{number}") for number, part in enumerate(parts)]
+    numbers = {"shape": shape, **coding.numbers}
+    node = helper.make_node(coding.name + PACKABLE[kind], [tensor.name for tensor in tensors], [name], domain=DOMAIN)
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in numbers.items())
+    return node, tensors
+
+
+def _coding_name(operator: str) -> str:
+    return next(operator.removesuffix(end) for end in PACKABLE.values() if operator.endswith(end))
+
+
+def function(coding: str, kind: int, opset: int) -> FunctionProto:
+    """The model-local function that rebuilds tensors of a type from a coding; ``opset`` is the model's, 18 or later."""
+    zero = f"{PACKABLE[kind].lower()}[1] {{0}}"
+    return onnx.parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
+        + FUNCTIONS[coding].replace("NAME", coding + PACKABLE[kind]).replace("ZERO", zero)
+    )
+
+
+def _bits(stream: str, bits: str) -> str:
+    """Lines of a function: the bits of bytes, the lowest of each first, as int32 (8 n)."""
+    return f"""
+    {bits}_column = Unsqueeze ({stream}, one)
+    {bits}_shifted = BitShift <direction = "RIGHT"> ({bits}_column, shifts)
+    {bits}_rows = BitwiseAnd ({bits}_shifted, lowest)
+    {bits}_wide = Cast <to = 6> ({bits}_rows)
+    {bits} = Reshape ({bits}_wide, everything)"""
+
+
+_CONSTANTS = """
+    axis = Constant <value_int = 0> ()
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    everything = Constant <value_ints = [-1]> ()
+    unit = Constant <value = int32[1] {1}> ()
+    shifts = Constant <value = uint8[8] {0, 1, 2, 3, 4, 5, 6, 7}> ()
+    lowest = Constant <value = uint8[1] {1}> ()
+    size = Constant <value_ints: ints = @size> ()
+    shape = Constant <value_ints: ints = @shape> ()"""
+
+_SCATTERED = """
+    zeros = ConstantOfShape <value = ZERO> (size)
+    flat = ScatterElements (zeros, places, values)
+    dense = Reshape (flat, shape)"""
+
+FUNCTIONS = {
+    "Mask": f"""NAME <size, shape> (values, mask) => (dense) {{{_CONSTANTS}{_bits("mask", "alive")}
+    rank = CumSum (alive, axis)
+    index = Mul (rank, alive)
+    padded = Gather (values, index)
+    flat = Slice (padded, zero, size)
+    dense = Reshape (flat, shape)
+}}""",
+    "Gaps": f"""NAME <size, shape> (values, gaps) => (dense) {{{_CONSTANTS}
+    skipped = Cast <to = 6> (gaps)
+    steps = Add (skipped, unit)
+    ends = CumSum (steps, axis)
+    places = Sub (ends, unit){_SCATTERED}
+}}""",
+    "Rice": f"""NAME <size, shape, count, bits, table, powers, scale> (values, unary, low) => (dense) {{{_CONSTANTS}
+    count = Constant <value_ints: ints = @count> ()
+    bits = Constant <value_ints: ints = @bits> ()
+    table = Constant <value_ints: ints = @table> ()
+    wide_scale = Constant <value_ints: ints = @scale> ()
+    scale = Cast <to = 6> (wide_scale){_bits("unary", "end")}{_bits("low", "low_bit")}
+    order = CumSum (end, axis)
+    slot = Mul (order, end)
+    each = Max (end, unit)
+    nth = CumSum (each, axis)
+    slots = Add (count, one)
+    unfilled = ConstantOfShape <value = int32[1] {{0}}> (slots)
+    filled = ScatterElements (unfilled, slot, nth)
+    used = Slice (filled, one, slots)
+    number = Slice (nth, zero, count)
+    high = Sub (used, number)
+    low_bits = Slice (low_bit, zero, bits)
+    low_rows = Reshape (low_bits, table)
+    powers = Constant <value_ints: ints = @powers> ()
+    weights = Cast <to = 6> (powers)
+    weighted = Mul (low_rows, weights)
+    lows = ReduceSum <keepdims = 0> (weighted, one)
+    skipped = CumSum (lows, axis)
+    high_skipped = Mul (high, scale)
+    both = Add (high_skipped, skipped)
+    ends = Add (both, number)
+    places = Sub (ends, unit){_SCATTERED}
+}}""",
+}

@@ -1,0 +1,61 @@
+"""ONNX Runtime on this machine: scores, the graph that it really runs, and time."""
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from pipeline.deploy.export import INPUT, operators
+
+Session = Any
+
+
+def session(model: ModelProto, *, threads: int = 1, save: Path | None = None) -> Session:
+    """A model, ready to run; ``save`` names a file that the graph that really runs is written to."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if save is not None:
+        options.optimized_model_filepath = str(save)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def scores(running: Session, batches: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Scores (N, classes) of inputs (N, ...), batch by batch."""
+    return [running.run(None, {INPUT: batch})[0] for batch in batches]
+
+
+def optimised_operators(model: ModelProto) -> Counter[str]:
+    """How many nodes of which operator the graph has that ONNX Runtime makes of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "optimised.onnx"
+        session(model, save=file)
+        return operators(onnx.load(file))
+
+
+def latencies(models: Mapping[str, ModelProto], one: NDArray[Any], seconds: float = 2.0) -> dict[str, Any]:
+    """Milliseconds of one inference by model (median), and ratios to the first: one thread, the models take turns."""
+    sessions = {name: session(model) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for each in sessions.values():
+        scores(each, [one] * 3)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for name, each in sessions.items():
+            begin = time.perf_counter()
+            each.run(None, {INPUT: one})
+            times[name].append(time.perf_counter() - begin)
+    first, *_ = times.values()
+    return {
+        "milliseconds": {name: round(statistics.median(each) * 1000, 4) for name, each in times.items()},
+        "ratio": {name: round(float(np.median(np.array(each) / np.array(first))), 3) for name, each in times.items()},
+    }

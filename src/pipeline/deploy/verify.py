@@ -1,0 +1,155 @@
+"""A bundle, run on ARM: golden answers, accuracy, and what an inference costs there.
+
+Where it runs is a row of ``RUNNERS``: emulated processors, this machine if it is one, or a board by ssh.
+"""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from pipeline.data.dataset import Dataset
+from pipeline.deploy import arm
+from pipeline.deploy.pack import unpacked
+from pipeline.errors import PipelineError
+from pipeline.settings import Deploy
+
+TOOLS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+Call = Callable[[Sequence[str]], str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere that a bundle runs: ``call`` runs ``run.py`` with arguments in a copy of it and returns what it prints.
+
+    ``instructions`` counts those of one inference of a model, where they can be counted; else time is taken.
+    """
+
+    name: str
+    call: Call
+    instructions: Callable[[Path], int] | None = None
+
+
+def verified(bundle: Path, dataset: Dataset, deploy: Deploy) -> dict[str, Any]:
+    """What the bundle does on ARM, by place.
+
+    Raises:
+        PipelineError: if there is no place to run it, or its own check fails there.
+    """
+    runner = deploy.runner
+    if runner == "auto":
+        runner = "native" if platform.machine() == "aarch64" else "qemu"
+    inputs, labels = (np.concatenate(each) for each in zip(*_examples(dataset, deploy.images), strict=True))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        test = folder / "test.npz"
+        np.savez(test, inputs=inputs, labels=labels)
+        models = _models(bundle, folder)
+        places = {}
+        with RUNNERS[runner](bundle, folder, deploy) as found:
+            for place in found:
+                places[place.name] = _seen(place, models, test)
+    return {"runner": runner, "images": len(labels), "places": places}
+
+
+def _examples(dataset: Dataset, count: int | None) -> Iterator[tuple[Any, Any]]:
+    """Test inputs and their labels, batch by batch."""
+    left = count if count is not None else sys.maxsize
+    for inputs, labels in dataset.raw("test"):
+        yield inputs[:left].numpy(), labels[:left].numpy()
+        left -= len(labels)
+        if left <= 0:
+            return
+
+
+def _models(bundle: Path, folder: Path) -> dict[str, Path]:
+    """The bundle's models, and the dense float network that they are compared with."""
+    float_model = next(path for path in (bundle / "model_fp32.onnx", bundle / "model.onnx") if path.exists())
+    onnx.save(unpacked(onnx.load(float_model)), folder / "dense.onnx")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    return {"dense float32": folder / "dense.onnx", **{name: bundle / name for name in manifest["models"]}}
+
+
+def _seen(place: Place, models: Mapping[str, Path], test: Path) -> dict[str, Any]:
+    differences = json.loads(place.call(["check", "--json"]))
+    seen = {
+        "golden_difference": differences,
+        "bit_identical": {name: difference == 0 for name, difference in differences.items()},
+        "accuracy": json.loads(place.call(["score", str(test), "--json"])),
+    }
+    if place.instructions is None:
+        return seen | {"milliseconds_p50_p95": json.loads(place.call(["bench", "--json"]))}
+    return seen | {"instructions": {name: place.instructions(path) for name, path in models.items()}}
+
+
+@contextmanager
+def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
+    def instructions(processor: arm.Processor, model: Path) -> int:
+        return arm.instructions(processor, model, bundle / "golden.npz", folder)
+
+    def call(processor: arm.Processor, arguments: Sequence[str]) -> str:
+        return arm.emulated(processor, ["run.py", *arguments], bundle)
+
+    arm.root()
+    yield [
+        Place(f"{each.name} ({each.board}, {arm.emulator()})", partial(call, each), partial(instructions, each))
+        for each in arm.PROCESSORS
+    ]
+
+
+@contextmanager
+def _native(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
+    if platform.machine() != "aarch64":
+        raise PipelineError(f"deploy.runner: got native, but this machine is {platform.machine()}; takes qemu or ssh")
+    yield [Place(platform.node(), lambda arguments: _said([sys.executable, "run.py", *arguments], bundle))]
+
+
+@contextmanager
+def _ssh(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
+    host = deploy.host
+    assert host is not None
+    ssh = ["ssh", *TOOLS, host]
+    there = _said([*ssh, "mktemp -d"], bundle).strip()
+
+    def call(arguments: Sequence[str]) -> str:
+        words = [Path(each).name if Path(each).is_absolute() else each for each in arguments]
+        command = shlex.join([deploy.board_python, "run.py", *words])
+        return _said([*ssh, f"cd {shlex.quote(there)} && {command}"], bundle)
+
+    try:
+        for source, name in ((bundle, "."), (folder, "test.npz")):
+            packet = subprocess.run(["tar", "-C", source, "-c", name], capture_output=True, check=True).stdout
+            _said([*ssh, f"tar -C {shlex.quote(there)} -x"], bundle, packet)
+        yield [Place(host, call)]
+    finally:
+        subprocess.run([*ssh, f"rm -r {shlex.quote(there)}"], capture_output=True, check=False)
+
+
+RUNNERS = {"qemu": _qemu, "native": _native, "ssh": _ssh}
+
+
+def _said(command: Sequence[str], folder: Path, given: bytes | None = None) -> str:
+    """What a command prints.
+
+    Raises:
+        PipelineError: with its last line, if it fails.
+    """
+    try:
+        done = subprocess.run(command, cwd=folder, input=given, capture_output=True, check=False)
+    except OSError as error:
+        raise PipelineError(f"{command[0]} cannot be run: {error.strerror}") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise PipelineError(f"{command[0]}: {said[-1] if said else f'status {done.returncode}'}")
+    return done.stdout.decode()

@@ -1,0 +1,75 @@
+"""The outcome sheet: what every round of a run is worth in bytes on disk, beside its accuracy."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import pictures, table
+from pipeline.deploy import bundle
+from pipeline.ledger import Round, write_file
+from pipeline.rounds import Job, ledger_of, network_after
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of one network's ONNX files: plain export, packed float, packed int8; and what int8 was calibrated with."""
+
+    dense_bytes: int
+    float32_bytes: int
+    int8_bytes: int
+    calibration_images: int
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """In numbers, for tables and tracking."""
+        return {
+            "dense_bytes": self.dense_bytes,
+            "float32_bytes": self.float32_bytes,
+            "int8_bytes": self.int8_bytes,
+            "bytes_compression": self.dense_bytes / self.int8_bytes,
+        }
+
+
+def measured(job: Job, rounds: Sequence[Round], calibration_images: int, told: Callable[[int], None]) -> list[Sizes]:
+    """Sizes of every round: read where they are kept beside it, else measured by making the files, and kept.
+
+    Raises:
+        PipelineError: if the network cannot be exported.
+    """
+    return [_kept(job, each, calibration_images) or _made(job, each, calibration_images, told) for each in rounds]
+
+
+def write(folder: Path, rounds: Sequence[Round], sizes: Sequence[Sizes], best: Round, title: str) -> list[Path]:
+    """Table, figures and pictures of a run into a folder; the figures of ``best`` into ``metrics.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    extra = [each.figures for each in sizes]
+    (folder / "rounds.csv").write_text(table.as_csv(rounds, extra))
+    (folder / "rounds.md").write_text(table.markdown(rounds, extra))
+    figures = best.figures | (extra[best.index] if extra else {})
+    (folder / "metrics.json").write_text(json.dumps({"round": best.index, **figures}, indent=1) + "\n")
+    pictures.accuracy_curves({title: rounds}, title).savefig(folder / "accuracy_vs_sparsity.png", dpi=150)
+    if sizes:
+        pictures.accuracy_by_bytes(rounds, extra, title).savefig(folder / "accuracy_vs_bytes.png", dpi=150)
+    return sorted(folder.iterdir())
+
+
+def _path(job: Job, round_: Round) -> Path:
+    return ledger_of(job, round_.index).path(round_.index) / "sizes.json"
+
+
+def _kept(job: Job, round_: Round, calibration_images: int) -> Sizes | None:
+    try:
+        sizes = Sizes(**json.loads(_path(job, round_).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return sizes if sizes.calibration_images == calibration_images else None
+
+
+def _made(job: Job, round_: Round, calibration_images: int, told: Callable[[int], None]) -> Sizes:
+    told(round_.index)
+    found = bundle.models(network_after(job, round_.index), job.dataset, calibration_images).size_bytes
+    sizes = Sizes(found["dense"], found["float32"], found["int8"], calibration_images)
+    write_file(_path(job, round_), json.dumps(dataclasses.asdict(sizes)).encode())
+    return sizes
