@@ -5,7 +5,9 @@ which they were recorded, and MLflow's database keeps one row for equal (run, me
 sent before can be sent again and stands there once.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import logging
 import os
 import time
@@ -16,11 +18,11 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are over four
 
+import mlflow
 from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipeline.environment import git_commit
@@ -187,40 +189,46 @@ class Tracker:
             self._send(run_id, _metrics(figures, time.time_ns() // 1_000_000, manifest["round"]))
             self.tag({"bundle_digest": digest, "bundle_round": str(manifest["round"])})
             self.client.log_artifacts(run_id, str(folder), "bundle")
-            name = manifest["name"]
-            known = [version.tags.get("bundle_digest") for version in self._versions(name)]
-            if digest not in known:
-                self._register(folder, name, digest)
-            newest = next(version for version in self._versions(name) if version.tags.get("bundle_digest") == digest)
-            self.client.set_registered_model_alias(name, "arm", newest.version)
+            version = self._version(folder, manifest["name"])
+            self.client.set_registered_model_alias(manifest["name"], "arm", version)
             self.client.set_terminated(run_id, "FINISHED")
 
-    def _versions(self, name: str) -> Sequence[ModelVersion]:
-        return self.client.search_model_versions(f"name = '{name}'")
+    def _version(self, folder: Path, name: str) -> str:
+        """The version of the registered model that is the bundle's model; a new one if there is none yet."""
+        digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+        for version in self.client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get("model_digest") == digest:
+                return version.version
+        with contextlib.suppress(MlflowException):  # it is there already; anything else shows in the next call
+            self.client.create_registered_model(name)
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)  # a logged model is looked up there
+        try:
+            source = self._logged_model(folder)
+            run_id = self.parent.info.run_id
+            made = self.client.create_model_version(name, source, run_id, tags={"model_digest": digest})
+        finally:
+            mlflow.set_tracking_uri(before)
+        return made.version
 
-    def _register(self, folder: Path, name: str, digest: str) -> None:
-        """A new version of the registered model: the bundle's model, with the golden inputs as example."""
+    def _logged_model(self, folder: Path) -> str:
+        """Logs the bundle's model, with the golden inputs as example, and returns its URI."""
         import mlflow.onnx
         import numpy as np
         import onnx
 
         golden = np.load(folder / "golden.npz")
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.uri)
-        try:
-            with mlflow.start_run(self.parent.info.run_id):
-                logged = mlflow.onnx.log_model(
-                    onnx.load(folder / "model.onnx"),
-                    name="model",
-                    signature=mlflow.models.infer_signature(golden["inputs"], golden["model.onnx"]),
-                    input_example=golden["inputs"],
-                    pip_requirements=(folder / "requirements.txt").read_text().split(),
-                    save_as_external_data=False,
-                    registered_model_name=name,
-                )
-        finally:
-            mlflow.set_tracking_uri(before)
-        self.client.set_model_version_tag(name, logged.registered_model_version, "bundle_digest", digest)
+        with mlflow.start_run(self.parent.info.run_id):
+            logged = mlflow.onnx.log_model(
+                onnx.load(folder / "model.onnx"),
+                name="model",
+                signature=mlflow.models.infer_signature(golden["inputs"], golden["model.onnx"]),
+                input_example=golden["inputs"],
+                pip_requirements=(folder / "requirements.txt").read_text().split(),
+                onnx_execution_providers=["CPUExecutionProvider"],
+                save_as_external_data=False,
+            )
+        return str(logged.model_uri)
 
     def abort(self, status: str) -> None:
         """Ends the parent run and its open rounds as FAILED or KILLED."""

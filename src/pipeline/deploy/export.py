@@ -11,9 +11,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import count
+from typing import Any
 
+import onnx
 import torch
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, one_line
@@ -93,17 +95,29 @@ def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelP
     for node in graph.node:
         for output in node.output:
             names.setdefault(output, f"v{next(values)}")
+    opset = next(each.version for each in result.opset_import if each.domain == "")
     for node in graph.node:
-        _strip(node, names)
+        _strip(node, names, opset)
     return result
 
 
-def _strip(node: NodeProto, names: Mapping[str, str]) -> None:
+def _strip(node: NodeProto, names: Mapping[str, str], opset: int) -> None:
+    """Renames what a node reads and writes; its name and attributes that say what goes without saying are gone."""
+    usual = onnx.defs.get_schema(node.op_type, opset).attributes
+    told = [each for each in node.attribute if helper.get_attribute_value(each) != _usual(usual, each.name)]
+    del node.attribute[:]
+    node.attribute.extend(told)
     inputs, outputs = ([names[name] for name in side] for side in (node.input, node.output))
     del node.input[:], node.output[:], node.metadata_props[:]
     node.input.extend(inputs)
     node.output.extend(outputs)
     node.name = node.doc_string = ""
+
+
+def _usual(attributes: Mapping[str, onnx.defs.OpSchema.Attribute], name: str) -> Any:
+    """The default of an attribute; None where it has none."""
+    default = attributes[name].default_value
+    return helper.get_attribute_value(default) if default.name else None
 
 
 def operators(model: ModelProto) -> Counter[str]:

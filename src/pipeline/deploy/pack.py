@@ -76,7 +76,7 @@ def encode_mask(flat: Array) -> Coding:
     """``values`` begin with the zero that all pruned weights take."""
     alive = flat != 0
     values = np.concatenate([np.zeros(1, flat.dtype), flat[alive]])
-    return Coding("Mask", values, (np.packbits(alive, bitorder="little"),), {"size": [flat.size]})
+    return Coding("Mask", values, (np.packbits(alive, bitorder="little"),), {})
 
 
 def encode_gaps(flat: Array) -> Coding:
@@ -90,7 +90,7 @@ def encode_gaps(flat: Array) -> Coding:
         last = place
     index = np.array(places or [0], dtype=np.int64)
     gaps = np.diff(index, prepend=-1) - 1
-    return Coding("Gaps", flat[index], (gaps.astype(np.uint8),), {"size": [flat.size]})
+    return Coding("Gaps", flat[index], (gaps.astype(np.uint8),), {})
 
 
 def encode_rice(flat: Array) -> Coding:
@@ -104,23 +104,14 @@ def encode_rice(flat: Array) -> Coding:
     unary[ends] = True
     remainders = (gaps[:, None] >> np.arange(low)) & 1
     streams = tuple(np.packbits(bits.astype(bool).ravel(), bitorder="little") for bits in (unary, remainders))
-    numbers = {
-        "size": [flat.size],
-        "count": [len(index)],
-        "bits": [len(index) * low],
-        "table": [-1, low],
-        "powers": [2**bit for bit in range(low)],
-        "scale": [2**low],
-    }
-    return Coding("Rice", flat[index], streams, numbers)
+    return Coding("Rice", flat[index], streams, {"powers": [2**bit for bit in range(low)]})
 
 
 ENCODERS: tuple[Callable[[Array], Coding], ...] = (encode_mask, encode_gaps, encode_rice)
 
 
-def decode(coding: Coding) -> Array:
-    """The flat tensor that a coding stands for: in numpy what the model's function does in ONNX."""
-    (size,) = coding.numbers["size"]
+def decode(coding: Coding, size: int) -> Array:
+    """The tensor (size) that a coding stands for: in numpy what the model's function does in ONNX."""
     if coding.name == "Mask":
         alive = np.unpackbits(coding.streams[0], bitorder="little")[:size].astype(np.int64)
         return coding.values[np.cumsum(alive) * alive]
@@ -130,8 +121,8 @@ def decode(coding: Coding) -> Array:
         unary, remainders = (np.unpackbits(stream, bitorder="little") for stream in coding.streams)
         high = np.diff(np.flatnonzero(unary), prepend=-1) - 1
         powers = np.asarray(coding.numbers["powers"])
-        low = remainders[: coding.numbers["bits"][0]].reshape(len(high), len(powers)) @ powers
-        gaps = high * coding.numbers["scale"][0] + low
+        low = remainders[: len(high) * len(powers)].reshape(len(high), len(powers)) @ powers
+        gaps = high * (powers.sum() + 1) + low
     flat = np.zeros(size, coding.values.dtype)
     flat[np.cumsum(gaps + 1) - 1] = coding.values
     return flat
@@ -180,8 +171,9 @@ def unpacked(model: ModelProto) -> ModelProto:
             continue
         values, *streams = (tensors[name] for name in node.input)
         numbers = {each.name: list(each.ints) for each in node.attribute}
+        shape = numbers.pop("shape")
         coding = Coding(_coding_name(node.op_type), values, tuple(streams), numbers)
-        dense.append(numpy_helper.from_array(decode(coding).reshape(numbers["shape"]), node.output[0]))
+        dense.append(numpy_helper.from_array(decode(coding, math.prod(shape)).reshape(shape), node.output[0]))
         read |= set(node.input)
     plain = [tensor for tensor in model.graph.initializer if tensor.name not in read]
     nodes = [node for node in model.graph.node if node.domain != DOMAIN]
@@ -246,10 +238,18 @@ def _coding_name(operator: str) -> str:
 def function(coding: str, kind: int, opset: int) -> FunctionProto:
     """The model-local function that rebuilds tensors of a type from a coding; ``opset`` is the model's, 18 or later."""
     zero = f"{PACKABLE[kind].lower()}[1] {{0}}"
-    return onnx.parser.parse_function(
+    found = onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
         + FUNCTIONS[coding].replace("NAME", coding + PACKABLE[kind]).replace("ZERO", zero)
     )
+    short = {name: name for name in (*found.input, *found.output)}
+    for node in found.node:
+        inputs = [short[name] for name in node.input]
+        outputs = [short.setdefault(name, f"{len(short):x}") for name in node.output]
+        del node.input[:], node.output[:]
+        node.input.extend(inputs)
+        node.output.extend(outputs)
+    return found
 
 
 def _bits(stream: str, bits: str) -> str:
@@ -270,8 +270,8 @@ _CONSTANTS = """
     unit = Constant <value = int32[1] {1}> ()
     shifts = Constant <value = uint8[8] {0, 1, 2, 3, 4, 5, 6, 7}> ()
     lowest = Constant <value = uint8[1] {1}> ()
-    size = Constant <value_ints: ints = @size> ()
-    shape = Constant <value_ints: ints = @shape> ()"""
+    shape = Constant <value_ints: ints = @shape> ()
+    size = ReduceProd <keepdims = 1> (shape)"""
 
 _SCATTERED = """
     zeros = ConstantOfShape <value = ZERO> (size)
@@ -279,25 +279,28 @@ _SCATTERED = """
     dense = Reshape (flat, shape)"""
 
 FUNCTIONS = {
-    "Mask": f"""NAME <size, shape> (values, mask) => (dense) {{{_CONSTANTS}{_bits("mask", "alive")}
+    "Mask": f"""NAME <shape> (values, mask) => (dense) {{{_CONSTANTS}{_bits("mask", "alive")}
     rank = CumSum (alive, axis)
     index = Mul (rank, alive)
     padded = Gather (values, index)
     flat = Slice (padded, zero, size)
     dense = Reshape (flat, shape)
 }}""",
-    "Gaps": f"""NAME <size, shape> (values, gaps) => (dense) {{{_CONSTANTS}
+    "Gaps": f"""NAME <shape> (values, gaps) => (dense) {{{_CONSTANTS}
     skipped = Cast <to = 6> (gaps)
     steps = Add (skipped, unit)
     ends = CumSum (steps, axis)
     places = Sub (ends, unit){_SCATTERED}
 }}""",
-    "Rice": f"""NAME <size, shape, count, bits, table, powers, scale> (values, unary, low) => (dense) {{{_CONSTANTS}
-    count = Constant <value_ints: ints = @count> ()
-    bits = Constant <value_ints: ints = @bits> ()
-    table = Constant <value_ints: ints = @table> ()
-    wide_scale = Constant <value_ints: ints = @scale> ()
-    scale = Cast <to = 6> (wide_scale){_bits("unary", "end")}{_bits("low", "low_bit")}
+    "Rice": f"""NAME <shape, powers> (values, unary, low) => (dense) {{{_CONSTANTS}
+    powers = Constant <value_ints: ints = @powers> ()
+    weights = Cast <to = 6> (powers)
+    largest = ReduceSum (weights)
+    scale = Add (largest, unit)
+    count = Shape (values)
+    width = Shape (powers)
+    bits = Mul (count, width)
+    table = Concat <axis = 0> (count, width){_bits("unary", "end")}{_bits("low", "low_bit")}
     order = CumSum (end, axis)
     slot = Mul (order, end)
     each = Max (end, unit)
@@ -310,8 +313,6 @@ FUNCTIONS = {
     high = Sub (used, number)
     low_bits = Slice (low_bit, zero, bits)
     low_rows = Reshape (low_bits, table)
-    powers = Constant <value_ints: ints = @powers> ()
-    weights = Cast <to = 6> (powers)
     weighted = Mul (low_rows, weights)
     lows = ReduceSum <keepdims = 0> (weighted, one)
     skipped = CumSum (lows, axis)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.deploy.export import INPUT, WEIGHTED
+from pipeline.errors import PipelineError
 
 QUANTISED = (
     *WEIGHTED, "Add", "Mul", "Clip", "Relu", "Concat", "Reshape", "Transpose", "MaxPool", "AveragePool",
@@ -34,7 +35,10 @@ class _Inputs(CalibrationDataReader):  # type: ignore[misc]
 def quantised(model: ModelProto, batches: Iterable[NDArray[Any]]) -> ModelProto:
     """The model with QuantizeLinear and DequantizeLinear around what is to compute in int8 (U8S8).
 
-    ``batches`` are inputs to calibrate with, (N, ...) each. A weight of 0 stays 0: its scale is symmetric.
+    ``batches`` are inputs to calibrate with, (N, ...) each.
+
+    Raises:
+        PipelineError: if a weight that is 0 does not stay 0, which it does where scales are symmetric.
     """
     for logger in (logging.getLogger(name) for name in ("root", "onnxruntime.quantization")):
         logger.setLevel(logging.ERROR)
@@ -58,7 +62,10 @@ def quantised(model: ModelProto, batches: Iterable[NDArray[Any]]) -> ModelProto:
             weight_type=QuantType.QInt8,
             extra_options={"WeightSymmetric": True},
         )
-        return onnx.load(folder / "int8.onnx")
+        int8 = onnx.load(folder / "int8.onnx")
+    if changed := zeros_lost(prepared, int8):
+        raise PipelineError(f"int8: pruned weights of {', '.join(changed)} are not zero any more")
+    return int8
 
 
 def preprocessing(model: ModelProto) -> list[str]:
@@ -71,20 +78,14 @@ def preprocessing(model: ModelProto) -> list[str]:
     return names
 
 
-def weights(model: ModelProto) -> list[NDArray[Any]]:
-    """The weights of a float or int8 model that its convolutions and linear layers multiply with, in their order."""
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    sources = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    found = []
-    for node in model.graph.node:
-        if node.op_type in WEIGHTED:
-            name = sources.get(node.input[1], node.input[1])
-            if name in tensors:
-                found.append(numpy_helper.to_array(tensors[name]))
-    return found
-
-
-def zeros_stay_zero(plain: ModelProto, int8: ModelProto) -> bool:
-    """Whether every weight that is zero in the float model is zero in the int8 model."""
-    pairs = zip(weights(plain), weights(int8), strict=True)
-    return all(np.all(quantised[exact == 0] == 0) for exact, quantised in pairs)
+def zeros_lost(plain: ModelProto, int8: ModelProto) -> list[str]:
+    """Names of the weights with a zero of the float model that is not zero in the int8 model."""
+    exact = {tensor.name: tensor for tensor in plain.graph.initializer}
+    lost = []
+    for tensor in int8.graph.initializer:
+        name = tensor.name.removesuffix("_quantized")
+        if tensor.data_type == TensorProto.INT8 and name in exact:
+            zero = numpy_helper.to_array(exact[name]) == 0
+            if np.any(numpy_helper.to_array(tensor)[zero]):
+                lost.append(name)
+    return lost

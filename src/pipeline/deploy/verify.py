@@ -37,6 +37,7 @@ class Place:
     """
 
     name: str
+    board: str
     call: Call
     instructions: Callable[[Path], int] | None = None
 
@@ -84,6 +85,7 @@ def _models(bundle: Path, folder: Path) -> dict[str, Path]:
 def _seen(place: Place, models: Mapping[str, Path], test: Path) -> dict[str, Any]:
     differences = json.loads(place.call(["check", "--json"]))
     seen = {
+        "board": place.board,
         "golden_difference": differences,
         "bit_identical": {name: difference == 0 for name, difference in differences.items()},
         "accuracy": json.loads(place.call(["score", str(test), "--json"])),
@@ -103,7 +105,9 @@ def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
 
     arm.root()
     yield [
-        Place(f"{each.name} ({each.board}, {arm.emulator()})", partial(call, each), partial(instructions, each))
+        Place(
+            each.name, f"{each.board}, emulated by {arm.emulator()}", partial(call, each), partial(instructions, each)
+        )
         for each in arm.PROCESSORS
     ]
 
@@ -112,7 +116,7 @@ def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
 def _native(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
     if platform.machine() != "aarch64":
         raise PipelineError(f"deploy.runner: got native, but this machine is {platform.machine()}; takes qemu or ssh")
-    yield [Place(platform.node(), lambda arguments: _said([sys.executable, "run.py", *arguments], bundle))]
+    yield [Place("native", platform.node(), lambda arguments: _said([sys.executable, "run.py", *arguments], bundle))]
 
 
 @contextmanager
@@ -131,7 +135,7 @@ def _ssh(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
         for source, name in ((bundle, "."), (folder, "test.npz")):
             packet = subprocess.run(["tar", "-C", source, "-c", name], capture_output=True, check=True).stdout
             _said([*ssh, f"tar -C {shlex.quote(there)} -x"], bundle, packet)
-        yield [Place(host, call)]
+        yield [Place("ssh", host, call)]
     finally:
         subprocess.run([*ssh, f"rm -r {shlex.quote(there)}"], capture_output=True, check=False)
 

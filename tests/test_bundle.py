@@ -1,0 +1,280 @@
+"""A bundle of a real run: what is in it, what guards it, and what stock onnxruntime and MLflow make of it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mlflow import MlflowClient
+from onnx import numpy_helper
+from PIL import Image
+
+from pipeline.__main__ import main
+from pipeline.data import load
+from pipeline.deploy import bundle
+from pipeline.deploy.export import exported, lean
+from pipeline.deploy.quantize import quantised
+from pipeline.environment import CHECKOUT
+from pipeline.jobs import build_job
+from pipeline.networks import build_network
+from pipeline.rounds import network_after
+from tests.conftest import SMALL, settings
+
+RUN = [*SMALL, "pruning.fraction=0.6", "training.max_steps=null", "training.epochs=6"]
+
+
+def called(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    main()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder of a finished small run and its bundle, made by the commands."""
+    place = tmp_path_factory.mktemp("made")
+    where = [f"runs={place / 'runs'}", f"artifacts={place / 'artifacts'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        called(patch, *RUN, *where)
+        called(patch, *RUN, *where, "task=bundle")
+    return place
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """The bundle, to be spoilt."""
+    return Path(shutil.copytree(made / "artifacts" / "bundle", tmp_path / "bundle"))
+
+
+def board(folder, *arguments, code=None):
+    """``run.py`` where only numpy, Pillow and onnxruntime can be imported."""
+    site = folder.parent / "site"
+    if not site.exists():
+        site.mkdir()
+        installed = Path(sysconfig.get_paths()["purelib"])
+        for name in ("numpy", "numpy.libs", "PIL", "pillow.libs", "onnxruntime"):
+            if (installed / name).exists():
+                (site / name).symlink_to(installed / name)
+    command = [sys.executable, "-S", *(["run.py"] if code is None else ["-c", code]), *arguments]
+    environment = {"PYTHONPATH": str(site), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_bundle_computes_what_the_masked_network_computes(made):
+    folder = made / "artifacts" / "bundle"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    job = build_job(settings(*RUN), made / "runs")
+    network = network_after(job, 2)
+    test = job.dataset.test
+    with torch.no_grad():
+        expected = network(job.dataset.preprocessing.apply(test.pixels)).numpy()
+    session = onnxruntime.InferenceSession(folder / "model_fp32.onnx")
+    scores = session.run(None, {"input": test.pixels.numpy()})[0]
+    assert np.abs(scores - expected).max() < 1e-4
+    accuracy = float((scores.argmax(1) == test.labels.numpy()).mean())
+    assert manifest["accuracy"]["test"]["float32"] == pytest.approx(accuracy)
+    assert manifest["accuracy"]["test"]["masked"] == pytest.approx(job.ledger.read(2).figures["test_accuracy"])
+    assert manifest["round"] == 2
+    assert manifest["density"] == pytest.approx(0.16, abs=1e-3)
+    one = session.run(None, {"input": test.pixels[:1].numpy()})[0]
+    assert one.shape == (1, 10)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list("0123456789")
+
+
+def test_the_bundle_is_small_and_says_so_truly(made):
+    folder = made / "artifacts" / "bundle"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    sizes = manifest["size_bytes"]
+    assert (folder / "model.onnx").stat().st_size == sizes["int8"]
+    assert (folder / "model_fp32.onnx").stat().st_size == sizes["float32"]
+    assert max(sizes["int8"], sizes["float32"]) < sizes["dense"] / 6
+    for file in ("model.onnx", "model_fp32.onnx"):
+        content = (folder / file).read_bytes()
+        for trace in (b".py", b"site-packages", b"torch", str(CHECKOUT).encode(), b"pipeline"):
+            assert trace not in content
+    card = (folder / "README.md").read_text()
+    assert f"{sizes['int8']:,}" in card
+    assert "faster" not in card
+    listed = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
+
+
+def test_the_board_needs_three_packages_alone(copy):
+    gone = board(
+        copy, code="import importlib.util as u; print([n for n in ('torch', 'onnx', 'pipeline') if u.find_spec(n)])"
+    )
+    assert gone.stdout.strip() == "[]", gone.stderr
+    checked = board(copy, "check", "--json")
+    assert checked.returncode == 0, checked.stderr
+    assert set(json.loads(checked.stdout)) == {"model.onnx", "model_fp32.onnx"}
+    assert json.loads(checked.stdout)["model.onnx"] == 0
+    timed = json.loads(board(copy, "bench", "--json").stdout)
+    assert all(0 < median <= slow for median, slow in timed.values())
+
+
+def test_an_image_file_is_recognised(copy):
+    pixels = load(settings().data).test.pixels[:4].numpy()
+    scores = onnxruntime.InferenceSession(copy / "model.onnx").run(None, {"input": pixels})[0]
+    for image, expected in zip(pixels, scores.argmax(1), strict=True):
+        Image.fromarray(image[0]).save(copy / "digit.png")
+        said = json.loads(board(copy, "predict", "digit.png", "--json").stdout)
+        assert len(said) == 5
+        assert max(said, key=said.get) == str(expected)
+    wrong = board(copy, "predict", "run.py")
+    assert wrong.returncode == 1
+    assert "takes an image file" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+
+
+def flip(path, place=None):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 1
+    path.write_bytes(content)
+
+
+SPOILT = {
+    "a byte of the model": (lambda f: flip(f / "model.onnx"), "model.onnx is not the file that was made"),
+    "a byte of the program": (lambda f: flip(f / "run.py", 5), "run.py is not the file that was made"),
+    "a byte of the card": (lambda f: flip(f / "README.md"), "README.md is not the file that was made"),
+    "a byte of the manifest": (
+        lambda f: flip(f / "manifest.json", (f / "manifest.json").read_text().index("lr_rewinding")),
+        "manifest.json is not the file that was made",
+    ),
+    "a manifest cut short": (lambda f: os.truncate(f / "manifest.json", 100), "manifest.json cannot be read"),
+    "a model cut short": (lambda f: os.truncate(f / "model_fp32.onnx", 1000), "model_fp32.onnx is not the file"),
+    "no golden inputs": (lambda f: (f / "golden.npz").unlink(), "golden.npz is missing"),
+    "no sums": (lambda f: (f / "SHA256SUMS").unlink(), "SHA256SUMS is missing"),
+    "sums of nothing": (lambda f: (f / "SHA256SUMS").write_text(""), "SHA256SUMS does not name manifest.json"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_spoilt_bundle_is_refused_in_a_sentence(what, copy):
+    spoil, sentence = SPOILT[what]
+    spoil(copy)
+    refused = board(copy, "check")
+    assert refused.returncode == 1
+    assert sentence in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("version", ["1.20.1", "1.99.0"])
+def test_another_onnxruntime_is_refused_in_a_sentence(version, copy):
+    code = f"import sys, onnxruntime; onnxruntime.__version__ = {version!r}; import run; sys.argv = ['run.py', 'check']; sys.exit(run.main())"
+    refused = board(copy, code=code)
+    assert refused.returncode == 1
+    assert f"onnxruntime: got {version}, takes 1." in refused.stderr
+
+
+def test_an_answer_that_differs_is_refused(copy):
+    golden = dict(np.load(copy / "golden.npz"))
+    golden["model.onnx"] = golden["model.onnx"] + 1
+    np.savez(copy / "golden.npz", **golden)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    code = f"import run; run.check_files = lambda: None; run.check({manifest!r})"
+    assert "golden outputs differ by 1" in board(copy, code=code).stderr
+
+
+def test_mlflow_answers_with_the_bundles_scores_and_counts_a_digest_once(made, monkeypatch):
+    import mlflow
+
+    uri = f"sqlite:///{made / 'runs' / 'mlflow' / 'mlflow.db'}"
+    where = [f"runs={made / 'runs'}", f"artifacts={made / 'artifacts'}"]
+    client = MlflowClient(uri)
+    (version,) = client.search_model_versions("name = 'digits'")
+    golden = np.load(made / "artifacts" / "bundle" / "golden.npz")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    answers = mlflow.pyfunc.load_model("models:/digits@arm").predict(golden["inputs"])["scores"]
+    assert np.array_equal(answers, golden["model.onnx"])
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["bundle_int8_bytes"] == (made / "artifacts" / "bundle" / "model.onnx").stat().st_size
+    assert run.data.tags["bundle_digest"] == bundle.digest(made / "artifacts" / "bundle")
+    sums = (made / "artifacts" / "bundle" / "SHA256SUMS").read_text()
+    called(monkeypatch, *RUN, *where, "task=bundle")
+    again = (made / "artifacts" / "bundle" / "SHA256SUMS").read_text()
+    same = {line for line in again.splitlines() if line.endswith((".onnx", ".npz", ".py", ".txt"))}
+    assert same <= set(sums.splitlines()), "models are the same, byte for byte, when made again"
+    versions = client.search_model_versions("name = 'digits'")
+    assert len({each.tags["model_digest"] for each in versions}) == len(versions) == 1
+
+
+FAULTS = {
+    ("deploy.round=7",): (2, "deploy.round: got 7, takes 0 to 2, the rounds that are complete"),
+    ("pruning.rounds=3",): (1, "is not finished, its last complete round is 2"),
+    ("seed=5",): (1, "no pruned round of these settings is complete in"),
+    ("deploy.max_bytes=1000",): (1, "deploy.max_bytes allows 1,000"),
+    ("task=verify", "artifacts={nowhere}"): (1, "has no bundle: make it first"),
+    ("task=verify", "deploy.runner=native"): (1, "deploy.runner: got native, but this machine is"),
+    ("task=verify", "deploy.runner=ssh"): (2, "deploy.host: got null, takes the name of a board"),
+    ("task=verify", "deploy.runner=ssh", "deploy.host=no.such.host.invalid"): (1, "ssh"),
+}
+
+
+@pytest.mark.parametrize("arguments", FAULTS)
+def test_what_cannot_be_is_one_sentence_and_leaves_the_bundle_as_it_was(arguments, made, tmp_path, monkeypatch, capsys):
+    status, sentence = FAULTS[arguments]
+    before = bundle.digest(made / "artifacts" / "bundle")
+    words = [word.format(nowhere=tmp_path) for word in arguments]
+    where = [f"runs={made / 'runs'}", f"artifacts={made / 'artifacts'}"]
+    with pytest.raises(SystemExit) as end:
+        called(monkeypatch, *RUN, *where, "task=bundle", *words)
+    error = capsys.readouterr().err
+    assert end.value.code == status, error
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert bundle.digest(made / "artifacts" / "bundle") == before
+    verified = made / "artifacts" / "verified.json"
+    if "task=verify" in arguments and verified.exists():
+        assert json.loads(verified.read_text())["status"] == "not verified"
+
+
+def test_int8_that_loses_too_much_is_refused_and_float_offered(made, tmp_path, monkeypatch, capsys):
+    """Calibrated on a single image, with outputs spoilt, int8 is far off; the sentence says by how much."""
+    real = bundle.accuracies
+
+    def spoilt(*arguments):
+        return real(*arguments) | {"int8": 0.5}
+
+    monkeypatch.setattr(bundle, "accuracies", spoilt)
+    where = [f"runs={made / 'runs'}", f"artifacts={tmp_path / 'artifacts'}"]
+    with pytest.raises(SystemExit):
+        called(monkeypatch, *RUN, *where, "task=bundle")
+    error = capsys.readouterr().err
+    assert "points of validation accuracy, deploy.max_accuracy_drop allows 1: deploy.values=float32 ships" in error
+    assert not (tmp_path / "artifacts" / "bundle").exists()
+    called(monkeypatch, *RUN, *where, "task=bundle", "deploy.values=float32")
+    manifest = json.loads((tmp_path / "artifacts" / "bundle" / "manifest.json").read_text())
+    assert manifest["models"]["model.onnx"]["kind"] == "float32"
+    assert board(tmp_path / "artifacts" / "bundle", "check").returncode == 0
+
+
+def test_zeros_stay_zero_in_int8_and_a_lean_model_has_no_negative_zero():
+    dataset = load(settings().data)
+    network = build_network(settings().model, dataset.example, 10, 0).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter[torch.rand_like(parameter) < 0.9] = -0.0
+    pixels = dataset.train.pixels[:50]
+    plain = exported(network, dataset.preprocessing.apply, pixels)
+    small = lean(plain)
+    int8 = lean(quantised(plain, [pixels.numpy()]))
+    exact, rounded = (
+        [array for tensor in model.graph.initializer if (array := numpy_helper.to_array(tensor)).ndim > 1]
+        for model in (small, int8)
+    )
+    assert all(each.dtype == np.int8 for each in rounded)
+    for one, other in zip(exact, rounded, strict=True):
+        assert np.mean(one == 0) > 0.8
+        assert not np.signbit(one[one == 0]).any()
+        assert np.all(other[one == 0] == 0)
+    onnx.checker.check_model(small, full_check=True)
