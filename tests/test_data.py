@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import load
-from pipeline.data.batches import cropped, mirrored, standardised
+from pipeline.data.batches import cropped, mirrored, standardised, standardised_alike
 from pipeline.data.dataset import Part
 from pipeline.errors import SettingsError
 from pipeline.randomness import derived_seed, generator
@@ -165,3 +165,15 @@ def test_columns_that_hold_no_images_end_in_a_sentence(rows, sentence, tmp_path)
         )
     with pytest.raises(SettingsError, match=sentence):
         load(composed("data=cifar10", f"data.source={tmp_path}", "data.validation_images=2").data)
+
+
+@given(seed=st.integers(0, 1000), channels=st.sampled_from([1, 3]), level=st.integers(0, 255))
+@settings(max_examples=25, deadline=None)
+def test_the_deployed_standardisation_is_that_of_training_and_no_order_of_sums_changes_a_bit(seed, channels, level):
+    images = some_images(channels=channels, seed=seed)
+    images[0] = level
+    images[1] = images[1] // 64
+    alike = standardised_alike(images)
+    assert torch.allclose(alike, standardised(images), atol=2e-5)
+    turned = standardised_alike(images.flip((2, 3)).contiguous()).flip((2, 3))
+    assert torch.equal(turned, alike)

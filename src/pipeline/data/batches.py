@@ -40,3 +40,17 @@ def standardised(
         by_channel = [torch.tensor(each, device=pixels.device).view(-1, 1, 1) for each in (mean, deviation)]
         values = (values - by_channel[0]) / by_channel[1]
     return values.contiguous(memory_format=torch.channels_last)
+
+
+def standardised_alike(pixels: Tensor) -> Tensor:
+    """``standardised`` by each image's own mean and deviation, to the same bits on every machine.
+
+    Sums of whole numbers are exact in float64 in whatever order they are taken, and all else is one operation a value.
+    """
+    count = math.prod(pixels.shape[1:])
+    exact = pixels.to(torch.float64)
+    total = exact.sum(dim=(1, 2, 3), keepdim=True)
+    squares = (exact * exact).sum(dim=(1, 2, 3), keepdim=True)
+    mean = total / count
+    deviation = (squares / count - mean * mean).clamp_min(0).sqrt().clamp_min(255 * count**-0.5)
+    return ((exact - mean) / deviation).to(torch.float32)

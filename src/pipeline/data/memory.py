@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data import sources
-from pipeline.data.batches import cropped, mirrored, standardised
+from pipeline.data.batches import cropped, mirrored, standardised, standardised_alike
 from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
 from pipeline.data.split import Pool, split
 from pipeline.randomness import generator
@@ -78,7 +78,7 @@ class InMemory:
     @property
     def preprocessing(self) -> Preprocessing:
         mode = "L" if self.train.pixels.shape[1] == 1 else "RGB"
-        return Preprocessing(standardised, {"mode": mode, "shorter_side": None})
+        return Preprocessing(standardised_alike, {"mode": mode, "shorter_side": None})
 
     def raw(self, split: AnySplit) -> Iterable[tuple[Tensor, Tensor]]:
         images: Images = getattr(self, split)

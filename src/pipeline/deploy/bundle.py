@@ -32,7 +32,7 @@ from pipeline.deploy.runtime import latencies, optimised_operators, scores, sess
 from pipeline.errors import PipelineError
 from pipeline.settings import Deploy
 
-OLDEST_ONNXRUNTIME = "1.24.1"
+OLDEST_ONNXRUNTIME = "1.22.1"
 TOLERANCE = 1e-4
 """Largest difference of the float model's scores from the masked network's."""
 GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
