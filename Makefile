@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup run test test-slow lint bench ui
+.PHONY: help setup run test test-slow lint bench repro arm-root ui
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -28,6 +28,12 @@ lint: setup ## Check style, types and the order of imports
 
 bench: setup ## Measure speed and memory against peers on this machine (a quarter of an hour); writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+repro: setup arm-root ## From settings (params.yaml) to a bundle that has run on ARM: dvc repro
+	$(BIN)/dvc repro
+
+arm-root: setup ## Build the emulated ARM that bundles are verified on (half a minute; kept in ~/.cache)
+	$(BIN)/python -m pipeline.deploy.arm
 
 ui: setup ## Open the MLflow UI on what has been run
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow/mlflow.db

@@ -10,10 +10,12 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from filelock import FileLock
@@ -104,29 +106,31 @@ def root() -> Path:
             shutil.rmtree(unfinished, ignore_errors=True)
             try:
                 _build(unfinished)
-            except (subprocess.CalledProcessError, OSError) as error:
-                said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-                raise PipelineError(f"the ARM root cannot be built: {said[-1] if said else error}") from error
+            except subprocess.CalledProcessError as error:
+                said = error.stderr.strip().splitlines()
+                raise PipelineError(
+                    f"the ARM root cannot be built: {error.cmd[0]}: {said[-1] if said else error.returncode}"
+                ) from error
             unfinished.rename(place)
     if (place / "SHA256SUMS").read_text() != _sums(place):
         raise PipelineError(f"a file of the ARM root has changed: delete {place}, and it is built again")
     return place
 
 
-def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugin: Path | None = None) -> str:
-    """What Python on an emulated processor prints: ``arguments`` are its own, ``folder`` is where it runs.
+def interpreter(processor: Processor, plugin: Path | None = None) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment of Python on an emulated processor.
 
     ``plugin`` names a file that the counts of executed instructions go to.
-
-    Raises:
-        PipelineError: with the program's own last line, if it fails.
     """
     place = root()
     system = place / processor.name
-    command = [str(place / "host/usr/bin/qemu-aarch64"), "-cpu", processor.name, "-L", str(system)]
-    if plugin is not None:
-        command += ["-plugin", f"{place / 'host' / 'count.so'},counts={plugin}"]
-    environment = {
+    counting = [] if plugin is None else ["-plugin", f"{place / 'host' / 'count.so'},counts={plugin}"]
+    # LD_LIBRARY_PATH is for qemu, which keeps it from the program: that has the root's libraries
+    command = [
+        str(place / "host/usr/bin/qemu-aarch64"), "-cpu", processor.name, "-L", str(system), *counting,
+        "-U", "LD_LIBRARY_PATH", str(system / f"usr/bin/python{PYTHON}"),
+    ]  # fmt: skip
+    return command, {
         "PYTHONPATH": str(place / "wheels"),
         "PYTHONHOME": str(system / "usr"),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -134,11 +138,18 @@ def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugi
         "PATH": "/usr/bin:/bin",
         "LD_LIBRARY_PATH": str(place / "host/usr/lib/x86_64-linux-gnu"),
     }
-    # the program's own libraries come from the root, not from LD_LIBRARY_PATH, which is qemu's
+
+
+def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugin: Path | None = None) -> str:
+    """What Python on an emulated processor prints, run in ``folder`` with ``arguments``.
+
+    Raises:
+        PipelineError: with the program's own last line, if it fails.
+    """
+    command, environment = interpreter(processor, plugin)
     done = subprocess.run(
-        [*command, "-U", "LD_LIBRARY_PATH", str(system / f"usr/bin/python{PYTHON}"), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise PipelineError(f"{processor.name} (qemu): {said[-1] if said else f'status {done.returncode}'}")
@@ -146,11 +157,14 @@ def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugi
 
 
 def instructions(processor: Processor, model: Path, inputs: Path, folder: Path) -> int:
-    """Executed instructions of one inference of a model, its input the first of ``inputs``; one thread."""
+    """Executed instructions of one inference of a model, its input the first of ``inputs``; one thread.
+
+    The median of seven: now and then one has a few hundred more, when memory is tidied up.
+    """
     counts = folder / f"{processor.name}-{model.stem}.counts"
     emulated(processor, [str(COUNTED), str(model), str(inputs)], folder, plugin=counts)
     marks = [int(line) for line in counts.read_text().split()]
-    return marks[-1] - marks[-2]
+    return round(statistics.median(later - mark for mark, later in pairwise(marks)))
 
 
 def emulator() -> str:

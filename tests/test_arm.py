@@ -1,0 +1,161 @@
+"""Bundles on emulated ARM processors, by qemu and by ssh to a server whose Python is an emulated one."""
+
+import asyncio
+import json
+import shlex
+import stat
+import sys
+import threading
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from pipeline.deploy import arm, bundle
+from pipeline.errors import PipelineError
+from tests.test_bundle import RUN, called, made  # noqa: F401
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def root():
+    if reason := arm.missing():
+        pytest.skip(reason)
+    try:
+        return arm.root()
+    except PipelineError as error:
+        if "apt-get:" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def verified(monkeypatch, made, *arguments):  # noqa: F811
+    where = [f"runs={made / 'runs'}", f"artifacts={made / 'artifacts'}"]
+    called(monkeypatch, *RUN, *where, "task=verify", *arguments)
+    return json.loads((made / "artifacts" / "verified.json").read_text())
+
+
+def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made, monkeypatch):  # noqa: F811
+    first = verified(monkeypatch, made, "deploy.images=100")
+    assert first["status"] == "verified"
+    assert first["bundle"] == bundle.digest(made / "artifacts" / "bundle")
+    assert set(first["places"]) == {"cortex-a72", "cortex-a76"}
+    manifest = json.loads((made / "artifacts" / "bundle" / "manifest.json").read_text())
+    for place in first["places"].values():
+        assert place["bit_identical"]["model.onnx"]
+        assert place["accuracy"]["model.onnx"] == pytest.approx(manifest["accuracy"]["test"]["int8"], abs=0.1)
+        counts = place["instructions"]
+        assert counts["model_fp32.onnx"] == pytest.approx(counts["dense float32"], rel=0.01)
+    assert (
+        first["places"]["cortex-a76"]["instructions"]["model.onnx"]
+        < first["places"]["cortex-a72"]["instructions"]["model.onnx"]
+    )
+    second = verified(monkeypatch, made, "deploy.images=100")
+    for name, place in first["places"].items():
+        for model, count in place["instructions"].items():
+            assert second["places"][name]["instructions"][model] == pytest.approx(count, rel=0.001)
+
+
+def test_a_spoilt_bundle_is_not_verified(root, made, monkeypatch, capsys):  # noqa: F811
+    golden = made / "artifacts" / "bundle" / "golden.npz"
+    content = golden.read_bytes()
+    golden.write_bytes(content[:-1])
+    try:
+        with pytest.raises(SystemExit) as end:
+            verified(monkeypatch, made)
+    finally:
+        golden.write_bytes(content)
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert "golden.npz is not the file that was made" in error
+    assert error.count("\n") == 1
+    written = json.loads((made / "artifacts" / "verified.json").read_text())
+    assert written["status"] == "not verified"
+    assert written["reason"] in error
+
+
+def test_a_changed_root_is_refused(root, made, monkeypatch, tmp_path):  # noqa: F811
+    sums = root / "SHA256SUMS"
+    content = sums.read_text()
+    sums.write_text(content[:-10])
+    try:
+        with pytest.raises(PipelineError, match="a file of the ARM root has changed: delete"):
+            arm.root()
+    finally:
+        sums.write_text(content)
+
+
+@pytest.fixture
+def board(root, tmp_path, monkeypatch):
+    """A board by ssh: a real server, whose python3 is that of an emulated Raspberry Pi 4."""
+    command, environment = arm.interpreter(arm.PROCESSORS[0])
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    told = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items() if key != "PATH")
+    script(programs / "python3", f'exec env {told} {shlex.join(command)} "$@"')
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(str(tmp_path / "key"))
+    (tmp_path / "key").chmod(0o600)
+    key.write_public_key(str(tmp_path / "key.pub"))
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    port = []
+
+    async def handle(process):
+        shell = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", process.command, cwd=tmp_path, env={"PATH": f"{programs}:/usr/bin:/bin"},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await shell.communicate(await process.stdin.read())
+        process.stdout.write(out)
+        process.stderr.write(err)
+        process.exit(shell.returncode)
+
+    async def serve():
+        server = await asyncssh.listen(
+            "127.0.0.1", 0, server_host_keys=[key], authorized_client_keys=str(tmp_path / "key.pub"),
+            process_factory=handle, encoding=None,
+        )  # fmt: skip
+        port.append(server.get_port())
+        ready.set()
+
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(serve(), loop)
+    assert ready.wait(30)
+    (tmp_path / "config").write_text(
+        f"Host pi\n HostName 127.0.0.1\n Port {port[0]}\n User pi\n IdentityFile {tmp_path / 'key'}\n"
+        " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
+    )
+    client = tmp_path / "client"
+    client.mkdir()
+    script(client / "ssh", f'exec /usr/bin/ssh -F {tmp_path / "config"} "$@"')
+    monkeypatch.setenv("PATH", str(client), prepend=":")
+    yield tmp_path
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+def script(path, line):
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.skipif(not Path("/usr/bin/ssh").exists(), reason="no ssh client")
+def test_a_board_by_ssh_is_sent_the_bundle_runs_it_and_is_left_clean(board, made, monkeypatch):  # noqa: F811
+    before = set(Path("/tmp").glob("tmp.*"))
+    found = verified(monkeypatch, made, "deploy.runner=ssh", "deploy.host=pi", "deploy.images=50")
+    assert found["status"] == "verified"
+    place = found["places"]["ssh"]
+    assert place["board"] == "pi"
+    assert place["bit_identical"]["model.onnx"]
+    assert all(0 < median <= slow for median, slow in place["milliseconds_p50_p95"].values())
+    assert set(Path("/tmp").glob("tmp.*")) <= before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the root is for Linux")
+def test_the_emulated_python_is_an_arm_one(root, tmp_path):
+    code = "import platform, numpy, onnxruntime; print(platform.machine(), onnxruntime.__version__)"
+    import onnxruntime
+
+    assert arm.emulated(arm.PROCESSORS[1], ["-c", code], tmp_path).split() == ["aarch64", onnxruntime.__version__]
