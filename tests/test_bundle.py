@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from PIL import Image
 
 from pipeline.__main__ import main
 from pipeline.data import load
+from pipeline.data.batches import standardised
+from pipeline.data.dataset import Preprocessing
 from pipeline.deploy import bundle
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.quantize import quantised
@@ -27,6 +30,7 @@ from pipeline.jobs import build_job
 from pipeline.networks import build_network
 from pipeline.rounds import network_after
 from tests.conftest import SMALL, settings
+from tests.test_shrink import pruned
 
 RUN = [*SMALL, "pruning.fraction=0.6", "training.max_steps=null", "training.epochs=6"]
 
@@ -257,6 +261,37 @@ def test_int8_that_loses_too_much_is_refused_and_float_offered(made, tmp_path, m
     manifest = json.loads((tmp_path / "artifacts" / "bundle" / "manifest.json").read_text())
     assert manifest["models"]["model.onnx"]["kind"] == "float32"
     assert board(tmp_path / "artifacts" / "bundle", "check").returncode == 0
+
+
+class Noise:
+    """Random images, standardised as ImageNet's are."""
+
+    classes = ("a", "b")
+    preprocessing = Preprocessing(partial(standardised, mean=(0.5,) * 3, deviation=(0.2,) * 3), None)
+
+    def __init__(self, size):
+        self.size = size
+
+    def raw(self, split):
+        draws = torch.Generator().manual_seed(len(split))
+        images = torch.randint(0, 256, (8, 3, self.size, self.size), generator=draws, dtype=torch.uint8)
+        yield images, torch.zeros(8, dtype=torch.int64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "density"), [("vgg16", 32, 0.05), ("mobilenet_v2", 96, 0.3), ("resnet50", 96, 0.1)]
+)
+def test_large_networks_export_pack_and_pass_the_checks(name, size, density):
+    network, _ = pruned(name, 3, size, density)
+    noise = Noise(size)
+    found = bundle.models(network, noise, 8)
+    ((inputs, _),) = noise.raw("validation")
+    assert bundle.check(found, network, noise, inputs.numpy()) == []
+    sizes = found.size_bytes
+    assert sizes["int8"] < sizes["float32"] / 2 < sizes["dense"] * (density + 0.1) / 2
+    positions = bundle.positions(found.int8_facts)
+    assert positions["bytes"] < 1.1 * positions["entropy_bytes"]
 
 
 def test_zeros_stay_zero_in_int8_and_a_lean_model_has_no_negative_zero():

@@ -29,6 +29,8 @@ from pipeline.deploy.export import exported, lean
 from pipeline.deploy.pack import PackedTensor, packed, unpacked
 from pipeline.deploy.quantize import quantised
 from pipeline.deploy.runtime import latencies, optimised_operators, scores, session
+from pipeline.deploy.shrink import macs as macs_of
+from pipeline.deploy.shrink import shrunk
 from pipeline.errors import PipelineError
 from pipeline.settings import Deploy
 
@@ -38,12 +40,19 @@ TOLERANCE = 1e-4
 GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
 """Largest difference from the golden outputs on another machine."""
 GOLDEN = 4
+PROBES = 32
+"""Inputs on which a network without its dead channels must be what it was."""
+DENSE = "dense.onnx"
+"""File beside a bundle: the whole network in float32, which the bundle's models are compared with."""
 BOARD = Path(__file__).with_name("board") / "run.py"
 
 
 @dataclass(frozen=True)
 class Models:
-    """One network in the forms that are compared. ``plain`` is as PyTorch exports it; packed ones have ``facts``."""
+    """One network in the forms that are compared. ``plain`` is as PyTorch exports it; packed ones have ``facts``.
+
+    ``macs`` are multiply-adds of one input: of the network, and of what is left of it without its dead channels.
+    """
 
     plain: ModelProto
     dense: ModelProto
@@ -51,6 +60,7 @@ class Models:
     int8: ModelProto
     float32_facts: Mapping[str, PackedTensor]
     int8_facts: Mapping[str, PackedTensor]
+    macs: tuple[int, int]
 
     @property
     def size_bytes(self) -> dict[str, int]:
@@ -65,13 +75,17 @@ class Models:
 def models(
     network: nn.Module, dataset: Dataset, calibration_images: int, metadata: Mapping[str, str] | None = None
 ) -> Models:
-    """Exports, quantises and packs a network that has its pruned weights at zero."""
+    """Exports, quantises and packs a network that has its pruned weights at zero; dead channels go before."""
     calibration = list(_first(dataset.raw("train"), calibration_images))
-    plain = exported(network, dataset.preprocessing.apply, torch.from_numpy(calibration[0]))
-    dense = lean(plain, metadata)
-    float32, float32_facts = packed(dense)
-    int8, int8_facts = packed(lean(quantised(plain, calibration), metadata))
-    return Models(plain, dense, float32, int8, float32_facts, int8_facts)
+    inputs = torch.from_numpy(calibration[0])
+    apply = dataset.preprocessing.apply
+    plain = exported(network, apply, inputs)
+    smaller = shrunk(network, apply(inputs[:PROBES]))
+    source = plain if smaller is network else exported(smaller, apply, inputs)
+    float32, float32_facts = packed(lean(source, metadata))
+    int8, int8_facts = packed(lean(quantised(source, calibration), metadata))
+    macs = (macs_of(network, apply(inputs[:1])), macs_of(smaller, apply(inputs[:1])))
+    return Models(plain, lean(plain, metadata), float32, int8, float32_facts, int8_facts, macs)
 
 
 def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[Any]) -> list[str]:
@@ -134,6 +148,7 @@ def make(
     manifest = {
         "format": 1,
         **facts,
+        "macs": facts["macs"] | {"computed": found.macs[1]},
         "classes": list(dataset.classes),
         "input": {
             "shape": [None, *golden.shape[1:]],
@@ -155,6 +170,8 @@ def make(
         },
     }
     answers = {name: scores(session(model), [golden])[0] for name, model in files.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.with_name(DENSE).write_bytes(found.dense.SerializeToString())
     _write(folder, files, manifest, {"inputs": golden, **answers})
     return manifest
 
@@ -200,7 +217,6 @@ def _write(
     folder: Path, files: Mapping[str, ModelProto], manifest: Mapping[str, Any], golden: Mapping[str, NDArray[Any]]
 ) -> None:
     """Writes all files beside ``folder`` and moves them into its place at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         unfinished = Path(name) / "new"
         unfinished.mkdir()

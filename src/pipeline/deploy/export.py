@@ -95,6 +95,10 @@ def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelP
     for node in graph.node:
         for output in node.output:
             names.setdefault(output, f"v{next(values)}")
+    domains = {node.domain for node in graph.node}
+    opsets = [each for each in result.opset_import if each.domain in domains]
+    del result.opset_import[:]
+    result.opset_import.extend(opsets)
     opset = next(each.version for each in result.opset_import if each.domain == "")
     for node in graph.node:
         _strip(node, names, opset)

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from pipeline.data.dataset import Dataset
 from pipeline.deploy import arm
-from pipeline.deploy.pack import unpacked
+from pipeline.deploy.bundle import DENSE
 from pipeline.errors import PipelineError
 from pipeline.settings import Deploy
 
@@ -56,7 +55,7 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy) -> dict[str, Any]:
         folder = Path(name)
         test = folder / "test.npz"
         np.savez(test, inputs=inputs, labels=labels)
-        models = _models(bundle, folder)
+        models = _models(bundle)
         places = {}
         with RUNNERS[runner](bundle, folder, deploy) as found:
             for place in found:
@@ -74,12 +73,10 @@ def _examples(dataset: Dataset, count: int | None) -> Iterator[tuple[Any, Any]]:
             return
 
 
-def _models(bundle: Path, folder: Path) -> dict[str, Path]:
+def _models(bundle: Path) -> dict[str, Path]:
     """The bundle's models, and the dense float network that they are compared with."""
-    float_model = next(path for path in (bundle / "model_fp32.onnx", bundle / "model.onnx") if path.exists())
-    onnx.save(unpacked(onnx.load(float_model)), folder / "dense.onnx")
     manifest = json.loads((bundle / "manifest.json").read_text())
-    return {"dense float32": folder / "dense.onnx", **{name: bundle / name for name in manifest["models"]}}
+    return {"dense float32": bundle.with_name(DENSE), **{name: bundle / name for name in manifest["models"]}}
 
 
 def _seen(place: Place, models: Mapping[str, Path], test: Path) -> dict[str, Any]:

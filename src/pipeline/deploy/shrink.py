@@ -1,0 +1,123 @@
+"""Channels that pruning has killed, taken out of a network: what is left computes the same with fewer multiply-adds.
+
+A channel is dead if nothing reads it, or if it is zero whatever the input. One that is constant and not zero stays: a
+convolution with padding reads it differently at the border. torch-pruning's dependency graph says which layers share a
+channel (residual sums, depthwise neighbours) and takes it out of all of them.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch_pruning.ops import OPTYPE
+
+from pipeline.costs import positions
+from pipeline.networks import weight_layers
+
+WORTH = 0.01
+"""Share of multiply-adds from which channels are taken out."""
+TOLERANCE = 1e-5
+LAYERS = (nn.Conv2d, nn.Linear)
+BYSTANDERS = (nn.BatchNorm1d, nn.BatchNorm2d)
+OPERATIONS = (OPTYPE.ELEMENTWISE, OPTYPE.RESHAPE, OPTYPE.CONCAT, OPTYPE.SPLIT, OPTYPE.SLICE, OPTYPE.UNBIND)
+
+
+def macs(network: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of one input, zeros included."""
+    parameters = dict(network.named_parameters())
+    return sum(parameters[name].numel() * count for name, count in positions(network, example).items())
+
+
+def shrunk(network: nn.Module, inputs: Tensor) -> nn.Module:
+    """The network without its dead channels; the network itself where they are not worth it or cannot be told.
+
+    ``inputs`` (N, ...) are some of the network's own; on them both must give the same scores.
+    """
+    smaller = copy.deepcopy(network).eval()
+    logging.getLogger("torch_pruning").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while _take_out(smaller, inputs):
+                pass
+        with torch.no_grad():
+            before, after = (each.eval()(inputs) for each in (network, smaller))
+        saved = 1 - macs(smaller, inputs[:1]) / macs(network, inputs[:1])
+    except Exception:  # networks of one's own can be anything; then all channels stay
+        return network
+    if saved < WORTH or not torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE):
+        return network
+    return smaller
+
+
+def _take_out(network: nn.Module, inputs: Tensor) -> bool:
+    """Takes out all channels that are dead now; whether there were any."""
+    graph = torch_pruning.DependencyGraph()
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    graph.build_dependency(network, example_inputs=inputs[:1])
+    highest = _highest(network, inputs)
+    found, seen = False, set()
+    for layer in weight_layers(network).values():
+        if not isinstance(layer, LAYERS) or layer in seen or getattr(layer, "groups", 1) != 1:
+            continue
+        take = graph.get_pruner_of_module(layer).prune_out_channels
+        channels = layer.weight.shape[0]
+        group = graph.get_pruning_group(layer, take, idxs=list(range(channels)))
+        seen |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        dead = _dead(graph, group, channels, highest)[: channels - 1]
+        if dead:
+            chosen = graph.get_pruning_group(layer, take, idxs=dead)
+            if graph.check_pruning_group(chosen):
+                chosen.prune()
+                found = True
+    return found
+
+
+def _dead(
+    graph: torch_pruning.DependencyGraph,
+    group: torch_pruning.Group,
+    channels: int,
+    highest: Mapping[nn.Module, Tensor],
+) -> list[int]:
+    """Channels of a group's first layer that nothing reads, or that no input gives a value."""
+    made, read = (torch.zeros(channels, dtype=torch.bool) for _ in range(2))
+    zero = torch.ones(channels, dtype=torch.bool)
+    readers = 0
+    for item in group:
+        module = item.dep.target.module
+        places, roots = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
+        if isinstance(module, LAYERS):
+            if graph.is_out_channel_pruning_fn(item.dep.handler):
+                made[roots[module.weight.detach().flatten(1).any(1)[places]]] = True
+            else:
+                readers += 1
+                read[roots[module.weight.detach().transpose(0, 1).flatten(1).any(1)[places]]] = True
+                zero[roots[highest[module][places] > 0]] = False
+        elif not isinstance(module, BYSTANDERS) and item.dep.target.type not in OPERATIONS:
+            return []
+    if not readers:
+        return []
+    return torch.nonzero(~read | (~made & zero)).flatten().tolist()
+
+
+def _highest(network: nn.Module, inputs: Tensor) -> dict[nn.Module, Tensor]:
+    """The largest absolute value that each layer gets by input channel."""
+    found: dict[nn.Module, Tensor] = {}
+
+    def look(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        channels = given[0].movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
+        found[layer] = torch.maximum(channels.abs().amax(1), found.get(layer, torch.zeros(len(channels))))
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in network.modules() if isinstance(layer, LAYERS)]
+    try:
+        with torch.no_grad():
+            network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
