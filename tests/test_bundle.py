@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from functools import partial
 from pathlib import Path
 
@@ -315,3 +318,46 @@ def test_zeros_stay_zero_in_int8_and_a_lean_model_has_no_negative_zero():
         assert not np.signbit(one[one == 0]).any()
         assert np.all(other[one == 0] == 0)
     onnx.checker.check_model(small, full_check=True)
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_registered_model(made):
+    import requests
+
+    port = free_port()
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{made / 'runs' / 'mlflow' / 'mlflow.db'}",
+        "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}",  # it looks for uvicorn there
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        "mlflow", "models", "serve", "-m", "models:/digits@arm",
+        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    golden = np.load(made / "artifacts" / "bundle" / "golden.npz")
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        for _ in range(240):
+            assert server.poll() is None
+            try:
+                requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).raise_for_status()
+                break
+            except requests.RequestException:
+                time.sleep(0.5)
+        answer = requests.post(
+            f"http://127.0.0.1:{port}/invocations", json={"inputs": golden["inputs"].tolist()}, timeout=60
+        )
+        answer.raise_for_status()
+        assert np.allclose(answer.json()["predictions"]["scores"], golden["model.onnx"], atol=1e-6)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]

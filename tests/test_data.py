@@ -177,3 +177,15 @@ def test_the_deployed_standardisation_is_that_of_training_and_no_order_of_sums_c
     assert torch.allclose(alike, standardised(images), atol=2e-5)
     turned = standardised_alike(images.flip((2, 3)).contiguous()).flip((2, 3))
     assert torch.equal(turned, alike)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_raw_inputs_become_those_of_evaluation(split):
+    dataset = load(composed().data)
+    pairs = list(zip(dataset.raw(split), dataset.evaluation(split, Part()), strict=True))
+    assert pairs
+    for (inputs, labels), batch in pairs:
+        assert inputs.dtype == torch.uint8
+        assert torch.allclose(dataset.preprocessing.apply(inputs), batch.inputs, atol=2e-5)
+        assert torch.equal(labels, batch.labels)
+    assert sum(len(labels) for _, labels in dataset.raw("train")) == len(dataset.train)

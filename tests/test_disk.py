@@ -177,3 +177,15 @@ def test_a_folder_without_classes_is_a_sentence(tmp_path):
         load(data_of(tmp_path / "empty"))
     with pytest.raises(SettingsError, match=r"data.validation_from: got validation, takes a part that there is: train"):
         split({"train": 50, "test": 20}, data_of("x", "data.validation_from=validation"))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_raw_inputs_become_those_of_evaluation(split, photos):
+    dataset = load(data_of(photos))
+    pairs = list(zip(dataset.raw(split), dataset.evaluation(split, Part()), strict=True))
+    assert pairs
+    for (inputs, labels), batch in pairs:
+        assert inputs.dtype == torch.uint8
+        assert torch.equal(dataset.preprocessing.apply(inputs), batch.inputs)
+        assert torch.equal(labels, batch.labels)
+    assert sum(len(labels) for _, labels in dataset.raw("train")) == len(dataset.splits["train"])

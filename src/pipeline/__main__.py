@@ -114,11 +114,14 @@ def show_report(settings: Settings, runs: Path) -> None:
 
 def make_bundle(settings: Settings, runs: Path) -> None:
     """``task=bundle``."""
+    from rich.console import Console
+
     from pipeline import delivery
     from pipeline.environment import artifacts_folder
 
     folder = artifacts_folder(settings.artifacts) / "bundle"
-    manifest = delivery.make_bundle(settings, runs, folder)
+    with Console(stderr=True).status("loading") as status:
+        manifest = delivery.make_bundle(settings, runs, folder, status.update)
     print((folder / "README.md").read_text())
     print(
         f"bundle  {folder}  ({manifest['size_bytes'][manifest['models']['model.onnx']['kind']]:,} bytes of model.onnx)"
@@ -127,11 +130,15 @@ def make_bundle(settings: Settings, runs: Path) -> None:
 
 def verify_bundle(settings: Settings, runs: Path) -> None:
     """``task=verify``."""
+    from rich.console import Console
+
     from pipeline import delivery
     from pipeline.environment import artifacts_folder
 
     artifacts = artifacts_folder(settings.artifacts)
-    print(json.dumps(delivery.verify_bundle(settings, artifacts / "bundle", artifacts / "verified.json"), indent=1))
+    with Console(stderr=True).status("loading") as status:
+        found = delivery.verify_bundle(settings, artifacts / "bundle", artifacts / "verified.json", status.update)
+    print(json.dumps(found, indent=1))
 
 
 TASKS = {

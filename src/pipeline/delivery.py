@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pipeline import outcome
 from pipeline.deploy import bundle, verify
@@ -17,7 +16,7 @@ from pipeline.settings import Settings, fingerprint
 from pipeline.tracking import Tracker
 
 
-def make_bundle(settings: Settings, runs: Path, folder: Path) -> dict[str, Any]:
+def make_bundle(settings: Settings, runs: Path, folder: Path, told: Callable[[str], None]) -> dict[str, Any]:
     """Makes the bundle of the settings' run in ``folder``, shows it to MLflow, and returns its manifest.
 
     Raises:
@@ -32,8 +31,7 @@ def make_bundle(settings: Settings, runs: Path, folder: Path) -> dict[str, Any]:
         tracker.start(settings, job.ledger, f"{job.method}, seed {settings.seed}")
         try:
             facts = _facts(job, round_, settings) | {"mlflow_run_id": tracker.parent.info.run_id}
-            torch.set_num_threads(1)  # exact counts and times are those of one
-            manifest = bundle.make(network, job.dataset, deploy=settings.deploy, facts=facts, folder=folder)
+            manifest = bundle.make(network, job.dataset, deploy=settings.deploy, facts=facts, folder=folder, told=told)
             tracker.log_bundle(folder, manifest, bundle.digest(folder))
         except BaseException:
             tracker.abort("FAILED")
@@ -55,7 +53,7 @@ def write_report(settings: Settings, runs: Path, folder: Path) -> list[Path]:
     return outcome.write(folder, rounds, sizes, chosen(rounds, settings.pruning), title)
 
 
-def verify_bundle(settings: Settings, folder: Path, out: Path) -> dict[str, Any]:
+def verify_bundle(settings: Settings, folder: Path, out: Path, told: Callable[[str], None]) -> dict[str, Any]:
     """Runs the bundle in ``folder`` on ARM and writes ``out``.
 
     Raises:
@@ -69,7 +67,7 @@ def verify_bundle(settings: Settings, folder: Path, out: Path) -> dict[str, Any]
     out.unlink(missing_ok=True)
     facts: dict[str, Any] = {"bundle": bundle.digest(folder)}
     try:
-        found = verify.verified(folder, load(settings.data), settings.deploy)
+        found = verify.verified(folder, load(settings.data), settings.deploy, told)
     except PipelineError as error:
         out.write_text(json.dumps(facts | {"status": "not verified", "reason": str(error)}, indent=1) + "\n")
         raise

@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,20 +116,29 @@ def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[A
 
 
 def make(
-    network: nn.Module, dataset: Dataset, *, deploy: Deploy, facts: Mapping[str, Any], folder: Path
+    network: nn.Module,
+    dataset: Dataset,
+    *,
+    deploy: Deploy,
+    facts: Mapping[str, Any],
+    folder: Path,
+    told: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Makes the bundle of a network in ``folder``, checks included, and returns its manifest.
+    """Makes the bundle of a network in ``folder``, checks included, and returns its manifest; ``told`` hears of it.
 
     Raises:
         PipelineError: with all that a check has found; then ``folder`` is as it was.
     """
     network = network.eval()
+    told("exporting, quantising and packing")
     metadata = {"classes": json.dumps(list(dataset.classes))}
     found = models(network, dataset, deploy.calibration_images, metadata)
+    told("checking")
     golden = next(iter(_first(dataset.raw("test"), GOLDEN)))
     faults = check(found, network, dataset, next(iter(_first(dataset.raw("validation"), 100))))
     if faults:
         raise PipelineError("; ".join(faults))
+    told("evaluating")
     accuracy = {split: accuracies(found, network, dataset, split) for split in ("validation", "test")}
     lost = accuracy["validation"]["float32"] - accuracy["validation"]["int8"]
     if deploy.values == "int8" and lost > deploy.max_accuracy_drop + 1e-9:
@@ -141,9 +150,11 @@ def make(
     kinds = {"model.onnx": "int8", "model_fp32.onnx": "float32"}
     if deploy.values == "float32":
         files, kinds = {"model.onnx": found.float32}, {"model.onnx": "float32"}
-    size = files["model.onnx"].ByteSize()
+    content = {name: model.SerializeToString(deterministic=True) for name, model in files.items()}
+    size = len(content["model.onnx"])
     if deploy.max_bytes is not None and size > deploy.max_bytes:
         raise PipelineError(f"model.onnx has {size:,} bytes, deploy.max_bytes allows {deploy.max_bytes:,}")
+    told("timing")
     example = golden[:1]
     manifest = {
         "format": 1,
@@ -155,7 +166,14 @@ def make(
             "type": str(golden.dtype),
             "image": dataset.preprocessing.image,
         },
-        "models": {name: {"kind": kind, "tolerance": GOLDEN_TOLERANCE[kind]} for name, kind in kinds.items()},
+        "models": {
+            name: {
+                "kind": kind,
+                "tolerance": GOLDEN_TOLERANCE[kind],
+                "sha256": hashlib.sha256(content[name]).hexdigest(),
+            }
+            for name, kind in kinds.items()
+        },
         "size_bytes": found.size_bytes | {"dense_lean": found.dense.ByteSize()},
         "gzip_bytes": {"dense": _gzip(found.dense), "float32": _gzip(found.float32), "int8": _gzip(found.int8)},
         "positions": positions(found.int8_facts),
@@ -172,7 +190,7 @@ def make(
     answers = {name: scores(session(model), [golden])[0] for name, model in files.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.with_name(DENSE).write_bytes(found.dense.SerializeToString())
-    _write(folder, files, manifest, {"inputs": golden, **answers})
+    _write(folder, content, manifest, {"inputs": golden, **answers})
     return manifest
 
 
@@ -214,14 +232,14 @@ def _gzip(model: ModelProto) -> int:
 
 
 def _write(
-    folder: Path, files: Mapping[str, ModelProto], manifest: Mapping[str, Any], golden: Mapping[str, NDArray[Any]]
+    folder: Path, content: Mapping[str, bytes], manifest: Mapping[str, Any], golden: Mapping[str, NDArray[Any]]
 ) -> None:
     """Writes all files beside ``folder`` and moves them into its place at once."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         unfinished = Path(name) / "new"
         unfinished.mkdir()
-        for file, model in files.items():
-            (unfinished / file).write_bytes(model.SerializeToString(deterministic=True))
+        for file, model in content.items():
+            (unfinished / file).write_bytes(model)
         np.savez(unfinished / "golden.npz", allow_pickle=False, **golden)
         (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         (unfinished / "requirements.txt").write_text(card.requirements(manifest))

@@ -41,8 +41,8 @@ class Place:
     instructions: Callable[[Path], int] | None = None
 
 
-def verified(bundle: Path, dataset: Dataset, deploy: Deploy) -> dict[str, Any]:
-    """What the bundle does on ARM, by place.
+def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str], None]) -> dict[str, Any]:
+    """What the bundle does on ARM, by place; ``told`` hears where it is.
 
     Raises:
         PipelineError: if there is no place to run it, or its own check fails there.
@@ -59,6 +59,7 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy) -> dict[str, Any]:
         places = {}
         with RUNNERS[runner](bundle, folder, deploy) as found:
             for place in found:
+                told(f"running the bundle on {place.name} ({place.board})")
                 places[place.name] = _seen(place, models, test)
     return {"runner": runner, "images": len(labels), "places": places}
 
