@@ -48,9 +48,11 @@ def made(tmp_path_factory):
     """Folder of a finished small run and its bundle, made by the commands."""
     place = tmp_path_factory.mktemp("made")
     where = [f"runs={place / 'runs'}", f"artifacts={place / 'artifacts'}"]
+    before = set(os.environ)
     with pytest.MonkeyPatch.context() as patch:
         called(patch, *RUN, *where)
         called(patch, *RUN, *where, "task=bundle")
+    assert "MLFLOW_TRACKING_URI" not in set(os.environ) - before, "MLflow's own state is left as it was"
     return place
 
 
@@ -200,7 +202,6 @@ def test_mlflow_answers_with_the_bundles_scores_and_counts_a_digest_once(made, m
     (version,) = client.search_model_versions("name = 'digits'")
     golden = np.load(made / "artifacts" / "bundle" / "golden.npz")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    mlflow.set_tracking_uri(uri)
     answers = mlflow.pyfunc.load_model("models:/digits@arm").predict(golden["inputs"])["scores"]
     assert np.array_equal(answers, golden["model.onnx"])
     run = client.get_run(version.run_id)
@@ -241,20 +242,23 @@ def test_what_cannot_be_is_one_sentence_and_leaves_the_bundle_as_it_was(argument
     assert sentence in error
     assert error.count("\n") == 1
     assert bundle.digest(made / "artifacts" / "bundle") == before
+    client = MlflowClient(f"sqlite:///{made / 'runs' / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    assert {run.info.status for run in client.search_runs([experiment])} == {"FINISHED"}, "what was trained is"
     verified = made / "artifacts" / "verified.json"
     if "task=verify" in arguments and verified.exists():
         assert json.loads(verified.read_text())["status"] == "not verified"
 
 
 def test_int8_that_loses_too_much_is_refused_and_float_offered(made, tmp_path, monkeypatch, capsys):
-    """Calibrated on a single image, with outputs spoilt, int8 is far off; the sentence says by how much."""
     real = bundle.accuracies
 
     def spoilt(*arguments):
         return real(*arguments) | {"int8": 0.5}
 
     monkeypatch.setattr(bundle, "accuracies", spoilt)
-    where = [f"runs={made / 'runs'}", f"artifacts={tmp_path / 'artifacts'}"]
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    where = [f"runs={tmp_path / 'runs'}", f"artifacts={tmp_path / 'artifacts'}"]
     with pytest.raises(SystemExit):
         called(monkeypatch, *RUN, *where, "task=bundle")
     error = capsys.readouterr().err
@@ -361,3 +365,32 @@ def free_port():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_the_oldest_onnxruntime_allowed_folds_all_and_gives_the_same_bits(made, tmp_path):
+    folder, old = made / "artifacts" / "bundle", tmp_path / "old"
+    oldest = json.loads((folder / "manifest.json").read_text())["onnxruntime"]["oldest"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", old, f"onnxruntime=={oldest}"],
+        check=True,
+    )
+    code = f"""
+import numpy as np, onnx, onnxruntime
+from pipeline.deploy.pack import unpacked
+from pipeline.deploy.runtime import optimised_operators, scores, session
+assert onnxruntime.__version__ == {oldest!r}
+golden = np.load("golden.npz")
+for name in ("model.onnx", "model_fp32.onnx"):
+    model = onnx.load(name)
+    assert optimised_operators(model) == optimised_operators(unpacked(model))
+    print(float(np.abs(scores(session(model), [golden["inputs"]])[0] - golden[name]).max()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(old), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    int8, float32 = (float(line) for line in done.stdout.split())
+    assert int8 == 0
+    assert float32 < 1e-4

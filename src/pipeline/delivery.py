@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline import outcome
 from pipeline.deploy import bundle, verify
-from pipeline.errors import PipelineError, SettingsError
-from pipeline.jobs import build_job
+from pipeline.errors import PipelineError, SettingsError, Stopped
+from pipeline.jobs import build_job, stoppable
 from pipeline.ledger import Round
 from pipeline.rounds import Job, chosen, finished, network_after, planned_rounds, recorded
 from pipeline.settings import Settings, fingerprint
@@ -27,14 +28,14 @@ def make_bundle(settings: Settings, runs: Path, folder: Path, told: Callable[[st
     round_ = _round(job, settings)
     network = network_after(job, round_.index)
     tracker = Tracker(settings.tracking.uri, runs, settings.name)
-    with job.ledger.locked():
-        tracker.start(settings, job.ledger, f"{job.method}, seed {settings.seed}")
+    with job.ledger.locked(), stoppable():
+        tracker.start(settings, job.ledger, f"{job.method}, seed {settings.seed}", reopen=False)
         try:
             facts = _facts(job, round_, settings) | {"mlflow_run_id": tracker.parent.info.run_id}
             manifest = bundle.make(network, job.dataset, deploy=settings.deploy, facts=facts, folder=folder, told=told)
             tracker.log_bundle(folder, manifest, bundle.digest(folder))
-        except BaseException:
-            tracker.abort("FAILED")
+        except BaseException as error:
+            tracker.abort("KILLED" if isinstance(error, Stopped) else "FAILED")
             raise
     return manifest
 
@@ -48,7 +49,8 @@ def write_report(settings: Settings, runs: Path, folder: Path) -> list[Path]:
         return []
     sizes = []
     if settings.deploy.sizes:
-        sizes = outcome.measured(job, rounds, settings.deploy.calibration_images, lambda index: None)
+        with suppress(PipelineError):  # a network that cannot be exported has no bytes
+            sizes = outcome.measured(job, rounds, settings.deploy.calibration_images, lambda index: None)
     title = f"{settings.name}, seed {settings.seed}, {job.method}"
     return outcome.write(folder, rounds, sizes, chosen(rounds, settings.pruning), title)
 
@@ -67,7 +69,8 @@ def verify_bundle(settings: Settings, folder: Path, out: Path, told: Callable[[s
     out.unlink(missing_ok=True)
     facts: dict[str, Any] = {"bundle": bundle.digest(folder)}
     try:
-        found = verify.verified(folder, load(settings.data), settings.deploy, told)
+        with stoppable():
+            found = verify.verified(folder, load(settings.data), settings.deploy, told)
     except PipelineError as error:
         out.write_text(json.dumps(facts | {"status": "not verified", "reason": str(error)}, indent=1) + "\n")
         raise

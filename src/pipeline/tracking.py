@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are over four
 
-import mlflow
 from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -97,12 +97,12 @@ class Tracker:
         self.sent: dict[int, int] = {}
         self.last_sent = 0.0
 
-    def start(self, settings: Settings, ledger: Ledger, title: str) -> None:
-        """Opens the parent run of a ledger: a new one, or the one that it had before."""
+    def start(self, settings: Settings, ledger: Ledger, title: str, reopen: bool = True) -> None:
+        """Opens the parent run of a ledger: a new one, or the one that it had before (FINISHED, unless ``reopen``)."""
         with _told(self.uri):
             identity = ledger.identity
             self.identity = {"fingerprint": fingerprint(identity)[:16], "seed": str(identity["seed"])}
-            self.parent = self._run({**self.identity, "kind": "job"}, title)
+            self.parent = self._run({**self.identity, "kind": "job"}, title, reopen)
             self.tag(
                 {
                     "method": title.split(",")[0],
@@ -201,34 +201,31 @@ class Tracker:
                 return version.version
         with contextlib.suppress(MlflowException):  # it is there already; anything else shows in the next call
             self.client.create_registered_model(name)
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.uri)  # a logged model is looked up there
-        try:
-            source = self._logged_model(folder)
-            run_id = self.parent.info.run_id
-            made = self.client.create_model_version(name, source, run_id, tags={"model_digest": digest})
-        finally:
-            mlflow.set_tracking_uri(before)
+        run, path = self.parent.info, f"model-{digest[:8]}"
+        self._log_model(folder, run.run_id, path)
+        made = self.client.create_model_version(
+            name, f"{run.artifact_uri}/{path}", run.run_id, tags={"model_digest": digest}
+        )
         return made.version
 
-    def _logged_model(self, folder: Path) -> str:
-        """Logs the bundle's model, with the golden inputs as example, and returns its URI."""
+    def _log_model(self, folder: Path, run_id: str, path: str) -> None:
+        """Logs the bundle's model as MLflow's, with the golden inputs as example."""
         import mlflow.onnx
         import numpy as np
         import onnx
 
         golden = np.load(folder / "golden.npz")
-        with mlflow.start_run(self.parent.info.run_id):
-            logged = mlflow.onnx.log_model(
+        with tempfile.TemporaryDirectory() as place:
+            mlflow.onnx.save_model(
                 onnx.load(folder / "model.onnx"),
-                name="model",
+                Path(place) / "model",
                 signature=mlflow.models.infer_signature(golden["inputs"], golden["model.onnx"]),
                 input_example=golden["inputs"],
                 pip_requirements=(folder / "requirements.txt").read_text().split(),
                 onnx_execution_providers=["CPUExecutionProvider"],
                 save_as_external_data=False,
             )
-        return str(logged.model_uri)
+            self.client.log_artifacts(run_id, str(Path(place) / "model"), path)
 
     def abort(self, status: str) -> None:
         """Ends the parent run and its open rounds as FAILED or KILLED."""

@@ -40,8 +40,8 @@ TOLERANCE = 1e-4
 GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
 """Largest difference from the golden outputs on another machine."""
 GOLDEN = 4
-PROBES = 32
-"""Inputs on which a network without its dead channels must be what it was."""
+BATCH = 50
+"""Inputs at a time, so that activations stay small."""
 DENSE = "dense.onnx"
 """File beside a bundle: the whole network in float32, which the bundle's models are compared with."""
 BOARD = Path(__file__).with_name("board") / "run.py"
@@ -76,11 +76,11 @@ def models(
     network: nn.Module, dataset: Dataset, calibration_images: int, metadata: Mapping[str, str] | None = None
 ) -> Models:
     """Exports, quantises and packs a network that has its pruned weights at zero; dead channels go before."""
-    calibration = list(_first(dataset.raw("train"), calibration_images))
+    calibration = [piece for batch in _first(dataset.raw("train"), calibration_images) for piece in _pieces(batch)]
     inputs = torch.from_numpy(calibration[0])
     apply = dataset.preprocessing.apply
     plain = exported(network, apply, inputs)
-    smaller = shrunk(network, apply(inputs[:PROBES]))
+    smaller = shrunk(network, apply(inputs))
     source = plain if smaller is network else exported(smaller, apply, inputs)
     float32, float32_facts = packed(lean(source, metadata))
     int8, int8_facts = packed(lean(quantised(source, calibration), metadata))
@@ -201,8 +201,9 @@ def accuracies(found: Models, network: nn.Module, dataset: Dataset, split: AnySp
     count = 0
     for inputs, labels in dataset.raw(split):
         with torch.no_grad():
-            answers = {"masked": network(dataset.preprocessing.apply(inputs)).numpy()}
-        answers |= {name: scores(each, [inputs.numpy()])[0] for name, each in sessions.items()}
+            masked = [network(dataset.preprocessing.apply(piece)) for piece in inputs.split(BATCH)]
+        answers = {"masked": torch.cat(masked).numpy()}
+        answers |= {name: np.concatenate(scores(each, _pieces(inputs.numpy()))) for name, each in sessions.items()}
         for name, each in answers.items():
             right[name] += int((each.argmax(1) == labels.numpy()).sum())
         count += len(labels)
@@ -225,6 +226,10 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterable[NDA
         count -= len(inputs)
         if count <= 0:
             return
+
+
+def _pieces(batch: NDArray[Any]) -> list[NDArray[Any]]:
+    return np.split(batch, range(BATCH, len(batch), BATCH))
 
 
 def _gzip(model: ModelProto) -> int:
