@@ -1,5 +1,6 @@
 """Two real processes (gloo) against one: the same training, one mask, metrics of the whole data set, exact resume."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -132,8 +133,10 @@ def test_two_processes_train_what_one_trains(tmp_path):
 @two_cores
 @pytest.mark.slow
 def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_shown_once(tmp_path):
-    out = finished(*TWO, f"runs={tmp_path}")
+    out = finished(*TWO, f"runs={tmp_path}", f"record={tmp_path / 'run.json'}")
     assert [line.split()[0] for line in out.splitlines()[:3]] == ["round", "0", "1"]
+    assert "dense bytes" in out, "the leader measures the files when the others have gone"
+    assert len(json.loads((tmp_path / "run.json").read_text())["weights"]) == 2
     job, _, ledger = ledgers(tmp_path, *TWO)
     alone = build_job(settings(*TWO, "training.devices=1"), tmp_path)
     assert len(job.dataset.test) % 2 == 0 < len(job.dataset.test) % EVALUATION_BATCH

@@ -90,18 +90,19 @@ def build_job(
 def run_job(job: Job, settings: Settings, runs: Path) -> list[Round]:
     """The loop over rounds, in as many processes as asked for; the one that leads shows and tracks it."""
     keep_freed_memory()
-    home = job.ledger
+    alone = job
     with together(job.training.devices, job.training.nodes) as ranks:
         if ranks.world > 1:
             dense, ledger = (cast(Ledger, LedOnly(each, ranks)) for each in (job.dense, job.ledger))
             job = dataclasses.replace(job, ranks=ranks, dense=dense, ledger=ledger)
-        return _shown_and_tracked(job, home, settings, runs) if ranks.leads else rounds.run(job)
+        return _shown_and_tracked(job, alone, settings, runs) if ranks.leads else rounds.run(job)
 
 
-def _shown_and_tracked(job: Job, home: Ledger, settings: Settings, runs: Path) -> list[Round]:
-    """``home`` is the job's ledger, as this process has it."""
+def _shown_and_tracked(job: Job, alone: Job, settings: Settings, runs: Path) -> list[Round]:
+    """``alone`` is the job as this process has it, once the others are no longer with it."""
     from pipeline.tracking import Tracker
 
+    home = alone.ledger
     with home.locked():
         tracker = Tracker(settings.tracking.uri, runs, settings.name)
         tracker.start(settings, home, f"{job.method}, seed {settings.seed}")
@@ -111,7 +112,7 @@ def _shown_and_tracked(job: Job, home: Ledger, settings: Settings, runs: Path) -
         try:
             with stoppable(), display:
                 done = rounds.run(dataclasses.replace(job, watchers=(display, tracker)))
-                sizes = [each.figures for each in _sizes(job, done, settings, display)]
+                sizes = [each.figures for each in _sizes(alone, done, settings, display)]
             best = rounds.chosen(done, settings.pruning)
             title = f"{settings.name}, seed {settings.seed}"
             curves = {"accuracy_vs_sparsity.png": pictures.accuracy_curves({job.method: done}, title)}
@@ -134,7 +135,7 @@ def _shown_and_tracked(job: Job, home: Ledger, settings: Settings, runs: Path) -
             raise
     if settings.record is not None:
         ended = {"ledger": home.folder.parent.name, "fingerprint": fingerprint(home.identity), "seed": settings.seed}
-        digests = [rounds.ledger_of(job, each.index).digest(each.index) for each in done]
+        digests = [rounds.ledger_of(alone, each.index).digest(each.index) for each in done]
         write_file(expanded(settings.record), json.dumps(ended | {"weights": digests}, indent=1).encode() + b"\n")
     print()
     if not display.trained:
