@@ -99,7 +99,7 @@ def board(root, tmp_path, monkeypatch):
     (tmp_path / "key").chmod(0o600)
     key.write_public_key(str(tmp_path / "key.pub"))
     ready, loop = threading.Event(), asyncio.new_event_loop()
-    port = []
+    servers = []
 
     async def handle(process):
         shell = await asyncio.create_subprocess_exec(
@@ -116,7 +116,7 @@ def board(root, tmp_path, monkeypatch):
             "127.0.0.1", 0, server_host_keys=[key], authorized_client_keys=str(tmp_path / "key.pub"),
             process_factory=handle, encoding=None,
         )  # fmt: skip
-        port.append(server.get_port())
+        servers.append(server)
         ready.set()
 
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -124,7 +124,7 @@ def board(root, tmp_path, monkeypatch):
     asyncio.run_coroutine_threadsafe(serve(), loop)
     assert ready.wait(30)
     (tmp_path / "config").write_text(
-        f"Host pi\n HostName 127.0.0.1\n Port {port[0]}\n User pi\n IdentityFile {tmp_path / 'key'}\n"
+        f"Host pi\n HostName 127.0.0.1\n Port {servers[0].get_port()}\n User pi\n IdentityFile {tmp_path / 'key'}\n"
         " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
     )
     client = tmp_path / "client"
@@ -132,8 +132,19 @@ def board(root, tmp_path, monkeypatch):
     script(client / "ssh", f'exec /usr/bin/ssh -F {tmp_path / "config"} "$@"')
     monkeypatch.setenv("PATH", str(client), prepend=":")
     yield tmp_path
+
+    async def end():
+        servers[0].close()
+        await servers[0].wait_closed()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    asyncio.run_coroutine_threadsafe(end(), loop).result(30)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
+    loop.close()
 
 
 def script(path, line):

@@ -84,7 +84,7 @@ def missing() -> str | None:
     """Why ARM cannot be emulated on this machine, if it cannot."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"ARM is emulated on Linux on x86-64 alone, and this is {platform.system()} on {platform.machine()}"
-    lacking = [tool for tool in ("apt-get", "dpkg", "gcc") if shutil.which(tool) is None]
+    lacking = [tool for tool in ("apt-get", "dpkg", "gcc", "setarch") if shutil.which(tool) is None]
     if lacking and not (home() / "SHA256SUMS").exists():
         return f"the ARM root cannot be built without {', '.join(lacking)}"
     return None
@@ -125,10 +125,11 @@ def interpreter(processor: Processor, plugin: Path | None = None) -> tuple[list[
     place = root()
     system = place / processor.name
     counting = [] if plugin is None else ["-plugin", f"{place / 'host' / 'count.so'},counts={plugin}"]
+    still = [] if plugin is None else ["setarch", "-R"]  # addresses that change would change counts a little
     # LD_LIBRARY_PATH is for qemu, which keeps it from the program: that has the root's libraries
     command = [
-        str(place / "host/usr/bin/qemu-aarch64"), "-cpu", processor.name, "-L", str(system), *counting,
-        "-U", "LD_LIBRARY_PATH", str(system / f"usr/bin/python{PYTHON}"),
+        *still, str(place / "host/usr/bin/qemu-aarch64"), "-seed", "0", "-cpu", processor.name, "-L", str(system),
+        *counting, "-U", "LD_LIBRARY_PATH", str(system / f"usr/bin/python{PYTHON}"),
     ]  # fmt: skip
     return command, {
         "PYTHONPATH": str(place / "wheels"),
@@ -159,7 +160,7 @@ def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugi
 def instructions(processor: Processor, model: Path, inputs: Path, folder: Path) -> int:
     """Executed instructions of one inference of a model, its input the first of ``inputs``; one thread.
 
-    The median of seven: now and then one has a few hundred more, when memory is tidied up.
+    The median of seven, in a process whose addresses and random bytes are the same each time.
     """
     counts = folder / f"{processor.name}-{model.stem}.counts"
     emulated(processor, [str(COUNTED), str(model), str(inputs)], folder, plugin=counts)
