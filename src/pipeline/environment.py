@@ -25,16 +25,18 @@ def expanded(path: str) -> Path:
 
 def runs_folder(runs: str | None) -> Path:
     """The folder of ledgers and tracking, the same wherever the command is typed in a checkout."""
-    if runs is not None:
-        return expanded(runs)
-    return CHECKOUT / "runs" if in_checkout() else Path("runs")
+    return _folder(runs, "runs")
 
 
 def artifacts_folder(artifacts: str | None) -> Path:
     """The folder of what goes out of the project, the same wherever the command is typed in a checkout."""
-    if artifacts is not None:
-        return expanded(artifacts)
-    return CHECKOUT / "artifacts" if in_checkout() else Path("artifacts")
+    return _folder(artifacts, "artifacts")
+
+
+def _folder(given: str | None, name: str) -> Path:
+    if given is not None:
+        return expanded(given)
+    return CHECKOUT / name if in_checkout() else Path(name)
 
 
 def git_commit() -> str:

@@ -10,8 +10,9 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,7 @@ from pipeline.deploy.export import exported, lean
 from pipeline.deploy.pack import PackedTensor, packed, unpacked
 from pipeline.deploy.quantize import quantised
 from pipeline.deploy.runtime import latencies, optimised_operators, scores, session
-from pipeline.deploy.shrink import macs as macs_of
-from pipeline.deploy.shrink import shrunk
+from pipeline.deploy.shrink import macs, shrunk
 from pipeline.errors import PipelineError
 from pipeline.settings import Deploy
 
@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 """Largest difference of the float model's scores from the masked network's."""
 GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
 """Largest difference from the golden outputs on another machine."""
-GOLDEN = 4
+GOLDEN, COMPARED = 4, 100
 BATCH = 50
 """Inputs at a time, so that activations stay small."""
 DENSE = "dense.onnx"
@@ -51,7 +51,7 @@ BOARD = Path(__file__).with_name("board") / "run.py"
 class Models:
     """One network in the forms that are compared. ``plain`` is as PyTorch exports it; packed ones have ``facts``.
 
-    ``macs`` are multiply-adds of one input: of the network, and of what is left of it without its dead channels.
+    ``macs`` are the multiply-adds of one input without dead channels.
     """
 
     plain: ModelProto
@@ -60,7 +60,7 @@ class Models:
     int8: ModelProto
     float32_facts: Mapping[str, PackedTensor]
     int8_facts: Mapping[str, PackedTensor]
-    macs: tuple[int, int]
+    macs: int
 
     @property
     def size_bytes(self) -> dict[str, int]:
@@ -76,7 +76,7 @@ def models(
     network: nn.Module, dataset: Dataset, calibration_images: int, metadata: Mapping[str, str] | None = None
 ) -> Models:
     """Exports, quantises and packs a network that has its pruned weights at zero; dead channels go before."""
-    calibration = [piece for batch in _first(dataset.raw("train"), calibration_images) for piece in _pieces(batch)]
+    calibration = [piece for batch, _ in first(dataset.raw("train"), calibration_images) for piece in _pieces(batch)]
     inputs = torch.from_numpy(calibration[0])
     apply = dataset.preprocessing.apply
     plain = exported(network, apply, inputs)
@@ -84,8 +84,8 @@ def models(
     source = plain if smaller is network else exported(smaller, apply, inputs)
     float32, float32_facts = packed(lean(source, metadata))
     int8, int8_facts = packed(lean(quantised(source, calibration), metadata))
-    macs = (macs_of(network, apply(inputs[:1])), macs_of(smaller, apply(inputs[:1])))
-    return Models(plain, lean(plain, metadata), float32, int8, float32_facts, int8_facts, macs)
+    computed = macs(smaller, apply(inputs[:1]))
+    return Models(plain, lean(plain, metadata), float32, int8, float32_facts, int8_facts, computed)
 
 
 def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[Any]) -> list[str]:
@@ -134,8 +134,9 @@ def make(
     metadata = {"classes": json.dumps(list(dataset.classes))}
     found = models(network, dataset, deploy.calibration_images, metadata)
     told("checking")
-    golden = next(iter(_first(dataset.raw("test"), GOLDEN)))
-    faults = check(found, network, dataset, next(iter(_first(dataset.raw("validation"), 100))))
+    golden, _ = next(first(dataset.raw("test"), GOLDEN))
+    compared, _ = next(first(dataset.raw("validation"), COMPARED))
+    faults = check(found, network, dataset, compared)
     if faults:
         raise PipelineError("; ".join(faults))
     told("evaluating")
@@ -159,7 +160,7 @@ def make(
     manifest = {
         "format": 1,
         **facts,
-        "macs": facts["macs"] | {"computed": found.macs[1]},
+        "macs": facts["macs"] | {"computed": found.macs},
         "classes": list(dataset.classes),
         "input": {
             "shape": [None, *golden.shape[1:]],
@@ -218,13 +219,13 @@ def positions(facts: Mapping[str, PackedTensor]) -> dict[str, float]:
     }
 
 
-def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterable[NDArray[Any]]:
-    """The first inputs of a split, batch by batch."""
-    for inputs, _ in batches:
-        if count > 0:
-            yield inputs[:count].contiguous().numpy()
-        count -= len(inputs)
-        if count <= 0:
+def first(batches: Iterable[tuple[Tensor, Tensor]], count: int | None) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """The first inputs of a split (None: all) and their labels, batch by batch."""
+    left = sys.maxsize if count is None else count
+    for inputs, labels in batches:
+        yield inputs[:left].contiguous().numpy(), labels[:left].numpy()
+        left -= len(inputs)
+        if left <= 0:
             return
 
 

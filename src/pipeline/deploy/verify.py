@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset
 from pipeline.deploy import arm
-from pipeline.deploy.bundle import DENSE
+from pipeline.deploy.bundle import DENSE, first
 from pipeline.errors import PipelineError
 from pipeline.settings import Deploy
 
@@ -50,7 +50,7 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str
     runner = deploy.runner
     if runner == "auto":
         runner = "native" if platform.machine() == "aarch64" else "qemu"
-    inputs, labels = (np.concatenate(each) for each in zip(*_examples(dataset, deploy.images), strict=True))
+    inputs, labels = (np.concatenate(each) for each in zip(*first(dataset.raw("test"), deploy.images), strict=True))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         test = folder / "test.npz"
@@ -62,16 +62,6 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str
                 told(f"running the bundle on {place.name} ({place.board})")
                 places[place.name] = _seen(place, models, test)
     return {"runner": runner, "images": len(labels), "places": places}
-
-
-def _examples(dataset: Dataset, count: int | None) -> Iterator[tuple[Any, Any]]:
-    """Test inputs and their labels, batch by batch."""
-    left = count if count is not None else sys.maxsize
-    for inputs, labels in dataset.raw("test"):
-        yield inputs[:left].numpy(), labels[:left].numpy()
-        left -= len(labels)
-        if left <= 0:
-            return
 
 
 def _models(bundle: Path) -> dict[str, Path]:
