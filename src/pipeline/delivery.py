@@ -51,8 +51,8 @@ def write_report(settings: Settings, runs: Path, folder: Path) -> list[Path]:
     if settings.deploy.sizes:
         with suppress(PipelineError):  # a network that cannot be exported has no bytes
             sizes = outcome.measured(job, rounds, settings.deploy.calibration_images, lambda index: None)
-    title = f"{settings.name}, seed {settings.seed}, {job.method}"
-    return outcome.write(folder, rounds, sizes, chosen(rounds, settings.pruning), title)
+    title = f"{settings.name}, seed {settings.seed}"
+    return outcome.write(folder, rounds, sizes, chosen(rounds, settings.pruning), job.method, title)
 
 
 def verify_bundle(settings: Settings, folder: Path, out: Path, told: Callable[[str], None]) -> dict[str, Any]:

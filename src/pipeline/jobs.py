@@ -15,7 +15,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 
-from pipeline import outcome, pictures, rounds, table
+from pipeline import outcome, rounds, table
 from pipeline.data import load
 from pipeline.data.own import own_batches
 from pipeline.display import Display
@@ -114,10 +114,8 @@ def _shown_and_tracked(job: Job, alone: Job, settings: Settings, runs: Path) -> 
                 done = rounds.run(dataclasses.replace(job, watchers=(display, tracker)))
                 sizes = [each.figures for each in _sizes(alone, done, settings, display)]
             best = rounds.chosen(done, settings.pruning)
-            title = f"{settings.name}, seed {settings.seed}"
-            curves = {"accuracy_vs_sparsity.png": pictures.accuracy_curves({job.method: done}, title)}
+            curves = outcome.curves(done, sizes, job.method, f"{settings.name}, seed {settings.seed}")
             if sizes:
-                curves["accuracy_vs_bytes.png"] = pictures.accuracy_by_bytes(done, sizes, f"{title}, {job.method}")
                 tracker.sizes(done, sizes)
             for name, curve in curves.items():
                 curve.savefig(home.folder / name, dpi=150)

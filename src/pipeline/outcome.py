@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from pipeline import pictures, table
 from pipeline.deploy import bundle
@@ -41,7 +43,17 @@ def measured(job: Job, rounds: Sequence[Round], calibration_images: int, told: C
     return [_kept(job, each, calibration_images) or _made(job, each, calibration_images, told) for each in rounds]
 
 
-def write(folder: Path, rounds: Sequence[Round], sizes: Sequence[Sizes], best: Round, title: str) -> list[Path]:
+def curves(rounds: Sequence[Round], sizes: Sequence[Mapping[str, float]], method: str, title: str) -> dict[str, Figure]:
+    """The pictures of a run by file name: accuracy against density, and against bytes where there are ``sizes``."""
+    drawn = {"accuracy_vs_sparsity.png": pictures.accuracy_curves({method: rounds}, title)}
+    if sizes:
+        drawn["accuracy_vs_bytes.png"] = pictures.accuracy_by_bytes(rounds, sizes, f"{title}, {method}")
+    return drawn
+
+
+def write(
+    folder: Path, rounds: Sequence[Round], sizes: Sequence[Sizes], best: Round, method: str, title: str
+) -> list[Path]:
     """Table, figures and pictures of a run into a folder; the figures of ``best`` into ``metrics.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     extra = [each.figures for each in sizes]
@@ -49,9 +61,8 @@ def write(folder: Path, rounds: Sequence[Round], sizes: Sequence[Sizes], best: R
     (folder / "rounds.md").write_text(table.markdown(rounds, extra))
     figures = best.figures | (extra[best.index] if extra else {})
     (folder / "metrics.json").write_text(json.dumps({"round": best.index, **figures}, indent=1) + "\n")
-    pictures.accuracy_curves({title: rounds}, title).savefig(folder / "accuracy_vs_sparsity.png", dpi=150)
-    if sizes:
-        pictures.accuracy_by_bytes(rounds, extra, title).savefig(folder / "accuracy_vs_bytes.png", dpi=150)
+    for name, curve in curves(rounds, extra, method, title).items():
+        curve.savefig(folder / name, dpi=150)
     return sorted(folder.iterdir())
 
 
