@@ -59,7 +59,10 @@ def compose_and_run(config: DictConfig) -> None:
         status = 141
     except OSError as error:
         place = f"{error.strerror or error}: {error.filename or ''}"
-        status, sentences = 1, [f"{place}; runs= names the folder that all is written to"]
+        status, sentences = (
+            1,
+            [f"{place}; runs= names the folder that all is written to (artifacts= that of what goes out)"],
+        )
     except Exception as error:
         if not _has_own_code(settings):
             raise

@@ -40,6 +40,7 @@ def accuracy_by_bytes(rounds: Sequence[Round], sizes: Sequence[Mapping[str, floa
     axes.plot(sizes[0]["dense_bytes"] / 1000, accuracy[0], "k*", markersize=10, label="plain export, dense")
     axes.set(xscale="log", xlabel="kB on disk", ylabel="test accuracy of the masked network (%)", title=title)
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.invert_xaxis()
     axes.grid(alpha=0.3, which="both")
     axes.legend()
