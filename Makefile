@@ -1,7 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
+EXPERIMENT ?= digits
+METHODS ?= lr_rewinding,weight_rewinding,lottery_ticket,fine_tuning,reinitialisation,random_pruning
+SEEDS ?= 0,1,2
+LAUNCHER ?= joblib
+WORKERS ?= 2
 
-.PHONY: help setup run test test-slow lint bench repro arm-root ui
+.PHONY: help setup run sweep test test-slow lint bench repro arm-root ui server
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -13,6 +18,12 @@ setup: .venv/complete ## Make .venv and install everything, every version pinned
 
 run: setup ## Train, prune and rewind the embedded digits network, every round in MLflow (ARGS="seed=1 ..." overrides)
 	$(BIN)/python -m pipeline $(ARGS)
+
+sweep: setup ## Six methods over three seeds, two jobs at a time, and their comparison (EXPERIMENT METHODS SEEDS LAUNCHER WORKERS ARGS)
+	@$(BIN)/python -m pipeline -m +experiment=$(EXPERIMENT) +method=$(METHODS) seed=$(SEEDS) \
+	  hydra/launcher=$(LAUNCHER) $(if $(filter joblib,$(LAUNCHER)),hydra.launcher.n_jobs=$(WORKERS)) $(ARGS); \
+	status=$$?; if [ $$status -ge 2 ]; then exit $$status; fi; \
+	$(BIN)/python -m pipeline +experiment=$(EXPERIMENT) task=compare $(ARGS) && exit $$status
 
 test: setup ## Run the tests (minutes)
 	$(BIN)/python -m pytest -m "not slow"
@@ -37,3 +48,6 @@ arm-root: setup ## Build the emulated ARM that bundles are verified on (half a m
 
 ui: setup ## Open the MLflow UI on what has been run
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow/mlflow.db
+
+server: setup ## An MLflow server for a team, with PostgreSQL, on loopback (HOST PORT)
+	@$(BIN)/python -m pipeline.server $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))

@@ -6,6 +6,7 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
+from pipeline import tracking
 from pipeline.__main__ import Stopped, main
 from pipeline.settings import flat
 from tests.conftest import SMALL, settings
@@ -63,7 +64,7 @@ def artifacts(client, run):
 def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
     assert command("seed=3") == 0
     (parent,) = runs(client, "job")
-    assert (parent.info.run_name, parent.info.status) == ("lr_rewinding, seed 3", "FINISHED")
+    assert (parent.info.run_name, parent.info.status) == ("lr_rewinding, seed 3, density 0.640", "FINISHED")
     expected = flat(dataclasses.asdict(settings(*SMALL, f"runs={tmp_path}", "seed=3")))
     assert parent.data.params == {key: str(value) for key, value in expected.items()}
     for key in ("fingerprint", "data_digest", "git_commit", "method", "final_density", "chosen_round"):
@@ -170,7 +171,7 @@ def test_another_store_by_setting_or_environment(command, tmp_path, monkeypatch)
 
 
 def test_a_server_that_is_not_there_ends_in_a_sentence(command, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
     assert command("tracking.uri=http://127.0.0.1:9") == 1
     error = capsys.readouterr().err
     assert error.startswith("MLflow at http://127.0.0.1:9 fails:")

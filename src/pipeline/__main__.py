@@ -5,16 +5,23 @@ written; 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 import ctypes
+import dataclasses
 import json
 import os
 import signal
 import sys
 import sysconfig
 import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,51 +37,133 @@ def main() -> None:
         _end_with_leader()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = [lenient(argument) for argument in sys.argv[1:]]
+    # conf/hydra/launcher has settings of ours for launchers that plugins name
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/")
+    given = get_args_parser().parse_args()
     try:
-        compose_and_run()
+        if given.multirun and not (given.help or given.hydra_help or given.cfg or given.info):
+            run_sweep(given.overrides)
+        else:
+            _composed(run_one)
     except KeyboardInterrupt:
         _end(130, "stopped before anything was trained")
+    except SettingsError as error:
+        _end(2, *error.faults)
     except (HydraException, OmegaConfBaseException) as error:
         _end(2, f"command line: {sentence(error)}")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def compose_and_run(config: DictConfig) -> None:
-    """One job of Hydra's: ends in a sentence and an exit status, whatever is wrong."""
+def run_one(config: DictConfig) -> None:
+    """The one job of a command: ends in a sentence and an exit status, whatever is wrong."""
     try:
         settings = build(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     except SettingsError as error:
         _end(2, *error.faults)
+    status, sentences = _tried(settings, TASKS[settings.task])
+    if status and not _follows(settings):
+        _end(status, *sentences)
+
+
+def run_sweep(overrides: list[str]) -> None:
+    """The jobs of a command with ``-m``: all of them, whatever becomes of one, by the launcher that Hydra was given."""
+    from pipeline import sweep
     from pipeline.environment import runs_folder
 
+    jobs = sweep.planned(overrides, runs_folder)
+    sweep.cleared(jobs)
+    sys.argv.append(f'hydra.sweep.dir="{jobs.folder}"')
     status, sentences = 0, []
+    deaths: Counter[int] = Counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with sweep.View(jobs):
+        try:
+            while True:
+                try:
+                    _composed(run_in_sweep)
+                    break
+                except BrokenProcessPool:  # one of joblib's processes was killed, and with it all
+                    if not sweep.left(jobs, deaths):
+                        break
+        except KeyboardInterrupt:
+            status = 130
+        except (HydraException, OmegaConfBaseException):
+            raise
+        except Exception as error:
+            status, sentences = 1, [f"the launcher fails: {one_line(error)}"]
+    unfinished, lines = sweep.summary(jobs)
+    print("\n".join(lines))
+    if status or unfinished:
+        _end(status or 1, *sentences)
+
+
+def run_in_sweep(config: DictConfig) -> None:
+    """One job of a sweep, in whatever process: its outcome goes to its note. It raises Ctrl-C alone, and only here."""
+    from pipeline import sweep
+
+    hydra_config = HydraConfig.get()
+    folder, number, here = Path(hydra_config.sweep.dir), hydra_config.job.num, hydra_config.runtime.cwd
+    if Path(here).is_dir():  # another process may have started elsewhere
+        os.chdir(here)
+        sys.path.append(here)
+    alone = hydra_config.launcher._target_.endswith("BasicLauncher")  # one job after the other, in the sweep's process
+    if not alone:  # joblib and Ray have set it
+        os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    if sweep.read(folder, number).state in sweep.ENDED:
+        return
+    settings = build(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    sweep.write(folder, number, sweep.Note("running", at="starting"))
+    trained: list[bool] = []
+    with sweep.logged(sweep.log_path(folder, number)):
+        try:
+            status, sentences = _tried(
+                settings, lambda known, runs: trained.append(sweep.work(known, runs, folder, number))
+            )
+        except Exception as error:
+            traceback.print_exc()
+            status, sentences = 1, [one_line(error)]
+        print("\n".join(sentences))
+    stopped = status in (130, 143)
+    state = "stopped" if stopped else "failed" if status else "done" if any(trained) else "complete"
+    note = sweep.read(folder, number)
+    told = "; ".join(sentences) or note.sentence
+    sweep.write(folder, number, dataclasses.replace(note, state=state, sentence=told))
+    if stopped and alone:
+        raise KeyboardInterrupt
+
+
+def _composed(task: Callable[[DictConfig], None]) -> None:
+    """Lets Hydra compose the settings of the command line and call ``task`` with them, here or by a launcher."""
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+
+
+def _tried(settings: Settings, task: Callable[[Settings, Path], None]) -> tuple[int, list[str]]:
+    """Runs a task; returns its exit status, and sentences on what went wrong.
+
+    Only what is no fault of the user's is raised.
+    """
+    from pipeline.environment import runs_folder
+
     try:
-        TASKS[settings.task](settings, runs_folder(settings.runs))
+        task(settings, runs_folder(settings.runs))
     except SettingsError as error:
-        status, sentences = 2, error.faults
+        return 2, error.faults
     except PipelineError as error:
-        status, sentences = 1, [str(error)]
+        return 1, [str(error)]
     except BrokenPipeError:  # who reads the output has gone; Python's own last words would follow
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        status = 141
+        return 141, []
     except OSError as error:
         place = f"{error.strerror or error}: {error.filename or ''}"
-        status, sentences = (
-            1,
-            [f"{place}; runs= names the folder that all is written to (artifacts= that of what goes out)"],
-        )
+        return 1, [f"{place}; runs= names the folder that all is written to (artifacts= that of what goes out)"]
     except Exception as error:
         if not _has_own_code(settings):
             raise
-        status, sentences = 1, [f"your network or data fail{_place(error)}: {one_line(error)}"]
+        return 1, [f"your network or data fail{_place(error)}: {one_line(error)}"]
     except Stopped as stopped:
         signum: int = stopped.args[0]
-        name = signal.Signals(signum).name
-        status = 128 + signum
         more = "; the same command goes on from the last finished epoch" if settings.task == "run" else ""
-        sentences = [f"stopped by {name}{more}"]
-    if status and not _follows(settings):
-        _end(status, *sentences)
+        return 128 + signum, [f"stopped by {signal.Signals(signum).name}{more}"]
+    return 0, []
 
 
 def run(settings: Settings, runs: Path) -> None:
@@ -82,6 +171,13 @@ def run(settings: Settings, runs: Path) -> None:
     from pipeline.jobs import build_job, run_job
 
     run_job(build_job(settings, runs), settings, runs)
+
+
+def sync(settings: Settings, runs: Path) -> None:
+    """``task=sync``."""
+    from pipeline.jobs import build_job, sync_job
+
+    print(sync_job(build_job(settings, runs), settings, runs))
 
 
 def show_plan(settings: Settings, runs: Path) -> None:
@@ -102,10 +198,7 @@ def show_report(settings: Settings, runs: Path) -> None:
     from pipeline import delivery, report
     from pipeline.environment import artifacts_folder
 
-    text, files = report.write(runs, settings.name)
-    print(text)
-    for file in files:
-        print(file)
+    _show(*report.write(runs, settings.name))
     try:
         files = delivery.write_report(settings, runs, artifacts_folder(settings.artifacts) / "report")
     except SettingsError as error:
@@ -113,6 +206,31 @@ def show_report(settings: Settings, runs: Path) -> None:
     else:
         for file in files:
             print(file)
+
+
+def compare_methods(settings: Settings, runs: Path) -> None:
+    """``task=compare``."""
+    from pipeline.compare import compare
+    from pipeline.environment import artifacts_folder
+
+    _show(*compare(settings, runs, artifacts_folder(settings.artifacts) / "comparison"))
+
+
+def hold_against_paper(settings: Settings, runs: Path) -> None:
+    """``task=conformance``."""
+    from pipeline.compare import conform
+    from pipeline.environment import artifacts_folder
+
+    text, files, outside = conform(settings, runs, artifacts_folder(settings.artifacts) / "conformance")
+    _show(text, files)
+    if outside:
+        raise PipelineError(f"{outside} of the measured medians lie outside")
+
+
+def _show(text: str, files: Sequence[Path]) -> None:
+    print(text)
+    for file in files:
+        print(file)
 
 
 def make_bundle(settings: Settings, runs: Path) -> None:
@@ -146,8 +264,11 @@ def verify_bundle(settings: Settings, runs: Path) -> None:
 
 TASKS = {
     "run": run,
+    "sync": sync,
     "plan": show_plan,
     "report": show_report,
+    "compare": compare_methods,
+    "conformance": hold_against_paper,
     "bundle": make_bundle,
     "verify": verify_bundle,
 }
@@ -188,4 +309,6 @@ def _end(status: int, *sentences: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    from pipeline import __main__ as importable  # what launchers send to other processes has to be found there by name
+
+    importable.main()

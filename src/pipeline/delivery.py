@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline import outcome
 from pipeline.deploy import bundle, verify
-from pipeline.errors import PipelineError, SettingsError, Stopped
+from pipeline.errors import PipelineError, SettingsError
 from pipeline.jobs import build_job, stoppable
 from pipeline.ledger import Round
-from pipeline.rounds import Job, chosen, finished, network_after, planned_rounds, recorded
+from pipeline.rounds import Job, chosen, ended, network_after, recorded
 from pipeline.settings import Settings, fingerprint
 from pipeline.tracking import Tracker
 
@@ -27,16 +27,14 @@ def make_bundle(settings: Settings, runs: Path, folder: Path, told: Callable[[st
     job = build_job(settings, runs)
     round_ = _round(job, settings)
     network = network_after(job, round_.index)
-    tracker = Tracker(settings.tracking.uri, runs, settings.name)
-    with job.ledger.locked(), stoppable():
-        tracker.start(settings, job.ledger, f"{job.method}, seed {settings.seed}", reopen=False)
-        try:
-            facts = _facts(job, round_, settings) | {"mlflow_run_id": tracker.parent.info.run_id}
-            manifest = bundle.make(network, job.dataset, deploy=settings.deploy, facts=facts, folder=folder, told=told)
-            tracker.log_bundle(folder, manifest, bundle.digest(folder))
-        except BaseException as error:
-            tracker.abort("KILLED" if isinstance(error, Stopped) else "FAILED")
-            raise
+    with (
+        job.ledger.locked(),
+        Tracker(settings, runs, job.ledger, job.title, told, reopen=False) as tracker,
+        stoppable(),
+    ):
+        facts = _facts(job, round_, settings) | {"mlflow_run_id": tracker.run_id}
+        manifest = bundle.make(network, job.dataset, deploy=settings.deploy, facts=facts, folder=folder, told=told)
+        tracker.log_bundle(folder, manifest, bundle.digest(folder))
     return manifest
 
 
@@ -89,8 +87,7 @@ def _round(job: Job, settings: Settings) -> Round:
                 [f"deploy.round: got {wanted}, takes 0 to {len(rounds) - 1}, the rounds that are complete"]
             )
         return rounds[wanted]
-    planned = planned_rounds(job)
-    if not finished(rounds, settings.pruning) and (planned is None or len(rounds) <= planned):
+    if not ended(job, rounds):
         raise PipelineError(
             f"the run in {job.ledger.folder} is not finished, its last complete round is {len(rounds) - 1}: the same "
             f"command with task=run goes on; deploy.round={len(rounds) - 1} takes that round"

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -80,7 +81,7 @@ class Display:
         done = self.epochs_done + part_of_epoch
         if self.started is not None and done > 0.01 and self.planned_rounds is not None:
             left = (time.perf_counter() - self.started) / done * max(0.0, self.epochs_left - part_of_epoch)
-            status += f"  {_clock(left)} left in all"
+            status += f"  {timedelta(seconds=round(left))} left in all"
         self.progress.update(
             self.task,
             description=f"round {self.index}{of}",
@@ -88,8 +89,3 @@ class Display:
             total=self.round_epochs,
             status=status,
         )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

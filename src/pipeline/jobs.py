@@ -4,12 +4,11 @@ import copy
 import dataclasses
 import json
 import signal
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pytorch_lightning as lightning
 import torch
@@ -26,9 +25,12 @@ from pipeline.networks import build_network, check_scores, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.randomness import derived_seed
 from pipeline.ranks import LedOnly, Ranks, together
-from pipeline.rounds import Job
+from pipeline.rounds import Job, Watcher
 from pipeline.settings import Settings, fingerprint, run_identity
 from pipeline.speed import keep_freed_memory, resolved
+
+if TYPE_CHECKING:
+    from pipeline.tracking import Tracker
 
 
 def build_job(
@@ -87,70 +89,118 @@ def build_job(
     )
 
 
-def run_job(job: Job, settings: Settings, runs: Path) -> list[Round]:
-    """The loop over rounds, in as many processes as asked for; the one that leads shows and tracks it."""
+def run_job(
+    job: Job,
+    settings: Settings,
+    runs: Path,
+    watchers: Sequence[Watcher] = (),
+    wait: Callable[[str], None] | None = None,
+) -> list[Round]:
+    """The loop over rounds, in as many processes as asked for; the one that leads shows and tracks it.
+
+    ``wait`` as of ``Ledger.locked``: what to do where another process is at the same run.
+    """
     keep_freed_memory()
     alone = job
     with together(job.training.devices, job.training.nodes) as ranks:
         if ranks.world > 1:
             dense, ledger = (cast(Ledger, LedOnly(each, ranks)) for each in (job.dense, job.ledger))
             job = dataclasses.replace(job, ranks=ranks, dense=dense, ledger=ledger)
-        return _shown_and_tracked(job, alone, settings, runs) if ranks.leads else rounds.run(job)
+        if not ranks.leads:
+            return rounds.run(job)
+        return _shown_and_tracked(job, alone, settings, runs, watchers, wait)
 
 
-def _shown_and_tracked(job: Job, alone: Job, settings: Settings, runs: Path) -> list[Round]:
+def _shown_and_tracked(
+    job: Job,
+    alone: Job,
+    settings: Settings,
+    runs: Path,
+    watchers: Sequence[Watcher],
+    wait: Callable[[str], None] | None,
+) -> list[Round]:
     """``alone`` is the job as this process has it, once the others are no longer with it."""
     from pipeline.tracking import Tracker
 
-    home = alone.ledger
-    with home.locked():
-        tracker = Tracker(settings.tracking.uri, runs, settings.name)
-        tracker.start(settings, home, f"{job.method}, seed {settings.seed}")
-        tracker.tag({"precision": job.training.precision, "compile": job.training.compile})
-        dense_epochs = job.dense_span.last if job.trained is None else 0
-        display = Display(rounds.planned_rounds(job), dense_epochs, job.span.last - job.span.first)
-        try:
-            with stoppable(), display:
-                done = rounds.run(dataclasses.replace(job, watchers=(display, tracker)))
-                sizes = [each.figures for each in _sizes(alone, done, settings, display)]
-            best = rounds.chosen(done, settings.pruning)
-            curves = outcome.curves(done, sizes, job.method, f"{settings.name}, seed {settings.seed}")
-            if sizes:
-                tracker.sizes(done, sizes)
-            for name, curve in curves.items():
-                curve.savefig(home.folder / name, dpi=150)
-            tracker.finish(
-                texts={
-                    "rounds.csv": table.as_csv(done, sizes),
-                    "rounds.md": table.markdown(done, sizes),
-                    "environment.txt": describe_environment(),
-                },
-                figures=curves,
-                tags={"chosen_round": str(best.index), "final_density": f"{done[-1].density:.4f}"},
-            )
-        except BaseException as error:
-            tracker.abort("KILLED" if isinstance(error, Stopped) else "FAILED")
-            raise
+    dense_epochs = job.dense_span.last if job.trained is None else 0
+    display = Display(rounds.planned_rounds(job), dense_epochs, job.span.last - job.span.first)
+    with alone.ledger.locked(wait), Tracker(settings, runs, alone.ledger, alone.title, display.note) as tracker:
+        with stoppable(), display:
+            done = rounds.run(dataclasses.replace(job, watchers=(display, tracker, *watchers)))
+            sizes = _sizes(alone, done, settings, display)
+        curves = _save_and_send(alone, done, sizes, settings, tracker)
+        if not tracker.delivered():
+            for watcher in (display, *watchers):
+                watcher.note(f"MLflow at {tracker.uri} misses a part: the same command with task=sync delivers it")
     if settings.record is not None:
-        ended = {"ledger": home.folder.parent.name, "fingerprint": fingerprint(home.identity), "seed": settings.seed}
+        ended = {"ledger": alone.ledger.folder.parent.name, "fingerprint": fingerprint(alone.ledger.identity)}
         digests = [rounds.ledger_of(alone, each.index).digest(each.index) for each in done]
-        write_file(expanded(settings.record), json.dumps(ended | {"weights": digests}, indent=1).encode() + b"\n")
+        record = ended | {"seed": settings.seed, "weights": digests}
+        write_file(expanded(settings.record), json.dumps(record, indent=1).encode() + b"\n")
     print()
     if not display.trained:
         print("all rounds asked for were complete: nothing was trained (pruning.rounds=N asks for more)")
     if settings.pruning.max_accuracy_drop is not None:
+        best = rounds.chosen(done, settings.pruning)
         print(
             f"chosen: round {best.index}, density {best.density:.4f}, the smallest within "
             f"{settings.pruning.max_accuracy_drop * 100:g} points of the dense network's validation accuracy"
         )
     if sizes:
-        print(table.bytes_table(done, sizes))
+        print(table.bytes_table(done, [each.figures for each in sizes]))
         print()
-    for name in curves:
-        print(f"curve   {home.folder / name}")
-    print(f"rounds  {home.folder}")
-    print(f"MLflow  {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracker.uri}")
+    for path in curves:
+        print(f"curve   {path}")
+    print(f"rounds  {alone.ledger.folder}")
+    print(f"MLflow  {tracker.where}")
     return done
+
+
+def sync_job(job: Job, settings: Settings, runs: Path) -> str:
+    """Sends MLflow what it misses of a job's complete rounds; trains nothing. Returns a sentence.
+
+    Raises:
+        PipelineError: if there is no complete pruned round, or MLflow is or goes out of reach.
+    """
+    from pipeline.tracking import Tracker
+
+    done = rounds.recorded(job)
+    with job.ledger.locked(), Tracker(settings, runs, job.ledger, job.title, print) as tracker, stoppable():
+        for each in done:
+            tracker.round_done(each, rounds.ledger_of(job, each.index).path(each.index), trained=False)
+        if rounds.ended(job, done):
+            sizes = outcome.kept(job, done, settings.deploy.calibration_images)
+            _save_and_send(job, done, sizes, settings, tracker)
+        if not tracker.delivered():
+            raise PipelineError(f"MLflow at {tracker.uri} still misses a part: type the same command again")
+        if not rounds.ended(job, done):
+            tracker.abort("KILLED")
+    return f"MLflow at {tracker.uri} has all {len(done)} rounds of {job.ledger.folder}"
+
+
+def _save_and_send(
+    job: Job, done: list[Round], sizes: Sequence[outcome.Sizes], settings: Settings, tracker: "Tracker"
+) -> list[Path]:
+    """The report of an ended run: curves into the ledger's folder, whose paths it returns, and all of it to MLflow."""
+    figures = [each.figures for each in sizes]
+    curves = outcome.curves(done, figures, job.method, f"{settings.name}, seed {settings.seed}")
+    for name, curve in curves.items():
+        curve.savefig(job.ledger.folder / name, dpi=150)
+    tracker.finish(
+        done,
+        figures,
+        texts={
+            "rounds.csv": table.as_csv(done, figures),
+            "rounds.md": table.markdown(done, figures),
+            "environment.txt": describe_environment(),
+        },
+        figures=curves,
+        tags={
+            "chosen_round": str(rounds.chosen(done, settings.pruning).index),
+            "final_density": f"{done[-1].density:.4f}",
+        },
+    )
+    return [job.ledger.folder / name for name in curves]
 
 
 def _sizes(job: Job, done: list[Round], settings: Settings, display: Display) -> list[outcome.Sizes]:

@@ -43,6 +43,12 @@ def measured(job: Job, rounds: Sequence[Round], calibration_images: int, told: C
     return [_kept(job, each, calibration_images) or _made(job, each, calibration_images, told) for each in rounds]
 
 
+def kept(job: Job, rounds: Sequence[Round], calibration_images: int) -> list[Sizes]:
+    """Sizes of every round where all are kept beside the rounds, else none."""
+    found = [each for round_ in rounds if (each := _kept(job, round_, calibration_images)) is not None]
+    return found if len(found) == len(rounds) else []
+
+
 def curves(rounds: Sequence[Round], sizes: Sequence[Mapping[str, float]], method: str, title: str) -> dict[str, Figure]:
     """The pictures of a run by file name: accuracy against density, and against bytes where there are ``sizes``."""
     drawn = {"accuracy_vs_sparsity.png": pictures.accuracy_curves({method: rounds}, title)}

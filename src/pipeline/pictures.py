@@ -2,9 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 
+import plotly.graph_objects as plotly
 from matplotlib.figure import Figure
+from plotly.colors import DEFAULT_PLOTLY_COLORS
+from plotly.subplots import make_subplots
 
+from pipeline.comparison import Method, Spread, titles
 from pipeline.ledger import Round
+
+COSTS = {
+    "weights kept (%)": ("density", 100.0),
+    "kB of the int8 file": ("int8_bytes", 1e-3),
+    "million multiply-adds kept": ("macs_kept", 1e-6),
+}
+"""What accuracy is drawn against: a label, and the figure with its factor."""
 
 
 def accuracy_curves(curves: Mapping[str, Sequence[Round]], title: str) -> Figure:
@@ -64,3 +75,76 @@ def layer_sparsity(round_: Round) -> Figure:
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()
     return figure
+
+
+def methods_figure(methods: Sequence[Method], title: str) -> Figure:
+    """Median test accuracy of each method, least to most over seeds shaded, against each cost that was measured."""
+    costs = _measured(methods)
+    figure = Figure(figsize=(5.5 * len(costs), 5), layout="constrained")
+    rows = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for axes, label in zip(rows, costs, strict=True):
+        for method, name in zip(methods, titles(methods).values(), strict=True):
+            xs, accuracies = _line(method, label)
+            (line,) = axes.plot(xs, [each.median * 100 for each in accuracies], marker="o", markersize=3, label=name)
+            axes.fill_between(
+                xs,
+                [each.least * 100 for each in accuracies],
+                [each.most * 100 for each in accuracies],
+                color=line.get_color(),
+                alpha=0.15,
+                linewidth=0,
+            )
+        axes.axhline(methods[0].points[0].accuracy.median * 100, color="black", linestyle=":", linewidth=1)
+        axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+    rows[0].set_ylabel("test accuracy (%)")
+    figure.suptitle(title)
+    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def methods_page(methods: Sequence[Method], title: str) -> str:
+    """The same as a page that answers to the mouse, in one file that needs no network."""
+    costs = _measured(methods)
+    figure = make_subplots(1, len(costs), shared_yaxes=True, horizontal_spacing=0.03)
+    for column, label in enumerate(costs, 1):
+        for number, (method, name) in enumerate(zip(methods, titles(methods).values(), strict=True)):
+            xs, accuracies = _line(method, label)
+            figure.add_trace(
+                plotly.Scatter(
+                    x=xs,
+                    y=[each.median * 100 for each in accuracies],
+                    error_y={
+                        "array": [(each.most - each.median) * 100 for each in accuracies],
+                        "arrayminus": [(each.median - each.least) * 100 for each in accuracies],
+                        "thickness": 1,
+                    },
+                    mode="lines+markers",
+                    name=name,
+                    legendgroup=name,
+                    showlegend=column == 1,
+                    line_color=DEFAULT_PLOTLY_COLORS[number % len(DEFAULT_PLOTLY_COLORS)],
+                ),
+                row=1,
+                col=column,
+            )
+        figure.update_xaxes(title=label, type="log", autorange="reversed", row=1, col=column)
+    figure.update_yaxes(title="test accuracy (%)", col=1)
+    figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": -0.2})
+    return str(figure.to_html(include_plotlyjs=True))
+
+
+def _measured(methods: Sequence[Method]) -> list[str]:
+    """The costs that every method has a figure of."""
+    return [
+        label
+        for label, (figure, _) in COSTS.items()
+        if all(figure in point.figures for method in methods for point in method.points)
+    ]
+
+
+def _line(method: Method, label: str) -> tuple[list[float], list[Spread]]:
+    figure, factor = COSTS[label]
+    return [p.figures[figure].median * factor for p in method.points], [p.accuracy for p in method.points]

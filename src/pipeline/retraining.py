@@ -7,7 +7,7 @@ round 0; the rewind point is where they begin (Renda et al. 2020, section 2).
 from dataclasses import dataclass
 
 from pipeline.schedule import Rate, held, scheduled
-from pipeline.settings import Retraining, Training
+from pipeline.settings import Pruning, Retraining, Training
 
 NAMES = {
     ("final", "replay"): "lr_rewinding",
@@ -24,6 +24,11 @@ def method_name(retraining: Retraining) -> str:
     """The literature's name of a row. To rewind weights by the whole of T is the original lottery ticket."""
     name = NAMES[retraining.weights, retraining.rate]
     return "lottery_ticket" if name == "weight_rewinding" and retraining.length == 1 else name
+
+
+def run_title(pruning: Pruning, retraining: Retraining) -> str:
+    """What a run is called in a comparison: its method, and that weights were pruned at random if they were."""
+    return method_name(retraining) + ("" if pruning.criterion == "magnitude" else " (random pruning)")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from pipeline.pruning.masks import Masks, digest, kept, ones_like
 from pipeline.pruning.prune import emptied, prune, removal_count
 from pipeline.randomness import generator
 from pipeline.ranks import Ranks
-from pipeline.retraining import Span, method_name, retraining_span, training_span
+from pipeline.retraining import Span, retraining_span, run_title, training_span
 from pipeline.settings import Pruning, Retraining, Training
 from pipeline.train import Epoch, State, evaluate, masked, train_round
 
@@ -83,7 +83,12 @@ class Job:
     @property
     def method(self) -> str:
         """The run's name in a comparison."""
-        return method_name(self.retraining) + ("" if self.pruning.criterion == "magnitude" else " (random pruning)")
+        return run_title(self.pruning, self.retraining)
+
+    @property
+    def title(self) -> str:
+        """What tells the run apart from those of its experiment."""
+        return f"{self.method}, seed {self.seed}"
 
     @property
     def dense_span(self) -> Span:
@@ -185,6 +190,12 @@ def planned_rounds(job: Job) -> int | None:
     if job.pruning.rounds is None and job.pruning.target_density is None:
         return None
     return len(planned([mask.numel() for mask in _alive(job, job.pruning.exclude).values()], job.pruning)) - 1
+
+
+def ended(job: Job, rounds: Sequence[Round]) -> bool:
+    """Whether no further round is asked for."""
+    planned = planned_rounds(job)
+    return finished(rounds, job.pruning) or (planned is not None and len(rounds) > planned)
 
 
 def start_state(job: Job, index: int) -> State:

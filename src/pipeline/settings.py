@@ -254,12 +254,21 @@ class Deploy:
 
 
 @dataclass(frozen=True)
+class Compare:
+    where: str | None
+    """Which runs of the experiment are compared, as a filter of MLflow's; null for all."""
+    document: str | None
+    """A Markdown file that gets the tables between its lines ``<!-- comparison of NAME -->`` and ``<!-- end -->``."""
+
+
+@dataclass(frozen=True)
 class Settings:
     name: str
     """Name of the experiment, in MLflow and on disk."""
-    task: Literal["run", "plan", "report", "bundle", "verify"]
+    task: Literal["run", "plan", "report", "bundle", "verify", "compare", "conformance", "sync"]
     """``run`` prunes; ``plan`` shows what it would do; ``report`` draws what has been run; ``bundle`` makes of a run
-    what goes to a board; ``verify`` runs that on ARM."""
+    what goes to a board; ``verify`` runs that on ARM; ``compare`` sets the tracked methods side by side;
+    ``conformance`` holds them against the published figures; ``sync`` sends MLflow what it misses of a run."""
     seed: Natural
     """The trial: initial weights, order of images and every other draw follow from it."""
     runs: str | None
@@ -275,6 +284,7 @@ class Settings:
     retraining: Retraining
     deploy: Deploy
     tracking: Tracking
+    compare: Compare
 
 
 LENGTHENS = ("rounds", "max_accuracy_drop")

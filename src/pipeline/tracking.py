@@ -3,6 +3,9 @@
 The ledger is the truth and MLflow its mirror. Runs are found again by their tags. Figures are sent with the time at
 which they were recorded, and MLflow's database keeps one row for equal (run, metric, step, value, time): what has been
 sent before can be sent again and stands there once.
+
+During a run all is sent by a thread (an ``Outbox``), each thing until it has arrived: a server that is out of reach
+costs training nothing, and gets what it missed when it is back.
 """
 
 import contextlib
@@ -10,24 +13,28 @@ import dataclasses
 import hashlib
 import logging
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are over four
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a request may have arrived although it failed:
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # to try again is left to those who look first
 
 from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 
 from pipeline.environment import git_commit
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped, one_line
 from pipeline.ledger import Ledger, Round
+from pipeline.outbox import Outbox
 from pipeline.pictures import layer_sparsity
 from pipeline.settings import Settings, fingerprint, flat
 from pipeline.table import layers_csv
@@ -37,11 +44,42 @@ BATCH = 1000
 """MLflow's limit on metrics a call."""
 SECONDS_BETWEEN = 5.0
 """A round's curve leaves at most so often, and at the round's end."""
+PATIENCE = 30.0
+"""Seconds that a server may be out of reach at the start of a run, and again at its end."""
+FAILURES = (MlflowException, OSError, ImportError)
+"""What MLflow raises where its store is out of reach, or does not do what it should."""
 
 
 def embedded_uri(runs: Path) -> str:
     """The default store: a SQLite database in the runs folder."""
     return f"sqlite:///{(runs / 'mlflow' / 'mlflow.db').resolve()}"
+
+
+def tracking_uri(uri: str | None, runs: Path) -> str:
+    """The store that is used: by setting, by ``MLFLOW_TRACKING_URI``, or the embedded one."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_uri(runs)
+
+
+def connected(uri: str, runs: Path) -> MlflowClient:
+    """A client of a store that answers; the embedded store is made if there is none.
+
+    Raises:
+        PipelineError: if it does not answer for ``PATIENCE`` seconds, or refuses.
+    """
+    until = time.monotonic() + PATIENCE
+    with told_of(uri):
+        if uri == embedded_uri(runs):
+            make_embedded_store(runs)
+        client = MlflowClient(uri)
+        while True:
+            try:
+                client.search_experiments(max_results=1)
+                return client
+            except MlflowException as error:
+                no_answer = uri.startswith("http") and not isinstance(error, RestException)
+                if not no_answer or time.monotonic() > until:
+                    raise
+                time.sleep(1)
 
 
 def make_embedded_store(runs: Path) -> None:
@@ -56,16 +94,22 @@ def make_embedded_store(runs: Path) -> None:
             unfinished.replace(folder / "mlflow.db")
 
 
-def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    """Id of an experiment, found or made (perhaps by another process at the same time)."""
+def experiment(client: MlflowClient, name: str, runs: Path) -> str:
+    """Id of an experiment, found or made (perhaps by another process at the same time).
+
+    Raises:
+        PipelineError: if it is deleted.
+    """
     found = client.get_experiment_by_name(name)
     if found is None:
+        embedded = client.tracking_uri == embedded_uri(runs)
+        location = (runs / "mlflow" / "artifacts" / name).resolve().as_uri() if embedded else None
         try:
-            return client.create_experiment(name, artifact_location=artifact_location)
+            return client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return _experiment(client, name, artifact_location)
+            return experiment(client, name, runs)
     if found.lifecycle_stage == "deleted":
         raise PipelineError(
             f"the MLflow experiment {name!r} is deleted there: "
@@ -75,109 +119,104 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
 
 
 class Tracker:
-    """Mirrors one run into MLflow."""
+    """Mirrors one run into MLflow. Left by an exception, its runs end as KILLED or FAILED."""
 
-    def __init__(self, uri: str | None, runs: Path, name: str) -> None:
-        """Connects, and finds or makes the experiment ``name``.
+    def __init__(
+        self,
+        settings: Settings,
+        runs: Path,
+        ledger: Ledger,
+        title: str,
+        told: Callable[[str], None],
+        reopen: bool = True,
+    ) -> None:
+        """Opens the parent run of a ledger: a new one, or the one that it had before (FINISHED, unless ``reopen``).
+
+        ``told`` hears of a server that goes out of reach later on.
 
         Raises:
             PipelineError: if the tracking server cannot be reached, or the experiment is deleted there.
         """
         for library in ("mlflow", "alembic"):
             logging.getLogger(library).setLevel(logging.WARNING)
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_uri(runs)
-        embedded = self.uri == embedded_uri(runs)
-        with _told(self.uri):
-            if embedded:
-                make_embedded_store(runs)
-            self.client = MlflowClient(self.uri)
-            location = (runs / "mlflow" / "artifacts" / name).resolve().as_uri() if embedded else None
-            self.experiment_id = _experiment(self.client, name, location)
+        self.uri = tracking_uri(settings.tracking.uri, runs)
+        self.title, self.told = title, told
+        self.identity = {"fingerprint": fingerprint(ledger.identity)[:16], "seed": str(ledger.identity["seed"])}
+        self.client = connected(self.uri, runs)
+        with told_of(self.uri):
+            self.experiment_id = experiment(self.client, settings.name, runs)
+            parent = self._run({**self.identity, "kind": "job"}, title, reopen)
+            self.run_id = parent.info.run_id
+            self.artifact_uri = parent.info.artifact_uri
+            self._describe(parent, settings, ledger)
         self.round_runs: dict[int, str] = {}
         self.sent: dict[int, int] = {}
-        self.last_sent = 0.0
+        self.last_epochs = 0.0
+        self.outbox = Outbox(FAILURES, self._tell)
 
-    def start(self, settings: Settings, ledger: Ledger, title: str, reopen: bool = True) -> None:
-        """Opens the parent run of a ledger: a new one, or the one that it had before (FINISHED, unless ``reopen``)."""
-        with _told(self.uri):
-            identity = ledger.identity
-            self.identity = {"fingerprint": fingerprint(identity)[:16], "seed": str(identity["seed"])}
-            self.parent = self._run({**self.identity, "kind": "job"}, title, reopen)
-            self.tag(
-                {
-                    "method": title.split(",")[0],
-                    "data_digest": identity["data_digest"],
-                    "git_commit": git_commit(),
-                    "mlflow.source.git.commit": git_commit(),
-                    "ledger": str(ledger.folder.resolve()),
-                }
-            )
-            params = {key: str(value) for key, value in flat(dataclasses.asdict(settings)).items()}
-            known = self.parent.data.params
-            changed = {key: value for key, value in params.items() if known.get(key, value) != value}
-            self.client.log_batch(
-                self.parent.info.run_id,
-                params=[Param(key, value) for key, value in params.items() if key not in known],
-                tags=[RunTag(f"changed.{key}", value) for key, value in changed.items()],
-            )
-            self.client.log_dict(self.parent.info.run_id, dataclasses.asdict(settings), "settings.yaml")
+    def __enter__(self) -> "Tracker":
+        return self
 
-    def tag(self, tags: Mapping[str, str]) -> None:
-        """Sets tags of the parent run."""
-        with _told(self.uri):
-            self.client.log_batch(self.parent.info.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None:
+            self.abort("KILLED" if isinstance(error, Stopped) else "FAILED")
+        self.outbox.close()
+
+    @property
+    def where(self) -> str:
+        """How a person gets to see the store."""
+        if self.uri.startswith("http"):
+            return self.uri
+        return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
-        with _told(self.uri):
-            self._round_run(index)
-            self._send_epochs(index, done)
+        self.outbox.put(lambda: self._round_run(index))
 
     def batch_done(self, batches: int, of: int) -> None: ...
 
     def note(self, sentence: str) -> None: ...
 
     def epoch_done(self, index: int, history: tuple[Epoch, ...]) -> None:
-        if time.monotonic() - self.last_sent >= SECONDS_BETWEEN:
-            with _told(self.uri):
-                self._send_epochs(index, history)
+        if time.monotonic() - self.last_epochs >= SECONDS_BETWEEN:
+            self.last_epochs = time.monotonic()
+            self.outbox.put(lambda: self._send_epochs(index, history))
 
     def round_done(self, result: Round, folder: Path, *, trained: bool) -> None:
-        """Sends what MLflow does not have yet of a complete round; its run is FINISHED when all of it is there."""
-        with _told(self.uri):
-            run = self._round_run(result.index)
-            self._send(self.parent.info.run_id, _metrics(result.figures, result.finished_ms, result.index))
-            if run.info.status == "FINISHED":
-                return
-            self._send_epochs(result.index, result.history)
-            self._send(run.info.run_id, _metrics(result.figures, result.finished_ms, result.history[-1].number))
-            for name in ("weights", "masks"):
-                self.client.log_artifact(run.info.run_id, str(folder / f"{name}.safetensors"))
-            self.client.log_text(run.info.run_id, layers_csv(result), "layers.csv")
-            self.client.log_figure(run.info.run_id, layer_sparsity(result), "layers.png")
-            self.client.set_terminated(run.info.run_id, "FINISHED", end_time=result.finished_ms)
+        self.outbox.put(lambda: self._send_round(result, folder))
 
-    def sizes(self, rounds: Sequence[Round], sizes: Sequence[Mapping[str, float]]) -> None:
-        """Sends the bytes of every round's files."""
-        with _told(self.uri):
-            for result, figures in zip(rounds, sizes, strict=True):
-                metrics = _metrics(figures, result.finished_ms, result.index)
-                self._send(self.parent.info.run_id, metrics)
-                self._send(self.round_runs[result.index], metrics)
+    def finish(
+        self,
+        rounds: Sequence[Round],
+        sizes: Sequence[Mapping[str, float]],
+        *,
+        texts: Mapping[str, str],
+        figures: Mapping[str, Figure],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Puts bytes of every round and the report into the runs and ends the parent as FINISHED."""
+        for result, figures_ in zip(rounds, sizes, strict=False):
+            self.outbox.put(partial(self._send_sizes, result, figures_))
+        self.outbox.put(lambda: self._send_report(rounds[-1], texts, figures, tags))
 
-    def finish(self, texts: Mapping[str, str], figures: Mapping[str, Figure], tags: Mapping[str, str]) -> None:
-        """Puts the report into the parent run and ends it as FINISHED."""
-        with _told(self.uri):
-            for name, text in texts.items():
-                self.client.log_text(self.parent.info.run_id, text, name)
-            for name, figure in figures.items():
-                self.client.log_figure(self.parent.info.run_id, figure, name)
-            self.tag(tags)
-            self.client.set_terminated(self.parent.info.run_id, "FINISHED")
+    def delivered(self) -> bool:
+        """Waits until all has arrived, for ``PATIENCE`` seconds at most if MLflow fails; says whether all has."""
+        return self.outbox.drained(PATIENCE)
+
+    def abort(self, status: str) -> None:
+        """Ends the parent run and its open rounds as FAILED or KILLED."""
+        with contextlib.suppress(Exception):  # a bug in sending, which is told where the run itself ends well
+            self.outbox.drained(0.0)
+        self.outbox.close()
+        try:
+            for run_id in [*self.round_runs.values(), self.run_id]:
+                if self.client.get_run(run_id).info.status == "RUNNING":
+                    self.client.set_terminated(run_id, status)
+        except FAILURES as error:
+            self.told(f"MLflow was not told of the end: {one_line(error)}")
 
     def log_bundle(self, folder: Path, manifest: Mapping[str, Any], digest: str) -> None:
         """Logs a bundle and its model to the parent run and registers the model, once a digest, as ``arm``."""
-        run_id = self.parent.info.run_id
-        with _told(self.uri):
+        with told_of(self.uri):
             figures = {
                 **{f"bundle_{kind}_bytes": size for kind, size in manifest["size_bytes"].items()},
                 **{
@@ -186,12 +225,12 @@ class Tracker:
                     for kind, accuracy in by_kind.items()
                 },
             }
-            self._send(run_id, _metrics(figures, time.time_ns() // 1_000_000, manifest["round"]))
-            self.tag({"bundle_digest": digest, "bundle_round": str(manifest["round"])})
-            self.client.log_artifacts(run_id, str(folder), "bundle")
+            self._send(self.run_id, _metrics(figures, time.time_ns() // 1_000_000, manifest["round"]))
+            self._tag({"bundle_digest": digest, "bundle_round": str(manifest["round"])})
+            self.client.log_artifacts(self.run_id, str(folder), "bundle")
             version = self._version(folder, manifest["name"])
             self.client.set_registered_model_alias(manifest["name"], "arm", version)
-            self.client.set_terminated(run_id, "FINISHED")
+            self.client.set_terminated(self.run_id, "FINISHED")
 
     def _version(self, folder: Path, name: str) -> str:
         """The version of the registered model that is the bundle's model; a new one if there is none yet."""
@@ -201,10 +240,10 @@ class Tracker:
                 return version.version
         with contextlib.suppress(MlflowException):  # it is there already; anything else shows in the next call
             self.client.create_registered_model(name)
-        run, path = self.parent.info, f"model-{digest[:8]}"
-        self._log_model(folder, run.run_id, path)
+        path = f"model-{digest[:8]}"
+        self._log_model(folder, self.run_id, path)
         made = self.client.create_model_version(
-            name, f"{run.artifact_uri}/{path}", run.run_id, tags={"model_digest": digest}
+            name, f"{self.artifact_uri}/{path}", self.run_id, tags={"model_digest": digest}
         )
         return made.version
 
@@ -227,21 +266,47 @@ class Tracker:
             )
             self.client.log_artifacts(run_id, str(Path(place) / "model"), path)
 
-    def abort(self, status: str) -> None:
-        """Ends the parent run and its open rounds as FAILED or KILLED."""
-        try:
-            for run_id in [*self.round_runs.values(), self.parent.info.run_id]:
-                if self.client.get_run(run_id).info.status == "RUNNING":
-                    self.client.set_terminated(run_id, status)
-        except MlflowException as error:
-            logging.getLogger(__name__).warning("MLflow was not told of the end: %s", error)
+    def _tell(self, failure: Exception | None) -> None:
+        if failure is None:
+            self.told(f"MLflow at {self.uri} is back and gets what it missed")
+        else:
+            self.told(
+                f"warning: MLflow at {self.uri} fails: {one_line(failure)}; the run goes on, the ledger keeps all, and "
+                "MLflow gets what it misses when it is back"
+            )
+
+    def _describe(self, parent: Run, settings: Settings, ledger: Ledger) -> None:
+        """What the parent run was made with."""
+        self._tag(
+            {
+                "method": self.title.split(",")[0],
+                "data_digest": ledger.identity["data_digest"],
+                "precision": ledger.identity["training"]["precision"],
+                "compile": ledger.identity["training"]["compile"],
+                "git_commit": git_commit(),
+                "mlflow.source.git.commit": git_commit(),
+                "ledger": str(ledger.folder.resolve()),
+            }
+        )
+        params = {key: str(value) for key, value in flat(dataclasses.asdict(settings)).items()}
+        known = parent.data.params
+        changed = {key: value for key, value in params.items() if known.get(key, value) != value}
+        self.client.log_batch(
+            self.run_id,
+            params=[Param(key, value) for key, value in params.items() if key not in known],
+            tags=[RunTag(f"changed.{key}", value) for key, value in changed.items()],
+        )
+        self.client.log_dict(self.run_id, dataclasses.asdict(settings), "settings.yaml")
+
+    def _tag(self, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _round_run(self, index: int) -> Run:
         tags = {
             **self.identity,
             "kind": "round",
             "round": str(index),
-            "mlflow.parentRunId": self.parent.info.run_id,
+            "mlflow.parentRunId": self.run_id,
         }
         run = self._run(tags, f"round {index:02d}", reopen=False)
         self.round_runs[index] = run.info.run_id
@@ -270,7 +335,36 @@ class Tracker:
         ]
         self._send(self.round_runs[index], metrics)
         self.sent[index] = len(history)
-        self.last_sent = time.monotonic()
+
+    def _send_round(self, result: Round, folder: Path) -> None:
+        """Sends what MLflow does not have yet of a complete round; its run is FINISHED when all of it is there."""
+        run = self._round_run(result.index)
+        self._send(self.run_id, _metrics(result.figures, result.finished_ms, result.index))
+        if run.info.status == "FINISHED":
+            return
+        self._send_epochs(result.index, result.history)
+        self._send(run.info.run_id, _metrics(result.figures, result.finished_ms, result.history[-1].number))
+        for name in ("weights", "masks"):
+            self.client.log_artifact(run.info.run_id, str(folder / f"{name}.safetensors"))
+        self.client.log_text(run.info.run_id, layers_csv(result), "layers.csv")
+        self.client.log_figure(run.info.run_id, layer_sparsity(result), "layers.png")
+        self.client.set_terminated(run.info.run_id, "FINISHED", end_time=result.finished_ms)
+
+    def _send_sizes(self, result: Round, figures: Mapping[str, float]) -> None:
+        metrics = _metrics(figures, result.finished_ms, result.index)
+        self._send(self.run_id, metrics)
+        self._send(self.round_runs[result.index], metrics)
+
+    def _send_report(
+        self, last: Round, texts: Mapping[str, str], figures: Mapping[str, Figure], tags: Mapping[str, str]
+    ) -> None:
+        for name, text in texts.items():
+            self.client.log_text(self.run_id, text, name)
+        for name, figure in figures.items():
+            self.client.log_figure(self.run_id, figure, name)
+        self._tag(tags)
+        self.client.update_run(self.run_id, name=f"{self.title}, density {last.density:.3f}")
+        self.client.set_terminated(self.run_id, "FINISHED")
 
     def _send(self, run_id: str, metrics: Sequence[Metric]) -> None:
         for first in range(0, len(metrics), BATCH):
@@ -281,8 +375,8 @@ def _metrics(figures: Mapping[str, float], time_ms: int, step: int) -> list[Metr
     return [Metric(key, float(value), time_ms, step) for key, value in figures.items()]
 
 
-class _told:
-    """Turns MLflow's errors into a sentence."""
+class told_of:
+    """Turns MLflow's errors into a sentence that names the store."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -290,9 +384,8 @@ class _told:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, MlflowException | OSError | ImportError):
-            message = " ".join(str(error).split())[:300]
+        if isinstance(error, FAILURES):
             raise PipelineError(
-                f"MLflow at {self.uri} fails: {message}; what is trained is safe in the ledger, and the same command "
-                "goes on from there; tracking.uri or MLFLOW_TRACKING_URI names another store"
+                f"MLflow at {self.uri} fails: {one_line(error)}; what is trained is safe in the ledger, and the same "
+                "command goes on from there; tracking.uri or MLFLOW_TRACKING_URI names another store"
             ) from error

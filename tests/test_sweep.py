@@ -1,0 +1,245 @@
+"""Many jobs as one command: by Hydra's own launcher, joblib, Ray (a cluster of two nodes) and submitit."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from pipeline import sweep
+from pipeline.__main__ import main
+from pipeline.errors import SettingsError
+from pipeline.sweep import Note
+from tests.conftest import SMALL
+from tests.test_command_line import PROJECT
+from tests.test_rounds import content
+from tests.test_tracking import everything
+
+SWEEP = ["-m", *SMALL, "+method=lr_rewinding,weight_rewinding,random_pruning", "seed=0,1"]
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys):
+    """Types a command in this process; returns its exit status and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments, f"runs={tmp_path / 'runs'}"])
+        try:
+            main()
+        except SystemExit as end:
+            return end.code, capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    return run
+
+
+def store(runs):
+    return everything(MlflowClient(f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}"))
+
+
+def ordered(runs):
+    """A store's content, whatever the order in which its runs were made."""
+    return sorted(store(runs), key=repr)
+
+
+def test_jobs_are_named_by_what_tells_them_apart():
+    jobs = sweep.planned(
+        [*SMALL, "retraining=lr_rewinding,fine_tuning", "++seed=0,1", "hydra/launcher=joblib"], lambda _: Path("runs")
+    )
+    assert jobs.titles == (
+        "retraining=lr_rewinding seed=0",
+        "retraining=lr_rewinding seed=1",
+        "retraining=fine_tuning seed=0",
+        "retraining=fine_tuning seed=1",
+    )  # fmt: skip
+    assert [each.seed for each in jobs.settings] == [0, 1, 0, 1]
+
+
+def test_the_launcher_does_not_change_a_sweeps_folder():
+    one, two = (
+        sweep.planned([*SMALL, "seed=0,1", *more], lambda _: Path("runs")) for more in ([], ["hydra/launcher=ray"])
+    )
+    assert one.folder == two.folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["seed=0,-1"], "seed: got -1, takes a whole number from 0"),
+        (["task=run,compare"], "task: got compare in a sweep (-m), takes run or sync"),
+        (["training.devices=2"], "training.devices: got several processes"),
+        (["pruning.fraction=0.2,2", "trainig.epochs=3"], "trainig: is no setting"),
+        (["+method=lr_rewinding,lr_rewindin"], "lr_rewindin"),
+    ],
+)
+def test_faults_of_any_job_are_told_before_one_is_started(overrides, fault, typed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pipeline", "-m", *overrides, f"runs={tmp_path / 'runs'}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert fault in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_time_left_counts_what_this_call_has_done():
+    notes = [Note("done", 1.0), Note("complete", 1.0, 1.0), Note("running", 0.75, 0.5), Note("waiting")]
+    assert sweep.time_left(notes, 100.0) == pytest.approx((0.25 + 1.0) * 100 / (1.0 + 0.25))
+    assert sweep.time_left([Note("running", 0.5, 0.5), Note()], 9.0) is None
+
+
+def test_a_job_that_fails_lets_the_others_go_on_and_again_runs_what_is_missing(typed, tmp_path):
+    command = ["-m", *SMALL, "pruning.rounds=1", "model.weights=null,missing.pt", "seed=0,1"]
+    status, out = typed(*command)
+    assert status == 1
+    assert "4 jobs: 2 done, 2 failed" in out
+    assert re.search(r"failed: model.weights=missing.pt seed=1: model.weights: .*missing.pt", out)
+    assert len(list((tmp_path / "runs").glob("digits-*/seed-*/round-01/round.json"))) == 2
+    status, out = typed(*command)
+    assert "4 jobs: 2 complete before, 2 failed" in out
+    assert "the same command runs what is missing" in out
+    assert [run[1] for run in store(tmp_path / "runs")] == ["FINISHED"] * (2 + 4)
+
+
+def test_what_jobs_print_is_kept_apart(typed, tmp_path):
+    status, out = typed("-m", *SMALL, "pruning.rounds=1", "seed=0,1")
+    assert status == 0
+    assert "compression" not in out
+    logs = sorted((tmp_path / "runs" / "sweeps").glob("*/job-*.log"))
+    assert [log.read_text().split()[:3] for log in logs] == [["round", "density", "sparsity"]] * 2
+
+
+def test_ctrl_c_stops_the_whole_sweep(typed, monkeypatch, tmp_path):
+    from pipeline.display import Display
+
+    epoch_done = Display.epoch_done
+
+    def interrupted(self, index, history):
+        epoch_done(self, index, history)
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Display, "epoch_done", interrupted)
+        status, out = typed("-m", *SMALL, "seed=0,1")
+    assert status == 130
+    assert "2 jobs: 1 stopped, 1 not started" in out
+    assert typed("-m", *SMALL, "seed=0,1")[0] == 0
+    assert [run[1] for run in store(tmp_path / "runs")] == ["FINISHED"] * (2 + 6)
+
+
+def typed_for_real(*arguments, **environment):
+    """The command as a process at the head of a session of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | environment
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=PROJECT, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def family(process):
+    """A process and all that it started."""
+    mother = psutil.Process(process.pid)
+    return [mother, *mother.children(recursive=True)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The sweep, undisturbed, by two workers of joblib: its runs folder."""
+    runs = tmp_path_factory.mktemp("whole") / "runs"
+    process = typed_for_real(*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}")
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    assert "6 jobs: 6 done" in out
+    assert len(list(runs.glob("dense/*/seed-*"))) == 2, "the dense network of a seed is trained once"
+    return runs
+
+
+@pytest.mark.slow
+def test_killed_with_all_its_processes_and_typed_again_a_sweep_ends_as_if_nothing_had_been(whole, tmp_path):
+    moments = random.Random(5)
+    for number in range(3):
+        runs = tmp_path / str(number)
+        command = [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}"]
+        process = typed_for_real(*command)
+        rounds = moments.randrange(1, 10)
+        while len(list(runs.glob("digits-*/*/round-*/round.json"))) < rounds:
+            assert process.poll() is None
+            time.sleep(0.02)
+        for each in family(process):
+            each.kill()
+        process.communicate()
+        assert content(runs) != content(whole)
+        process = typed_for_real(*command)
+        out, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, out
+        assert content(runs) == content(whole)
+        assert ordered(runs) == ordered(whole)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_no_job(whole, tmp_path):
+    runs = tmp_path / "runs"
+    process = typed_for_real(*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}")
+    while not list(runs.glob("digits-*/*/round-01/round.json")):
+        time.sleep(0.02)
+    workers = [each for each in family(process) if "loky.backend.popen_loky_posix" in " ".join(each.cmdline())]
+    workers[0].kill()
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    assert ordered(runs) == ordered(whole)
+
+
+@pytest.mark.slow
+def test_submitit_runs_the_same_sweep(whole, tmp_path):
+    runs = tmp_path / "runs"
+    process = typed_for_real(*SWEEP, "hydra/launcher=submitit_local", f"runs={runs}")
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, out
+    assert content(runs) == content(whole)
+    assert ordered(runs) == ordered(whole)
+
+
+@pytest.mark.slow
+def test_ray_runs_it_on_two_nodes_and_goes_on_when_one_is_killed(whole, tmp_path):
+    ray = str(Path(sys.executable).with_name("ray"))
+    address, folder = "127.0.0.1:6399", Path(f"/tmp/ray-{os.getpid()}")  # sockets' paths may have a hundred letters
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_failure_threshold": "2"}
+    common = ["--num-cpus=1", "--disable-usage-stats", "--block", "--object-store-memory=100000000"]
+    head = [ray, "start", "--head", "--port=6399", "--include-dashboard=false", f"--temp-dir={folder}", *common]
+    nodes = []
+    try:
+        for command in (head, [ray, "start", f"--address={address}", *common]):
+            nodes.append(
+                subprocess.Popen(
+                    command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, cwd=PROJECT
+                )
+            )
+            time.sleep(8)
+        runs = tmp_path / "runs"
+        command = [*SWEEP, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}", f"runs={runs}"]
+        process = typed_for_real(*command)
+        while len(list(runs.glob("digits-*/*/round-01/round.json"))) < 2:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.05)
+        for each in family(nodes[1]):
+            each.kill()
+        out, _ = process.communicate(timeout=400)
+        process = typed_for_real(*command)
+        again, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, out + again
+        assert ordered(runs) == ordered(whole)
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                for each in family(node):
+                    each.kill()
+            node.wait()
+        subprocess.run([ray, "stop", "--force"], env=environment, capture_output=True, check=False)
+        subprocess.run(["rm", "-rf", str(folder)], check=False)
