@@ -46,8 +46,9 @@ repro: setup arm-root ## From settings (params.yaml) to a bundle that has run on
 arm-root: setup ## Build the emulated ARM that bundles are verified on (half a minute; kept in ~/.cache)
 	$(BIN)/python -m pipeline.deploy.arm
 
-ui: setup ## Open the MLflow UI on what has been run
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow/mlflow.db
+ui: setup ## Serve the MLflow UI on what has been run
+	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow/mlflow.db
 
 server: setup ## An MLflow server for a team, with PostgreSQL, on loopback (HOST PORT)
 	@$(BIN)/python -m pipeline.server $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))

@@ -9,15 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
 from pipeline import sweep
 from pipeline.__main__ import main
-from pipeline.errors import SettingsError
 from pipeline.sweep import Note
 from tests.conftest import SMALL
+from tests.servers import family
 from tests.test_command_line import PROJECT
 from tests.test_rounds import content
 from tests.test_tracking import everything
@@ -27,15 +26,15 @@ SWEEP = ["-m", *SMALL, "+method=lr_rewinding,weight_rewinding,random_pruning", "
 
 @pytest.fixture
 def typed(tmp_path, monkeypatch, capsys):
-    """Types a command in this process; returns its exit status and what it printed."""
+    """Types a command in this process; returns its exit status and what it printed and said."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["pipeline", *arguments, f"runs={tmp_path / 'runs'}"])
         try:
             main()
         except SystemExit as end:
-            return end.code, capsys.readouterr().out
-        return 0, capsys.readouterr().out
+            return end.code, "".join(capsys.readouterr())
+        return 0, "".join(capsys.readouterr())
 
     return run
 
@@ -75,7 +74,7 @@ def test_the_launcher_does_not_change_a_sweeps_folder():
         (["seed=0,-1"], "seed: got -1, takes a whole number from 0"),
         (["task=run,compare"], "task: got compare in a sweep (-m), takes run or sync"),
         (["training.devices=2"], "training.devices: got several processes"),
-        (["pruning.fraction=0.2,2", "trainig.epochs=3"], "trainig: is no setting"),
+        (["pruning.fraction=0.2,2", "trainig.epochs=3"], "trainig: unknown setting; did you mean training?"),
         (["+method=lr_rewinding,lr_rewindin"], "lr_rewindin"),
     ],
 )
@@ -141,12 +140,6 @@ def typed_for_real(*arguments, **environment):
         [sys.executable, "-m", "pipeline", *arguments],
         cwd=PROJECT, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-
-
-def family(process):
-    """A process and all that it started."""
-    mother = psutil.Process(process.pid)
-    return [mother, *mother.children(recursive=True)]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """``task=compare`` and ``task=conformance``: from the tracking server to tables, pictures and a page."""
 
 import dataclasses
-import re
 import shutil
 from pathlib import Path
 
@@ -44,12 +43,7 @@ def compare(settings: Settings, runs: Path, folder: Path) -> tuple[str, list[Pat
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
-    reached = {
-        f"density_at_1_point_{re.sub(r'[^A-Za-z0-9_]+', '_', method.name).strip('_')}": point.density
-        for method in methods
-        if (point := method.reached(0.01))
-    }
-    store.put("comparison", f"comparison, {len(methods)} methods", folder, reached)
+    store.put("comparison", f"comparison, {len(methods)} methods", folder)
     files = [folder / name for name in ("comparison.png", *texts)]
     if document:
         picture = document.with_name(f"{settings.name}-comparison.png")
@@ -73,7 +67,7 @@ def conform(settings: Settings, runs: Path, folder: Path) -> tuple[str, list[Pat
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "conformance.md").write_text(f"{text}\n")
     if known:
-        store.put("conformance", "conformance with the paper", folder, {})
+        store.put("conformance", "conformance with the paper", folder)
     return text, [folder / "conformance.md"], sum(cell.verdict == "outside" for cell in cells)
 
 

@@ -56,8 +56,8 @@ class Store:
                 rounds[parent][index] = {key: child.data.metrics[key] for key in FIGURES if key in child.data.metrics}
         return [_tracked(run, _unbroken(rounds[parent])) for parent, run in parents.items() if 0 in rounds[parent]]
 
-    def put(self, kind: str, title: str, folder: Path, metrics: Mapping[str, float]) -> str:
-        """Puts a folder's files into a run of their own; the same files again go to the same run. Returns its id."""
+    def put(self, kind: str, title: str, folder: Path) -> None:
+        """Puts a folder's files into a run of their own; the same tables again go to the same run."""
         sha = hashlib.sha256()
         for path in sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".md")):
             sha.update(path.read_bytes())
@@ -66,12 +66,8 @@ class Store:
             query = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
             found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
             run = found[0] if found else self.client.create_run(self.experiment_id, run_name=title, tags=tags)
-            if not found:
-                for key, value in metrics.items():
-                    self.client.log_metric(run.info.run_id, key, value)
             self.client.log_artifacts(run.info.run_id, str(folder))
             self.client.set_terminated(run.info.run_id, "FINISHED")
-        return str(run.info.run_id)
 
     def _found(self, words: str) -> Iterator[Run]:
         token = None

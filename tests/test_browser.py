@@ -1,0 +1,135 @@
+"""What a person sees of a sweep in the MLflow UI and on the comparison's page, in a real Chromium."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests import servers
+from tests.conftest import SMALL
+from tests.test_sweep import typed_for_real
+
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two methods over two seeds, with bytes, and their comparison."""
+    folder = tmp_path_factory.mktemp("browser")
+    common = [*SMALL, "deploy.sizes=true", f"runs={folder}", f"artifacts={folder}"]
+    for more in (["-m", "retraining=lr_rewinding,fine_tuning", "seed=0,1", "hydra/launcher=joblib"], ["task=compare"]):
+        process = typed_for_real(*more, *common)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ui(runs, tmp_path_factory):
+    """The address of the MLflow UI as ``make ui`` serves it."""
+    port, mlflow = servers.free_port(), str(Path(sys.executable).with_name("mlflow"))
+    command = [mlflow, "ui", "--backend-store-uri", f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}", "--port", str(port)]
+    server = servers.started(command, port, tmp_path_factory.mktemp("ui") / "log")
+    yield f"http://127.0.0.1:{port}"
+    servers.stopped(server)
+
+
+@pytest.fixture(scope="module")
+def page():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+def keep(page, name):
+    """Keeps a picture of the page in the folder that SCREENSHOTS names."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def names(runs):
+    """The names of the parent runs."""
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    return [run.info.run_name for run in client.search_runs([experiment], "tags.kind = 'job'")]
+
+
+def open_runs(page, ui):
+    """From the first page to the runs of the experiment, by clicks."""
+    page.goto(f"{ui}/#/experiments?workflowType=machine_learning")
+    page.get_by_role("link", name="digits", exact=True).first.click()
+    page.get_by_text("matching runs").wait_for()
+
+
+def close_assistant(page):
+    """Shuts the pane that MLflow opens beside everything."""
+    button = page.get_by_role("button", name="Close assistant")
+    if button.count():
+        button.first.click()
+
+
+def test_runs_tell_method_seed_and_density_and_two_of_them_compare(page, ui, runs):
+    open_runs(page, ui)
+    close_assistant(page)
+    shown = names(runs)
+    assert len(shown) == 4
+    for name in shown:
+        page.get_by_text(name, exact=True).first.wait_for()
+    keep(page, "mlflow-runs")
+    chosen = ["lr_rewinding, seed 0, density 0.640", "fine_tuning, seed 0, density 0.640"]
+    for name in chosen:
+        row = page.locator("[role=row]", has_text=name).first.get_attribute("row-index")
+        page.locator(f"[role=row][row-index='{row}'] input[type=checkbox]").first.click()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
+    text = page.inner_text("body")
+    assert all(name in text for name in chosen)
+    row = next(line for line in text.splitlines() if line.startswith("retraining.rate"))
+    assert sorted(row.split()[1:]) == ["hold", "replay"]
+    assert "test_accuracy" in text
+    keep(page, "mlflow-compare")
+
+
+def test_charts_show_accuracy_and_density_of_all_runs_by_round(page, ui, runs):
+    open_runs(page, ui)
+    page.goto(page.url.replace("runs?", "runs?compareRunsMode=CHART&"))
+    page.get_by_text("Model metrics").first.wait_for()
+    for name in names(runs):
+        page.get_by_text(f"{name} (density)").first.wait_for()
+    keep(page, "mlflow-charts")
+
+
+def test_a_parents_charts_show_accuracy_and_sparsity_by_round(page, ui, runs):
+    open_runs(page, ui)
+    page.get_by_text("lr_rewinding, seed 0, density 0.640", exact=True).first.click()
+    page.get_by_role("tab", name="Model metrics").click()
+    for metric in ("sparsity", "test_accuracy"):
+        page.get_by_placeholder("Search metric charts").fill(metric)
+        page.get_by_text(f"lr_rewinding, seed 0, density 0.640 ({metric})").first.wait_for()
+    keep(page, "mlflow-run")
+
+
+def test_the_comparisons_page_draws_every_method_against_every_cost(page, runs):
+    page.goto((runs / "comparison" / "comparison.html").as_uri())
+    page.locator(".scatterlayer .trace").first.wait_for()
+    assert page.locator(".scatterlayer .trace").count() == 2 * 3
+    legend = page.locator(".legendtext").all_inner_texts()
+    assert legend == ["fine_tuning", "lr_rewinding"]
+    keep(page, "comparison-page")

@@ -1,0 +1,169 @@
+"""``make server``: real PostgreSQL and MLflow, eight writers at once, and a server that dies in the middle of a run."""
+
+import collections
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline import server
+from pipeline.errors import PipelineError
+from tests import servers
+from tests.conftest import SMALL
+from tests.test_sweep import typed_for_real
+from tests.test_tracking import artifacts, runs
+
+pytestmark = pytest.mark.slow
+OUTAGE = 15.0
+"""Seconds."""
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """A folder that PostgreSQL, which is not run by root, can enter."""
+    try:
+        server._programs()
+    except PipelineError as error:
+        pytest.skip(str(error))
+    folder = Path(tempfile.mkdtemp(prefix="server-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Server:
+    """The server, which can die and come back."""
+
+    def __init__(self, folder):
+        self.port = servers.free_port()
+        self.command = [sys.executable, "-m", "pipeline.server", "--folder", str(folder), "--port", str(self.port)]
+        self.log = folder / "log"
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        self.process = servers.started(self.command, self.port, self.log)
+
+    def kill(self):
+        servers.killed(self.process)
+
+
+@pytest.fixture(scope="module")
+def team(folder):
+    server = Server(folder)
+    yield server
+    servers.stopped(server.process)
+
+
+def every_metric(client, name):
+    """How often each metric of each run stands there, by run, metric and step; and its values."""
+    seen = collections.Counter()
+    values = {}
+    for kind in ("job", "round"):
+        for run in runs(client, kind, name):
+            who = (run.data.tags["method"] if kind == "job" else "", run.data.tags["seed"], run.data.tags.get("round"))
+            for key in run.data.metrics:
+                for each in client.get_metric_history(run.info.run_id, key):
+                    seen[kind, who, key, each.step, each.timestamp] += 1
+                    if "seconds" not in key:
+                        values[kind, who, key, each.step] = each.value
+    return seen, values
+
+
+def check_eight(client, name):
+    parents, children = runs(client, "job", name), runs(client, "round", name)
+    assert [run.info.status for run in parents] == ["FINISHED"] * 8
+    assert [run.info.status for run in children] == ["FINISHED"] * 8 * 3
+    seen, _ = every_metric(client, name)
+    assert set(seen.values()) == {1}
+    for run in parents:
+        for key in ("density", "test_accuracy", "validation_accuracy", "macs_kept"):
+            steps = [each.step for each in client.get_metric_history(run.info.run_id, key)]
+            assert sorted(steps) == [0, 1, 2]
+    for run in children:
+        steps = [each.step for each in client.get_metric_history(run.info.run_id, "train_loss")]
+        assert sorted(steps) == [1, 2, 3]
+        assert len(artifacts(client, run)) == 4
+
+
+EIGHT = ["-m", *SMALL, "seed=0,1,2,3,4,5,6,7", "hydra/launcher=joblib", "hydra.launcher.n_jobs=8"]
+
+
+def test_eight_runs_at_once_leave_every_figure_once_in_postgresql(team, tmp_path):
+    process = typed_for_real(*EIGHT, "name=eight", f"runs={tmp_path}", f"tracking.uri={team.uri}")
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, out
+    check_eight(MlflowClient(team.uri), "eight")
+
+
+def test_eight_runs_that_meet_an_empty_sqlite_store_make_it_once_and_lose_nothing(tmp_path):
+    process = typed_for_real(*EIGHT, f"runs={tmp_path}")
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, out
+    check_eight(MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"), "digits")
+
+
+def test_a_server_that_dies_for_a_while_costs_neither_training_nor_content(team, tmp_path):
+    job = [*SMALL, "training.epochs=40", "training.max_steps=null", "pruning.rounds=5", f"tracking.uri={team.uri}"]
+    calm = typed_for_real(*job, "name=calm", f"runs={tmp_path / 'calm'}")
+    out, _ = calm.communicate(timeout=300)
+    assert calm.returncode == 0, out
+    rough = typed_for_real(*job, "name=rough", f"runs={tmp_path / 'rough'}")
+    while not list(tmp_path.glob("rough/rough-*/*/round-01/round.json")):
+        assert rough.poll() is None
+        time.sleep(0.02)
+    team.kill()
+    before = len(list(tmp_path.glob("rough/rough-*/*/round-*/round.json")))
+    time.sleep(OUTAGE)
+    assert len(list(tmp_path.glob("rough/rough-*/*/round-*/round.json"))) > before, "training goes on"
+    team.start()
+    out, _ = rough.communicate(timeout=300)
+    assert rough.returncode == 0, out
+    assert out.count("warning: MLflow at ") == 1
+    assert out.count(" is back and gets what it missed") == 1
+    client = MlflowClient(team.uri)
+    (seen, values), (_, expected) = every_metric(client, "rough"), every_metric(client, "calm")
+    assert values == expected
+    assert set(seen.values()) == {1}
+    for kind in ("job", "round"):
+        assert [(r.info.run_name, r.info.status, artifacts(client, r)) for r in runs(client, kind, "rough")] == [
+            (r.info.run_name, r.info.status, artifacts(client, r)) for r in runs(client, kind, "calm")
+        ]
+
+
+def test_what_a_server_missed_for_good_is_delivered_by_sync(team, tmp_path):
+    job = [*SMALL, "training.epochs=20", f"tracking.uri={team.uri}", "name=late", f"runs={tmp_path}"]
+    process = typed_for_real(*job)
+    while not list(tmp_path.glob("late-*/*/round-01/round.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    team.kill()
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert "misses a part: the same command with task=sync delivers it" in out
+    team.start()
+    for _ in range(2):
+        sync = typed_for_real(*job, "task=sync")
+        out, _ = sync.communicate(timeout=300)
+        assert sync.returncode == 0, out
+        assert "has all 3 rounds of" in out
+        client = MlflowClient(team.uri)
+        seen, _ = every_metric(client, "late")
+        assert set(seen.values()) == {1}
+        assert [run.info.status for run in runs(client, "job", "late")] == ["FINISHED"]
+        assert [run.info.status for run in runs(client, "round", "late")] == ["FINISHED"] * 3
+
+
+def test_a_server_listens_on_loopback_alone_and_its_database_on_no_port(team):
+
+    listening = [
+        each.laddr
+        for process in servers.family(team.process)
+        for each in process.net_connections()
+        if each.status == "LISTEN"
+    ]
+    assert {(each.ip, each.port) for each in listening} == {("127.0.0.1", team.port)}
