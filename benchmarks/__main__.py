@@ -1,13 +1,14 @@
-"""``make bench``: measures all, prints it, and writes ``docs/benchmarks.md``."""
+"""``make bench``: measures all, prints it, and writes ``docs/benchmarks.md`` and ``docs/benchmarks-sweeps.md``."""
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import images, jobs, pruning, training
+from benchmarks import images, jobs, pruning, sweeps, training
 from benchmarks.ratios import in_turns, ratio, spread
+from benchmarks.tables import table
 from pipeline.environment import CHECKOUT, environment
 
 PAGE = CHECKOUT / "docs" / "benchmarks.md"
@@ -114,12 +115,6 @@ def whole_jobs(source: Path) -> Iterator[str]:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main() -> None:
     begin = time.perf_counter()
     paragraphs = []
@@ -129,6 +124,7 @@ def main() -> None:
             print()
             paragraphs.append(paragraph)
     PAGE.write_text("\n\n".join(paragraphs) + "\n")
+    sweeps.main()
     print(f"{PAGE} written after {(time.perf_counter() - begin) / 60:.0f} minutes")
 
 

@@ -1,24 +1,8 @@
 """Figures with their spread: contestants take turns, so that a slow minute of the machine meets them all."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, minimum and maximum of repeated measurements."""
-
-    median: float
-    least: float
-    most: float
-
-    def __format__(self, spec: str) -> str:
-        return f"{self.median:{spec}} ({self.least:{spec}} to {self.most:{spec}})"
-
-
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(median(values), min(values), max(values))
+from pipeline.comparison import Spread, spread
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:

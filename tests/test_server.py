@@ -109,10 +109,10 @@ def test_eight_runs_that_meet_an_empty_sqlite_store_make_it_once_and_lose_nothin
 
 def test_a_server_that_dies_for_a_while_costs_neither_training_nor_content(team, tmp_path):
     job = [*SMALL, "training.epochs=40", "training.max_steps=null", "pruning.rounds=5", f"tracking.uri={team.uri}"]
-    calm = typed_for_real(*job, "name=calm", f"runs={tmp_path / 'calm'}")
+    calm = typed_for_real(*job, "name=calm", f"runs={tmp_path / 'calm'}", OMP_NUM_THREADS="1")
     out, _ = calm.communicate(timeout=300)
     assert calm.returncode == 0, out
-    rough = typed_for_real(*job, "name=rough", f"runs={tmp_path / 'rough'}")
+    rough = typed_for_real(*job, "name=rough", f"runs={tmp_path / 'rough'}", OMP_NUM_THREADS="1")
     while not list(tmp_path.glob("rough/rough-*/*/round-01/round.json")):
         assert rough.poll() is None
         time.sleep(0.02)
@@ -137,7 +137,7 @@ def test_a_server_that_dies_for_a_while_costs_neither_training_nor_content(team,
 
 def test_what_a_server_missed_for_good_is_delivered_by_sync(team, tmp_path):
     job = [*SMALL, "training.epochs=20", f"tracking.uri={team.uri}", "name=late", f"runs={tmp_path}"]
-    process = typed_for_real(*job)
+    process = typed_for_real(*job, OMP_NUM_THREADS="1")
     while not list(tmp_path.glob("late-*/*/round-01/round.json")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -147,7 +147,7 @@ def test_what_a_server_missed_for_good_is_delivered_by_sync(team, tmp_path):
     assert "misses a part: the same command with task=sync delivers it" in out
     team.start()
     for _ in range(2):
-        sync = typed_for_real(*job, "task=sync")
+        sync = typed_for_real(*job, "task=sync", OMP_NUM_THREADS="1")
         out, _ = sync.communicate(timeout=300)
         assert sync.returncode == 0, out
         assert "has all 3 rounds of" in out

@@ -39,11 +39,22 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, least and most over seeds."""
+    """Median, least and most of repeated measurements."""
 
     median: float
     least: float
     most: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} ({self.least:{spec}} to {self.most:{spec}})"
+
+    def __mul__(self, factor: float) -> "Spread":
+        return Spread(self.median * factor, self.least * factor, self.most * factor)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, least and most."""
+    return Spread(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Method:
     def _point(self, index: int) -> Point:
         rounds = [run.rounds[index] for run in self.runs.values() if index < len(run.rounds)]
         known = [name for name in FIGURES if all(name in figures for figures in rounds)]
-        return Point(index, len(rounds), {name: _spread([figures[name] for figures in rounds]) for name in known})
+        return Point(index, len(rounds), {name: spread([figures[name] for figures in rounds]) for name in known})
 
     def reached(self, loss: float) -> Point | None:
         """The smallest density at which the median accuracy is at most ``loss`` under the dense network's."""
@@ -91,10 +102,6 @@ class Method:
         """Epochs of one retraining."""
         settings = next(iter(self.runs.values())).settings
         return max(1, round(float(settings["retraining.length"]) * float(settings["training.epochs"])))
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values))
 
 
 def methods(runs: Sequence[TrackedRun]) -> list[Method]:
@@ -201,10 +208,8 @@ def _accuracies(methods: Sequence[Method]) -> str:
 def _cell(point: Point | None, seeds: int) -> str:
     if point is None:
         return "-"
-    accuracy = point.accuracy
-    words = f"{accuracy.median * 100:.2f}"
-    if point.seeds > 1:
-        words += f" ({accuracy.least * 100:.2f} to {accuracy.most * 100:.2f})"
+    accuracy = point.accuracy * 100
+    words = f"{accuracy:.2f}" if point.seeds > 1 else f"{accuracy.median:.2f}"
     return words + (f" [{point.seeds}]" if point.seeds < seeds else "")
 
 

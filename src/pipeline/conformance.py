@@ -64,7 +64,7 @@ def cells(runs: Sequence[TrackedRun]) -> list[Cell]:
     most = max(dense, key=lambda point: point.seeds, default=None)
     first = Cell("dense", 1.0, DENSE, None, 0)
     if most is not None:
-        first = Cell("dense", 1.0, DENSE, _percent(most.accuracy), most.seeds)
+        first = Cell("dense", 1.0, DENSE, most.accuracy * 100, most.seeds)
     return [first, *(_cell(found, name, *each) for name, row in PUBLISHED.items() for each in row.items())]
 
 
@@ -80,20 +80,14 @@ def _cell(found: Sequence[Method], name: str, density: float, published: float) 
     if not points:
         return Cell(name, density, published, None, 0)
     best = max(points, key=lambda point: point.figures["validation_accuracy"].median)
-    return Cell(name, density, published, _percent(best.accuracy), best.seeds)
-
-
-def _percent(accuracy: Spread) -> Spread:
-    return Spread(accuracy.median * 100, accuracy.least * 100, accuracy.most * 100)
+    return Cell(name, density, published, best.accuracy * 100, best.seeds)
 
 
 def markdown(cells: Sequence[Cell]) -> str:
     """A line for each published figure."""
     lines = [["method", "density", "published", "measured", "seeds", "verdict"], ["---", *["---:"] * 4, "---"]]
     for cell in cells:
-        measured = "-"
-        if cell.measured:
-            measured = f"{cell.measured.median:.2f} ({cell.measured.least:.2f} to {cell.measured.most:.2f})"
+        measured = f"{cell.measured:.2f}" if cell.measured else "-"
         seeds = str(cell.seeds) if cell.seeds in (0, SEEDS) else f"{cell.seeds} of {SEEDS}"
         lines.append([cell.method, f"{cell.density:.4f}", f"{cell.published:.2f}", measured, seeds, cell.verdict])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -85,11 +85,11 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
     for axes, label in zip(rows, costs, strict=True):
         for method, name in zip(methods, titles(methods).values(), strict=True):
             xs, accuracies = _line(method, label)
-            (line,) = axes.plot(xs, [each.median * 100 for each in accuracies], marker="o", markersize=3, label=name)
+            (line,) = axes.plot(xs, [each.median for each in accuracies], marker="o", markersize=3, label=name)
             axes.fill_between(
                 xs,
-                [each.least * 100 for each in accuracies],
-                [each.most * 100 for each in accuracies],
+                [each.least for each in accuracies],
+                [each.most for each in accuracies],
                 color=line.get_color(),
                 alpha=0.15,
                 linewidth=0,
@@ -115,10 +115,10 @@ def methods_page(methods: Sequence[Method], title: str) -> str:
             figure.add_trace(
                 plotly.Scatter(
                     x=xs,
-                    y=[each.median * 100 for each in accuracies],
+                    y=[each.median for each in accuracies],
                     error_y={
-                        "array": [(each.most - each.median) * 100 for each in accuracies],
-                        "arrayminus": [(each.median - each.least) * 100 for each in accuracies],
+                        "array": [each.most - each.median for each in accuracies],
+                        "arrayminus": [each.median - each.least for each in accuracies],
                         "thickness": 1,
                     },
                     mode="lines+markers",
@@ -146,5 +146,6 @@ def _measured(methods: Sequence[Method]) -> list[str]:
 
 
 def _line(method: Method, label: str) -> tuple[list[float], list[Spread]]:
+    """What a method costs at its points, and its test accuracies in %."""
     figure, factor = COSTS[label]
-    return [p.figures[figure].median * factor for p in method.points], [p.accuracy for p in method.points]
+    return [p.figures[figure].median * factor for p in method.points], [p.accuracy * 100 for p in method.points]

@@ -165,9 +165,11 @@ class Tracker:
     @property
     def where(self) -> str:
         """How a person gets to see the store."""
+        page = f"/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
         if self.uri.startswith("http"):
-            return self.uri
-        return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
+            return self.uri + page
+        command = f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
+        return f"{command}\n        and then http://127.0.0.1:5000{page}"
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
         self.outbox.put(lambda: self._round_run(index))
