@@ -1,4 +1,4 @@
-"""What workers and the comparison cost: ``python -m benchmarks.sweeps`` writes ``docs/benchmarks-sweeps.md``."""
+"""What workers and the comparison cost: ``python -m benchmarks.sweeps [STORE]`` writes ``docs/benchmarks-sweeps.md``."""
 
 import subprocess
 import sys
@@ -22,14 +22,23 @@ def swept(workers: int) -> float:
     """Seconds of the digits sweep, six methods with one seed, in a folder of its own."""
     with tempfile.TemporaryDirectory() as runs:
         begin = time.perf_counter()
-        command = [sys.executable, "-m", "pipeline", "-m", f"+method={METHODS}", "seed=0", f"runs={runs}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "-m",
+            f"+method={METHODS}",
+            "seed=0",
+            f"runs={runs}",
+            "pruning.rounds=7",
+        ]
         command += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - begin
 
 
-def page() -> Iterator[str]:
-    """The page, a paragraph at a time."""
+def page(store: Path) -> Iterator[str]:
+    """The page, a paragraph at a time. The store of many runs is written to a folder, or found there."""
     yield "# Benchmarks of sweeps and comparisons"
     facts = environment()
     yield (
@@ -39,7 +48,7 @@ def page() -> Iterator[str]:
     seconds = in_turns({f"{n} workers": lambda n=n: swept(n) for n in (1, 2)}, TURNS)
     faster = ratio(seconds["1 workers"], seconds["2 workers"])
     yield (
-        f"The digits sweep of six methods with one seed (15 rounds a job, with bytes), {TURNS} turns; "
+        f"The digits sweep of six methods with one seed (7 rounds a job, with bytes), {TURNS} turns; "
         "one worker has both cores."
     )
     yield table(
@@ -50,9 +59,9 @@ def page() -> Iterator[str]:
             ["two are faster by", f"{faster:.2f}"],
         ],
     )
-    with tempfile.TemporaryDirectory() as runs:
-        comparison.write(Path(runs), PARENTS, ROUNDS)
-        took = [comparison.seconds(Path(runs)) for _ in range(3)]
+    if not store.exists():
+        comparison.write(store, PARENTS, ROUNDS)
+    took = [comparison.seconds(store) for _ in range(3)]
     yield (
         f"`task=compare` over {PARENTS:,} parent runs of {ROUNDS} rounds each (and round 0), the whole command, "
         f"SQLite: {spread(took):.1f} s."
@@ -61,10 +70,11 @@ def page() -> Iterator[str]:
 
 def main() -> None:
     paragraphs = []
-    for paragraph in page():
-        print(paragraph, flush=True)
-        print()
-        paragraphs.append(paragraph)
+    with tempfile.TemporaryDirectory() as folder:
+        for paragraph in page(Path(*sys.argv[1:] or [folder, "store"])):
+            print(paragraph, flush=True)
+            print()
+            paragraphs.append(paragraph)
     PAGE.write_text("\n\n".join(paragraphs) + "\n")
 
 

@@ -16,6 +16,7 @@ QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PAGE = "/#/experiments/1/runs?workflowType=machine_learning&searchFilter=tags.kind%20!%3D%20%22round%22"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 pytestmark = [
@@ -73,7 +74,7 @@ def names(runs):
 
 def open_runs(page, ui):
     """The page that a run names at its end."""
-    page.goto(f"{ui}/#/experiments/1/runs?workflowType=machine_learning")
+    page.goto(ui + PAGE)
     page.get_by_text("matching runs").wait_for()
 
 
@@ -100,7 +101,7 @@ def test_runs_tell_method_seed_and_density_and_two_of_them_compare(page, ui, run
 
 def test_charts_show_accuracy_and_density_of_all_runs_by_round(page, ui, runs):
     open_runs(page, ui)
-    page.goto(f"{ui}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART")
+    page.goto(f"{ui}{PAGE}&compareRunsMode=CHART")
     page.get_by_text("Model metrics").first.wait_for()
     for name in names(runs):
         page.get_by_text(f"{name} (density)").first.wait_for()

@@ -3,6 +3,8 @@
 import os
 import random
 import re
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from pipeline import sweep
 from pipeline.__main__ import main
 from pipeline.sweep import Note
 from tests.conftest import SMALL
-from tests.servers import family
+from tests.servers import family, free_port, killed
 from tests.test_command_line import PROJECT
 from tests.test_rounds import content
 from tests.test_tracking import everything
@@ -165,9 +167,8 @@ def test_killed_with_all_its_processes_and_typed_again_a_sweep_ends_as_if_nothin
         while len(list(runs.glob("digits-*/*/round-*/round.json"))) < rounds:
             assert process.poll() is None
             time.sleep(0.02)
-        for each in family(process):
-            each.kill()
-        process.communicate()
+        killed(process)
+        process.stdout.close()
         assert content(runs) != content(whole)
         process = typed_for_real(*command)
         out, _ = process.communicate(timeout=400)
@@ -202,10 +203,12 @@ def test_submitit_runs_the_same_sweep(whole, tmp_path):
 @pytest.mark.slow
 def test_ray_runs_it_on_two_nodes_and_goes_on_when_one_is_killed(whole, tmp_path):
     ray = str(Path(sys.executable).with_name("ray"))
-    address, folder = "127.0.0.1:6399", Path(f"/tmp/ray-{os.getpid()}")  # sockets' paths may have a hundred letters
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_failure_threshold": "2"}
+    port = free_port()
+    address, folder = f"127.0.0.1:{port}", Path(f"/tmp/ray-{os.getpid()}")  # sockets' paths may have a hundred letters
+    cluster = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    environment = os.environ | cluster
     common = ["--num-cpus=1", "--disable-usage-stats", "--block", "--object-store-memory=100000000"]
-    head = [ray, "start", "--head", "--port=6399", "--include-dashboard=false", f"--temp-dir={folder}", *common]
+    head = [ray, "start", "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", *common]
     nodes = []
     try:
         for command in (head, [ray, "start", f"--address={address}", *common]):
@@ -217,22 +220,18 @@ def test_ray_runs_it_on_two_nodes_and_goes_on_when_one_is_killed(whole, tmp_path
             time.sleep(8)
         runs = tmp_path / "runs"
         command = [*SWEEP, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}", f"runs={runs}"]
-        process = typed_for_real(*command)
+        process = typed_for_real(*command, **cluster)
         while len(list(runs.glob("digits-*/*/round-01/round.json"))) < 2:
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.05)
-        for each in family(nodes[1]):
-            each.kill()
+        killed(nodes[1])
         out, _ = process.communicate(timeout=400)
-        process = typed_for_real(*command)
+        process = typed_for_real(*command, **cluster)
         again, _ = process.communicate(timeout=400)
         assert process.returncode == 0, out + again
         assert ordered(runs) == ordered(whole)
     finally:
         for node in nodes:
             if node.poll() is None:
-                for each in family(node):
-                    each.kill()
-            node.wait()
-        subprocess.run([ray, "stop", "--force"], env=environment, capture_output=True, check=False)
-        subprocess.run(["rm", "-rf", str(folder)], check=False)
+                killed(node)
+        shutil.rmtree(folder, ignore_errors=True)

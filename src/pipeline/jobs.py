@@ -131,7 +131,9 @@ def _shown_and_tracked(
         curves = _save_and_send(alone, done, sizes, settings, tracker)
         if not tracker.delivered():
             for watcher in (display, *watchers):
-                watcher.note(f"MLflow at {tracker.uri} misses a part: the same command with task=sync delivers it")
+                watcher.note(
+                    f"warning: MLflow at {tracker.uri} misses a part: the same command with task=sync delivers it"
+                )
     if settings.record is not None:
         ended = {"ledger": alone.ledger.folder.parent.name, "fingerprint": fingerprint(alone.ledger.identity)}
         digests = [rounds.ledger_of(alone, each.index).digest(each.index) for each in done]

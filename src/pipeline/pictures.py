@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as plotly
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from plotly.colors import DEFAULT_PLOTLY_COLORS
 from plotly.subplots import make_subplots
 
@@ -96,10 +97,12 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
             )
         axes.axhline(methods[0].points[0].accuracy.median * 100, color="black", linestyle=":", linewidth=1)
         axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
-    rows[0].set_ylabel("test accuracy (%)")
+    rows[0].set(ylabel="test accuracy (%)", ylim=_shown(methods))
     figure.suptitle(title)
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
@@ -131,9 +134,19 @@ def methods_page(methods: Sequence[Method], title: str) -> str:
                 col=column,
             )
         figure.update_xaxes(title=label, type="log", autorange="reversed", row=1, col=column)
+    figure.update_yaxes(range=_shown(methods))
     figure.update_yaxes(title="test accuracy (%)", col=1)
     figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": -0.2})
     return str(figure.to_html(include_plotlyjs=True))
+
+
+def _shown(methods: Sequence[Method]) -> tuple[float, float]:
+    """The range of accuracies, in %, that is drawn. One method that falls far under all others leaves the picture."""
+    lows = sorted(min(point.accuracy.least for point in method.points) * 100 for method in methods)
+    top = max(point.accuracy.most for method in methods for point in method.points) * 100
+    bottom = lows[1] if len(lows) > 2 and lows[1] - lows[0] > top - lows[1] else lows[0]
+    margin = 0.05 * (top - bottom) + 0.1
+    return bottom - margin, top + margin
 
 
 def _measured(methods: Sequence[Method]) -> list[str]:

@@ -179,8 +179,9 @@ class Progress:
     def batch_done(self, batches: int, of: int) -> None: ...
 
     def note(self, sentence: str) -> None:
-        self.told = sentence
-        self._note(0)
+        if sentence.startswith("warning"):
+            self.told = sentence
+            self._note(0)
 
     def epoch_done(self, index: int, history: "tuple[Epoch, ...]") -> None:
         if time.monotonic() - self.last >= SECONDS_BETWEEN_LOOKS:

@@ -165,7 +165,8 @@ class Tracker:
     @property
     def where(self) -> str:
         """How a person gets to see the store."""
-        page = f"/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        query = "workflowType=machine_learning&searchFilter=tags.kind%20!%3D%20%22round%22"
+        page = f"/#/experiments/{self.experiment_id}/runs?{query}"
         if self.uri.startswith("http"):
             return self.uri + page
         command = f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
