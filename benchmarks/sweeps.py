@@ -1,4 +1,4 @@
-"""What workers and the comparison cost: ``python -m benchmarks.sweeps [STORE]`` writes ``docs/benchmarks-sweeps.md``."""
+"""What workers and the comparison cost: ``python -m benchmarks.sweeps [STORE]`` writes a page of docs/."""
 
 import subprocess
 import sys
