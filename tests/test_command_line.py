@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline import sweep
 from pipeline.__main__ import main
 from pipeline.composition import CONF
 from pipeline.speed import has_compiler
@@ -102,7 +103,12 @@ def test_the_readmes_commands_compose():
     commands = [shlex.split(line) for line in lines if "-m pipeline" in line]
     assert len(commands) >= 3
     for words in commands:
-        settings(*words[words.index("pipeline") + 1 :])
+        overrides = words[words.index("pipeline") + 1 :]
+        if "-m" in overrides:
+            overrides.remove("-m")
+            assert len(sweep.planned(overrides, lambda _: Path()).titles) > 1
+        else:
+            settings(*overrides)
     targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
     made = [line.split()[1] for line in lines if line.startswith("make ")]
     assert {"run", "test"} <= set(made) <= set(targets)

@@ -18,8 +18,8 @@ from tests.test_sweep import typed_for_real
 from tests.test_tracking import artifacts, runs
 
 pytestmark = pytest.mark.slow
-OUTAGE = 15.0
-"""Seconds."""
+OUTAGE, EPOCHS = 15.0, 40
+"""Seconds that the server is away, and epochs a round of a run that outlasts it."""
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,13 @@ def test_eight_runs_that_meet_an_empty_sqlite_store_make_it_once_and_lose_nothin
 
 
 def test_a_server_that_dies_for_a_while_costs_neither_training_nor_content(team, tmp_path):
-    job = [*SMALL, "training.epochs=40", "training.max_steps=null", "pruning.rounds=5", f"tracking.uri={team.uri}"]
+    job = [
+        *SMALL,
+        f"training.epochs={EPOCHS}",
+        "training.max_steps=null",
+        "pruning.rounds=5",
+        f"tracking.uri={team.uri}",
+    ]
     calm = typed_for_real(*job, "name=calm", f"runs={tmp_path / 'calm'}", OMP_NUM_THREADS="1")
     out, _ = calm.communicate(timeout=300)
     assert calm.returncode == 0, out

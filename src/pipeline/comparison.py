@@ -150,7 +150,7 @@ def _differing(runs: Sequence[TrackedRun]) -> Iterator[str]:
         if group not in (*NO_NUMBERS, "data_digest", "precision", "compile") or f"{group}.{name}" in NOT_COMPARED:
             continue
         values: dict[str, list[str]] = {}
-        for run in runs:
+        for run in sorted(runs, key=lambda run: run.started_ms):
             values.setdefault(run.settings.get(key, ""), []).append(run.name)
         if len(values) > 1:
             told = (f"{value[:20] or 'not known'} in {_some(names)}" for value, names in values.items())

@@ -108,7 +108,8 @@ def planned(overrides: Sequence[str], runs_folder: Callable[[str | None], Path])
     if faults:
         raise SettingsError(list(faults))
     digest = hashlib.sha256(json.dumps([word for word in overrides if not word.startswith("hydra")]).encode())
-    return Sweep(titles, tuple(settings), runs_folder(settings[0].runs) / "sweeps" / digest.hexdigest()[:8])
+    folder = runs_folder(settings[0].runs).absolute() / "sweeps" / digest.hexdigest()[:8]
+    return Sweep(titles, tuple(settings), folder)
 
 
 def read(folder: Path, number: int) -> Note:
