@@ -18,7 +18,7 @@ from tests.test_sweep import typed_for_real
 from tests.test_tracking import artifacts, runs
 
 pytestmark = pytest.mark.slow
-OUTAGE, EPOCHS = 15.0, 40
+OUTAGE, EPOCHS = 15.0, 80
 """Seconds that the server is away, and epochs a round of a run that outlasts it."""
 
 
