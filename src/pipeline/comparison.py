@@ -201,7 +201,7 @@ def _accuracies(methods: Sequence[Method]) -> str:
     seeds = max(len(method.runs) for method in methods)
     return (
         f"Test accuracy in %: median (least to most) of {seeds} seeds; a number in brackets: of so many.\n\n"
-        + _table(lines)
+        + markdown_table(lines)
     )
 
 
@@ -227,7 +227,7 @@ def _reached(methods: Sequence[Method]) -> str:
         lines.append([name, str(method.epochs_a_round), *cells, macs, size])
     return (
         "The smallest density at which the median test accuracy is no more than so much under the dense network's; "
-        f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + _table(lines)
+        f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + markdown_table(lines)
     )
 
 
@@ -239,11 +239,12 @@ def _wins(methods: Sequence[Method]) -> str:
         lines.append([names[one.name], *(f"{won} of {of}" if of else "-" for won, of in counts)])
     return (
         "How often the method of the row has the higher test accuracy than that of the column, of all pairs of equal "
-        "seed and density.\n\n" + _table(lines)
+        "seed and density.\n\n" + markdown_table(lines)
     )
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first two a head and its rule, as Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

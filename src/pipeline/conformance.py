@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.comparison import Method, Spread, TrackedRun, methods
+from pipeline.comparison import Method, Spread, TrackedRun, markdown_table, methods
 
 EXPERIMENT = "resnet20"
 TOLERANCE = 0.5
@@ -90,4 +90,4 @@ def markdown(cells: Sequence[Cell]) -> str:
         measured = f"{cell.measured:.2f}" if cell.measured else "-"
         seeds = str(cell.seeds) if cell.seeds in (0, SEEDS) else f"{cell.seeds} of {SEEDS}"
         lines.append([cell.method, f"{cell.density:.4f}", f"{cell.published:.2f}", measured, seeds, cell.verdict])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table(lines)

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a request may have arrived although it failed:
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # to try again is left to those who look first
+# a request may have arrived although it failed: to try again is left to those who look first
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 from filelock import FileLock
 from matplotlib.figure import Figure
