@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.comparison import FIGURES, TrackedRun
 from pipeline.errors import SettingsError, one_line
 from pipeline.settings import Settings
-from pipeline.tracking import connected, told_of, tracking_uri
+from pipeline.tracking import connected, run_with, told_of, tracking_uri
 
 PAGE = 1000
 OF_THE_MACHINE = ("data_digest", "precision", "compile")
@@ -58,14 +58,14 @@ class Store:
 
     def put(self, kind: str, title: str, folder: Path) -> None:
         """Puts a folder's files into a run of their own; the same tables again go to the same run."""
+        assert self.experiment_id is not None, "only what was read from runs is put beside them"
         sha = hashlib.sha256()
         for path in sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".md")):
             sha.update(path.read_bytes())
         tags = {"kind": kind, "digest": sha.hexdigest()[:16]}
         with told_of(self.uri):
-            query = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
-            found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
-            run = found[0] if found else self.client.create_run(self.experiment_id, run_name=title, tags=tags)
+            run = run_with(self.client, self.experiment_id, tags)
+            run = run or self.client.create_run(self.experiment_id, run_name=title, tags=tags)
             self.client.log_artifacts(run.info.run_id, str(folder))
             self.client.set_terminated(run.info.run_id, "FINISHED")
 

@@ -119,6 +119,13 @@ def experiment(client: MlflowClient, name: str, runs: Path) -> str:
     return found.experiment_id
 
 
+def run_with(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:
+    """The run of an experiment that has these tags, if there is one."""
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_runs([experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
+    return found[0] if found else None
+
+
 class Tracker:
     """Mirrors one run into MLflow. Left by an exception, its runs end as KILLED or FAILED."""
 
@@ -318,14 +325,13 @@ class Tracker:
 
     def _run(self, tags: Mapping[str, str], title: str, reopen: bool = True) -> Run:
         """The run with these tags: found (and set RUNNING again, unless it is to stay FINISHED) or made."""
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
-        if not found:
+        found = run_with(self.client, self.experiment_id, tags)
+        if found is None:
             return self.client.create_run(self.experiment_id, run_name=title, tags=dict(tags))
-        if found[0].info.status != "RUNNING" and (reopen or found[0].info.status != "FINISHED"):
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return self.client.get_run(found[0].info.run_id)
-        return found[0]
+        if found.info.status != "RUNNING" and (reopen or found.info.status != "FINISHED"):
+            self.client.update_run(found.info.run_id, status="RUNNING")
+            return self.client.get_run(found.info.run_id)
+        return found
 
     def _send_epochs(self, index: int, history: Sequence[Epoch]) -> None:
         metrics = [
