@@ -13,6 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -160,10 +161,13 @@ def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugi
 def instructions(processor: Processor, model: Path, inputs: Path, folder: Path) -> int:
     """Executed instructions of one inference of a model, its input the first of ``inputs``; one thread.
 
-    The median of seven, in a process whose addresses and random bytes are the same each time.
+    The median of seven, in a process whose addresses, random bytes and arguments are the same each time.
     """
     counts = folder / f"{processor.name}-{model.stem}.counts"
-    emulated(processor, [str(COUNTED), str(model), str(inputs)], folder, plugin=counts)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for name, path in (("model.onnx", model), ("inputs.npz", inputs)):
+            Path(place, name).symlink_to(path.resolve())
+        emulated(processor, [str(COUNTED), "model.onnx", "inputs.npz"], Path(place), plugin=counts)
     marks = [int(line) for line in counts.read_text().split()]
     return round(statistics.median(later - mark for mark, later in pairwise(marks)))
 

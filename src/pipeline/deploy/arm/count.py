@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -9,9 +10,10 @@ import onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 options.log_severity_level = 3
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+model = Path(sys.argv[1]).read_bytes()  # a path would be part of what is counted
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 one = {"input": np.load(sys.argv[2])["inputs"][:1]}
-for _ in range(2):
+for _ in range(8):  # Python's interpreter specialises its own code in these
     session.run(None, one)
 for _ in range(7):
     os.getppid()
