@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from pipeline import rounds
 from pipeline.errors import PipelineError
 from pipeline.jobs import build_job
+from pipeline.ledger import Ledger
 from pipeline.pruning.masks import kept, ones_like
 from pipeline.pruning.prune import prune
 from pipeline.train import capture, masked
@@ -168,6 +169,26 @@ def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
         else:
             break
     assert stops == 3 + 2 * (job.span.last - job.span.first)
+    assert content(stopped) == content(whole)
+
+
+def test_a_kill_just_after_a_record_leaves_nothing_behind(small_job, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    rounds.run(small_job(runs=whole))
+    for _ in range(3):  # round 0, 1 and 2
+        clear, records = Ledger.clear, len(list(stopped.rglob("round.json")))
+
+        def killed(ledger, index, clear=clear, records=records):
+            if len(list(stopped.rglob("round.json"))) > records:
+                raise Stop
+            clear(ledger, index)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Ledger, "clear", killed)
+            with pytest.raises(Stop):
+                rounds.run(small_job(runs=stopped))
+        assert list(stopped.rglob("partial.safetensors"))
+    rounds.run(small_job(runs=stopped))
     assert content(stopped) == content(whole)
 
 

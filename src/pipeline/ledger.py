@@ -161,7 +161,11 @@ class Ledger:
             "environment": environment,
         }
         write_file(folder / "round.json", json.dumps(record, indent=1).encode())
-        (folder / "partial.safetensors").unlink(missing_ok=True)
+        self.clear(round_.index)
+
+    def clear(self, index: int) -> None:
+        """Removes what is left of the training of a complete round, which a kill just after the record leaves."""
+        (self.path(index) / "partial.safetensors").unlink(missing_ok=True)
 
     def partial(self, index: int) -> tuple[State, tuple[Epoch, ...]] | None:
         """State and history of a round under way, after its last finished epoch."""

@@ -116,6 +116,7 @@ def run(job: Job) -> list[Round]:
                     break
                 _train_round(job, job.ledger, index, masks, job.span, partial(start_state, job, index))
             else:
+                job.ledger.clear(index)
                 masks = _in_order(job.ledger.masks(index), masks)
             rounds.append(_complete(job, index))
             _tell(job, "round_done", rounds[-1], job.ledger.path(index), trained=trained)
@@ -253,6 +254,7 @@ def _dense_round(job: Job) -> Round:
                     _train_round(job, job.dense, 0, _alive(job, ()), job.dense_span, lambda: State(job.initial(0), {}))
                 else:
                     _take_trained(job, State(job.trained, {}))
+    job.dense.clear(0)
     dense = job.dense.read(0)
     assert dense is not None
     dense = dataclasses.replace(dense, layers=_layers(job, _alive(job, job.pruning.exclude)))
