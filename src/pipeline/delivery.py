@@ -48,7 +48,7 @@ def write_report(settings: Settings, runs: Path, folder: Path) -> list[Path]:
     sizes = []
     if settings.deploy.sizes:
         with suppress(PipelineError):  # a network that cannot be exported has no bytes
-            sizes = outcome.measured(job, rounds, settings.deploy.calibration_images, lambda index: None)
+            sizes = outcome.measured(job, rounds, settings.deploy, lambda index: None)
     title = f"{settings.name}, seed {settings.seed}"
     return outcome.write(folder, rounds, sizes, chosen(rounds, settings.pruning), job.method, title)
 

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -19,14 +20,16 @@ from pipeline.data import load
 from pipeline.data.own import own_batches
 from pipeline.display import Display
 from pipeline.environment import describe_environment, environment, expanded
-from pipeline.errors import PipelineError, SettingsError, Stopped
+from pipeline.errors import PipelineError, SettingsError, Stopped, one_line
 from pipeline.ledger import Ledger, Round, dense_home, run_home, tensor_digest, write_file
 from pipeline.networks import build_network, check_scores, prunable
 from pipeline.networks.weights import read_weights
+from pipeline.pruning.channels import ChannelGroup, channel_groups
+from pipeline.pruning.policy import read_policy
 from pipeline.randomness import derived_seed
 from pipeline.ranks import LedOnly, Ranks, together
 from pipeline.rounds import Job, Watcher
-from pipeline.settings import Settings, fingerprint, run_identity
+from pipeline.settings import Pruning, Settings, fingerprint, run_identity
 from pipeline.speed import keep_freed_memory, resolved
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ def build_job(
     """
     dataset = load(settings.data) if module is None else own_batches(module)
     training = resolved(settings.training, dataset.steps_per_epoch(settings.training.batch_size))
-    settings = dataclasses.replace(settings, training=training)
+    settings = dataclasses.replace(settings, training=training, pruning=_with_shares(settings.pruning))
     identity: dict[str, Any] = run_identity(settings) | {"data_digest": dataset.digest}
 
     if network is None:
@@ -64,7 +67,8 @@ def build_job(
 
         identity["initial_digest"] = tensor_digest(given.state_dict())
     scores = check_scores(network, settings.model.network, dataset.example, len(dataset.classes))
-    prunable(network, settings.pruning.exclude)
+    groups = _removable(network, dataset.example, settings.pruning) if settings.pruning.structure == "filter" else ()
+    _check_patterns(settings.pruning, groups, prunable(network, settings.pruning.exclude))
     trained = None
     if settings.model.weights is not None:
         trained = read_weights(expanded(settings.model.weights), network)
@@ -77,6 +81,7 @@ def build_job(
         classes=scores,
         training=training,
         pruning=settings.pruning,
+        groups=groups,
         retraining=settings.retraining,
         seed=settings.seed,
         initial=initial,
@@ -87,6 +92,42 @@ def build_job(
         watchers=(),
         ranks=Ranks(),
     )
+
+
+def _with_shares(pruning: Pruning) -> Pruning:
+    """The pruning with the shares of its policy file, whose name takes the place of its path."""
+    if pruning.policy is None:
+        return pruning
+    name, shares = read_policy(expanded(pruning.policy), pruning.structure)
+    return dataclasses.replace(pruning, policy=name, shares=shares)
+
+
+def _removable(network: nn.Module, example: Tensor, pruning: Pruning) -> tuple[ChannelGroup, ...]:
+    """The groups of channels that may go.
+
+    Raises:
+        SettingsError: if there is none.
+    """
+    try:
+        groups = channel_groups(network, example)
+    except ValueError as error:
+        raise SettingsError([f"pruning.structure: got filter, but {one_line(error)}; takes weight"]) from error
+    groups = tuple(each for each in groups if not any(each.matches(pattern) for pattern in pruning.exclude))
+    if not groups:
+        raise SettingsError(["pruning.structure: got filter, but no layer's filters can be removed; takes weight"])
+    return groups
+
+
+def _check_patterns(pruning: Pruning, groups: Sequence[ChannelGroup], weights: Sequence[str]) -> None:
+    """Every pattern of ``pruning.shares`` must be of a layer that can be pruned."""
+    layers = [layer for group in groups for layer in group.layers] or [name.removesuffix(".weight") for name in weights]
+    faults = [
+        f"pruning.shares: got {pattern!r}, which matches no layer; the layers are {', '.join(layers)}"
+        for pattern in pruning.shares or ()
+        if not any(fnmatchcase(layer, pattern) for layer in layers)
+    ]
+    if faults:
+        raise SettingsError(faults)
 
 
 def run_job(
@@ -171,7 +212,7 @@ def sync_job(job: Job, settings: Settings, runs: Path) -> str:
         for each in done:
             tracker.round_done(each, rounds.ledger_of(job, each.index).path(each.index), trained=False)
         if rounds.ended(job, done):
-            sizes = outcome.kept(job, done, settings.deploy.calibration_images)
+            sizes = outcome.kept(job, done, settings.deploy)
             _save_and_send(job, done, sizes, settings, tracker)
         if not tracker.delivered():
             raise PipelineError(f"MLflow at {tracker.uri} still misses a part: type the same command again")
@@ -210,7 +251,7 @@ def _sizes(job: Job, done: list[Round], settings: Settings, display: Display) ->
     if not settings.deploy.sizes:
         return []
     try:
-        return outcome.measured(job, done, settings.deploy.calibration_images, display.measuring)
+        return outcome.measured(job, done, settings.deploy, display.measuring)
     except PipelineError as error:
         display.note(f"bytes are not measured: {error}")
         return []

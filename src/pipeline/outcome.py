@@ -12,16 +12,18 @@ from pipeline import pictures, table
 from pipeline.deploy import bundle
 from pipeline.ledger import Round, write_file
 from pipeline.rounds import Job, ledger_of, network_after
+from pipeline.settings import Deploy
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of one network's ONNX files: plain export, packed float, packed int8; and what int8 was calibrated with."""
+    """Bytes of one network's ONNX files: plain export, packed float, packed int8; and what they were made with."""
 
     dense_bytes: int
     float32_bytes: int
     int8_bytes: int
     calibration_images: int
+    width_multiple: int = 1
 
     @property
     def figures(self) -> dict[str, float]:
@@ -34,18 +36,18 @@ class Sizes:
         }
 
 
-def measured(job: Job, rounds: Sequence[Round], calibration_images: int, told: Callable[[int], None]) -> list[Sizes]:
+def measured(job: Job, rounds: Sequence[Round], deploy: Deploy, told: Callable[[int], None]) -> list[Sizes]:
     """Sizes of every round: read where they are kept beside it, else measured by making the files, and kept.
 
     Raises:
         PipelineError: if the network cannot be exported.
     """
-    return [_kept(job, each, calibration_images) or _made(job, each, calibration_images, told) for each in rounds]
+    return [_kept(job, each, deploy) or _made(job, each, deploy, told) for each in rounds]
 
 
-def kept(job: Job, rounds: Sequence[Round], calibration_images: int) -> list[Sizes]:
+def kept(job: Job, rounds: Sequence[Round], deploy: Deploy) -> list[Sizes]:
     """Sizes of every round where all are kept beside the rounds, else none."""
-    found = [each for round_ in rounds if (each := _kept(job, round_, calibration_images)) is not None]
+    found = [each for round_ in rounds if (each := _kept(job, round_, deploy)) is not None]
     return found if len(found) == len(rounds) else []
 
 
@@ -76,17 +78,21 @@ def _path(job: Job, round_: Round) -> Path:
     return ledger_of(job, round_.index).path(round_.index) / "sizes.json"
 
 
-def _kept(job: Job, round_: Round, calibration_images: int) -> Sizes | None:
+def _kept(job: Job, round_: Round, deploy: Deploy) -> Sizes | None:
     try:
         sizes = Sizes(**json.loads(_path(job, round_).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return sizes if sizes.calibration_images == calibration_images else None
+    made = (sizes.calibration_images, sizes.width_multiple)
+    return sizes if made == (deploy.calibration_images, deploy.width_multiple) else None
 
 
-def _made(job: Job, round_: Round, calibration_images: int, told: Callable[[int], None]) -> Sizes:
+def _made(job: Job, round_: Round, deploy: Deploy, told: Callable[[int], None]) -> Sizes:
     told(round_.index)
-    found = bundle.models(network_after(job, round_.index), job.dataset, calibration_images).size_bytes
-    sizes = Sizes(found["dense"], found["float32"], found["int8"], calibration_images)
+    found = bundle.models(
+        network_after(job, round_.index), job.dataset, deploy.calibration_images, deploy.width_multiple
+    )
+    size = found.size_bytes
+    sizes = Sizes(size["dense"], size["float32"], size["int8"], deploy.calibration_images, deploy.width_multiple)
     write_file(_path(job, round_), json.dumps(dataclasses.asdict(sizes)).encode())
     return sizes

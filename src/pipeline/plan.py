@@ -10,21 +10,24 @@ from pipeline.train import Epoch, State, train_round
 
 def plan(job: Job) -> Iterator[str]:
     """Lines for a person: rounds with densities, epochs and steps, and the time by one timed epoch."""
+    excluded = job.pruning.exclude if job.pruning.structure == "weight" else ()
     parameters = dict(job.network.named_parameters())
-    sizes = [parameters[name].numel() for name in prunable(job.network, job.pruning.exclude)]
+    weights = sum(parameters[name].numel() for name in prunable(job.network, excluded))
     first = job.dense_span if job.trained is None else dataclasses.replace(job.dense_span, first=job.dense_span.last)
-    limited = job.pruning.rounds is not None or job.pruning.target_density is not None
-    densities = planned(sizes, job.pruning) if limited else [1.0]
+    known = planned(job)
+    densities = known or [1.0]
+    by_macs = job.pruning.measure == "macs" and job.pruning.shares is None
 
-    yield f"{'round':>8}{'density':>10}{'weights':>14}{'epochs':>8}{'steps':>10}"
+    yield f"{'round':>8}{'MACs' if by_macs else 'density':>10}{'weights':>14}{'epochs':>8}{'steps':>10}"
     steps = epochs = 0
     for index, density in enumerate(densities):
         span = job.span if index else first
         in_round = max(0, span.total_steps - span.position(span.first, 0))
         steps += in_round
         epochs += span.last - span.first
-        yield f"{index:>8}{density:>10.4f}{round(density * sum(sizes)):>14,}{span.last - span.first:>8}{in_round:>10,}"
-    if not limited:
+        left = f"{round(density * weights):,}" if not by_macs or density == 1 else "?"
+        yield f"{index:>8}{density:>10.4f}{left:>14}{span.last - span.first:>8}{in_round:>10,}"
+    if known is None:
         yield "further rounds follow until validation accuracy falls by pruning.max_accuracy_drop"
     seconds = timed_epoch(job)
     total = seconds * steps / job.dense_span.steps(0)

@@ -27,8 +27,13 @@ def method_name(retraining: Retraining) -> str:
 
 
 def run_title(pruning: Pruning, retraining: Retraining) -> str:
-    """What a run is called in a comparison: its method, and that weights were pruned at random if they were."""
-    return method_name(retraining) + ("" if pruning.criterion == "magnitude" else " (random pruning)")
+    """What a run is called in a comparison: its method, and what was pruned how if not weights by magnitude."""
+    said = [
+        *(["filters"] if pruning.structure == "filter" else []),
+        *(["random pruning"] if pruning.criterion == "random" else []),
+        *([pruning.policy or "given shares"] if pruning.shares is not None else []),
+    ]
+    return method_name(retraining) + (f" ({', '.join(said)})" if said else "")
 
 
 @dataclass(frozen=True)

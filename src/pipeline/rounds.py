@@ -21,16 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from pipeline.costs import layer_costs, positions
+from pipeline.costs import density, layer_costs, positions
 from pipeline.data.dataset import Dataset, Split
 from pipeline.errors import PipelineError
 from pipeline.ledger import Ledger, Round
 from pipeline.networks import prunable, weight_layers
-from pipeline.pruning.criteria import CRITERIA, Scores
+from pipeline.pruning.channels import ChannelGroup
+from pipeline.pruning.cut import cut, least_share
 from pipeline.pruning.masks import Masks, digest, kept, ones_like
-from pipeline.pruning.prune import emptied, prune, removal_count
+from pipeline.pruning.prune import emptied, removal_count
 from pipeline.randomness import generator
 from pipeline.ranks import Ranks
 from pipeline.retraining import Span, retraining_span, run_title, training_span
@@ -61,8 +63,8 @@ class Watcher(Protocol):
 class Job:
     """All that a run needs.
 
-    ``initial(0)`` gives round 0's initial weights, ``initial(r)`` fresh ones for round r. ``trained`` are weights that
-    take the place of round 0's training.
+    ``groups`` are the channels that may go where whole filters are pruned. ``initial(0)`` gives round 0's initial
+    weights, ``initial(r)`` fresh ones for round r. ``trained`` are weights that take the place of round 0's training.
     """
 
     network: nn.Module
@@ -70,6 +72,7 @@ class Job:
     classes: int
     training: Training
     pruning: Pruning
+    groups: tuple[ChannelGroup, ...]
     retraining: Retraining
     seed: int
     initial: Callable[[int], Mapping[str, Tensor]]
@@ -106,7 +109,7 @@ def run(job: Job) -> list[Round]:
         PipelineError: if another process holds the ledger, the ledger is of other settings, or training diverges.
     """
     with job.ledger.locked():
-        masks: Masks = _alive(job, job.pruning.exclude)
+        masks: Masks = _alive(job)
         rounds = [_dense_round(job)]
         while not finished(rounds, job.pruning):
             index = len(rounds)
@@ -170,8 +173,29 @@ def _within(round_: Round, dense: Round, drop: float) -> bool:
     return accuracy >= reference - drop - 1e-9
 
 
-def planned(sizes: Sequence[int], pruning: Pruning) -> list[float]:
-    """Density of every round from 0 on, by arithmetic alone; a floor on accuracy may end a run before."""
+def planned(job: Job) -> list[float] | None:
+    """Density of every round from 0 on, by arithmetic alone; None if nothing but accuracy ends the run.
+
+    A floor on accuracy may end a run before. Filters: of weights or multiply-adds (``pruning.measure``), each round to
+    within a filter; there may be fewer rounds, since one never removes less than it should.
+    """
+    pruning, masks = job.pruning, _alive(job)
+    if pruning.rounds is None and pruning.target_density is None and pruning.shares is None:
+        return None
+    if pruning.shares is not None:
+        nothing = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
+        densities = [1.0, density(_layers(job, _cut(job, nothing, masks, 1)))]
+        return densities if pruning.rounds is None else densities[: pruning.rounds + 1]
+    if pruning.structure == "filter":
+        densities = [1.0]
+        while densities[-1] != pruning.target_density and len(densities) - 1 != pruning.rounds:
+            densities.append(max(densities[-1] * (1 - pruning.fraction), pruning.target_density or 0.0))
+        return densities
+    return planned_densities([mask.numel() for mask in masks.values()], pruning)
+
+
+def planned_densities(sizes: Sequence[int], pruning: Pruning) -> list[float]:
+    """Density of every round from 0 on where weights of layers of these ``sizes`` compete, to the weight."""
     groups = [[sum(sizes), sum(sizes)]] if pruning.scope == "global" else [[size, size] for size in sizes]
     densities = [1.0]
     while pruning.rounds is None or len(densities) <= pruning.rounds:
@@ -188,15 +212,20 @@ def planned(sizes: Sequence[int], pruning: Pruning) -> list[float]:
 
 def planned_rounds(job: Job) -> int | None:
     """How many rounds follow round 0; None if nothing but accuracy ends the run."""
-    if job.pruning.rounds is None and job.pruning.target_density is None:
-        return None
-    return len(planned([mask.numel() for mask in _alive(job, job.pruning.exclude).values()], job.pruning)) - 1
+    densities = planned(job)
+    return None if densities is None else len(densities) - 1
 
 
 def ended(job: Job, rounds: Sequence[Round]) -> bool:
     """Whether no further round is asked for."""
+    if finished(rounds, job.pruning):
+        return True
+    if job.groups and job.pruning.target_density is not None:
+        last = rounds[-1]
+        left = last.macs_kept / last.macs_dense if job.pruning.measure == "macs" else last.density
+        return left <= job.pruning.target_density
     planned = planned_rounds(job)
-    return finished(rounds, job.pruning) or (planned is not None and len(rounds) > planned)
+    return planned is not None and len(rounds) > planned
 
 
 def start_state(job: Job, index: int) -> State:
@@ -217,23 +246,10 @@ def start_state(job: Job, index: int) -> State:
 def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
     """The masks of a round, from the weights at the end of the one before."""
     weights = ledger_of(job, index - 1).state(index - 1).network
-    scores = Scores(
-        CRITERIA[job.pruning.criterion], weights, lambda name: generator(job.seed, index, "random criterion", name)
-    )
-    share = job.pruning.empty_layer if isinstance(job.pruning.empty_layer, float) else 0.0
     try:
-        pruned = job.ranks.from_leader(
-            lambda: prune(
-                scores,
-                masks,
-                fraction=job.pruning.fraction,
-                scope=job.pruning.scope,
-                target_density=job.pruning.target_density,
-                keep_share=share,
-            )
-        )
+        pruned = job.ranks.from_leader(lambda: _cut(job, weights, masks, index))
     except ValueError as error:
-        setting = " (pruning.empty_layer)" if share else ""
+        setting = " (pruning.empty_layer)" if least_share(job.pruning) else ""
         raise PipelineError(f"round {index}: {error}{setting}") from error
     if layers := emptied(masks, pruned):
         sentence = f"round {index} removes the last weight of {', '.join(layers)}"
@@ -244,6 +260,14 @@ def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
     return pruned
 
 
+def _cut(job: Job, weights: Mapping[str, Tensor], masks: Masks, index: int) -> dict[str, Tensor]:
+    places = positions(job.network, job.dataset.example) if job.groups else {}
+    return cut(
+        job.pruning, weights, masks, job.groups, places,
+        lambda name: generator(job.seed, index, "random criterion", name),
+    )  # fmt: skip
+
+
 def _dense_round(job: Job) -> Round:
     """Round 0, trained by this run or another. What this run excludes from pruning is told apart afterwards."""
     trained = False
@@ -251,13 +275,13 @@ def _dense_round(job: Job) -> Round:
         with job.dense.locked(wait=lambda holder: _tell(job, "note", f"waiting for round 0, which {holder} trains")):
             if trained := job.dense.read(0) is None:
                 if job.trained is None:
-                    _train_round(job, job.dense, 0, _alive(job, ()), job.dense_span, lambda: State(job.initial(0), {}))
+                    _train_round(job, job.dense, 0, _whole(job), job.dense_span, lambda: State(job.initial(0), {}))
                 else:
                     _take_trained(job, State(job.trained, {}))
     job.dense.clear(0)
     dense = job.dense.read(0)
     assert dense is not None
-    dense = dataclasses.replace(dense, layers=_layers(job, _alive(job, job.pruning.exclude)))
+    dense = dataclasses.replace(dense, layers=_layers(job, _alive(job)))
     _tell(job, "round_done", dense, job.dense.path(0), trained=trained)
     return dense
 
@@ -266,7 +290,7 @@ def _take_trained(job: Job, state: State) -> None:
     """Round 0 of a network that comes trained: validated and tested, as after an epoch 0."""
     metrics = _evaluated(job, "validation", state)
     validated = Epoch(number=0, rate=0.0, metrics=metrics, seconds=0.0, finished_ms=time.time_ns() // 1_000_000)
-    _record(job, job.dense, 0, _alive(job, ()), state, (validated,))
+    _record(job, job.dense, 0, _whole(job), state, (validated,))
 
 
 def _rewind_point(job: Job, epoch: int) -> State:
@@ -287,7 +311,7 @@ def _rewind_point(job: Job, epoch: int) -> State:
         )
         reached: list[State] = []
         _train(
-            job, 0, _alive(job, ()), dataclasses.replace(job.dense_span, last=epoch), start, nearest,
+            job, 0, _whole(job), dataclasses.replace(job.dense_span, last=epoch), start, nearest,
             lambda _, state: reached.append(state),
         )  # fmt: skip
         job.dense.keep(epoch, reached[-1])
@@ -363,10 +387,25 @@ def _complete(job: Job, index: int) -> Round:
     return done
 
 
-def _alive(job: Job, exclude: tuple[str, ...]) -> dict[str, Tensor]:
-    """Masks before any pruning, in parameter order: the order that decides between equal scores."""
+def _alive(job: Job) -> dict[str, Tensor]:
+    """Masks before any pruning, in parameter order: the order that decides between equal scores.
+
+    Filters go with what reads them and with their biases and normalisation, so those have masks too.
+    """
+    if not job.groups:
+        return _ones(job, prunable(job.network, job.pruning.exclude))
+    vectors = {part.parameter for group in job.groups for part in group.vectors}
+    return _ones(job, [*prunable(job.network), *sorted(vectors)])
+
+
+def _whole(job: Job) -> dict[str, Tensor]:
+    """Masks of the dense network, whatever this run prunes of it."""
+    return _ones(job, prunable(job.network))
+
+
+def _ones(job: Job, names: Sequence[str]) -> dict[str, Tensor]:
     parameters = dict(job.network.named_parameters())
-    return ones_like({name: parameters[name] for name in prunable(job.network, exclude)})
+    return ones_like({name: parameters[name] for name in names})
 
 
 def _in_order(masks: Masks, like: Masks) -> dict[str, Tensor]:

@@ -193,12 +193,22 @@ class Training:
 
 @dataclass(frozen=True)
 class Pruning:
+    structure: Literal["weight", "filter"]
+    """Whether single weights go, or whole filters with all that reads what they make."""
     fraction: ProperShare
-    """Share of the surviving weights that one round removes."""
+    """Share of the surviving weights that one round removes (of filters: so many that at least this share goes)."""
     criterion: Literal["magnitude", "random"]
-    """What scores a weight; the lowest scores go."""
+    """What scores a weight or a filter; the lowest scores go."""
+    norm: Literal["l1", "l2"]
+    """How the magnitudes of a filter's weights make one score."""
     scope: Literal["global", "layer"]
-    """Whether weights compete over the whole network or within their layer."""
+    """Whether weights compete over the whole network or within their layer; of filters: all layers lose one share."""
+    measure: Literal["weights", "macs"]
+    """What ``fraction`` and ``target_density`` are shares of; multiply-adds for ``structure=filter`` alone."""
+    shares: Mapping[str, Share] | None
+    """Pattern of layers -> share of their filters (or weights) that stay, in one cut; null: ``fraction`` says."""
+    policy: str | None
+    """A file that gives ``shares``, such as a search has found."""
     exclude: tuple[str, ...]
     """Patterns (as of file names) of layers that are never pruned, such as ``conv1`` or ``stage3.*``."""
     rounds: Natural | None
@@ -243,6 +253,8 @@ class Deploy:
     """Whether a run ends with the bytes of every round's files (seconds a round)."""
     calibration_images: Count
     """How many training examples set the ranges of int8."""
+    width_multiple: Count
+    """Dead channels are taken out down to widths that are multiples of this: processors compute them 4 or 8 at once."""
     runner: Literal["auto", "qemu", "native", "ssh"]
     """What verifies a bundle: emulated ARM, this machine, or a board; auto: this machine if it is ARM, else qemu."""
     host: str | None
@@ -302,9 +314,14 @@ def dense_identity(settings: Settings) -> dict[str, Any]:
     return plain({"seed": settings.seed, **identity})
 
 
+LATER = {"structure": "weight", "norm": "l1", "measure": "weights", "shares": None, "policy": None}
+"""Pruning settings that came later, at the values that earlier runs had: they are the same runs still."""
+
+
 def run_identity(settings: Settings) -> dict[str, Any]:
     """What determines a pruned run: the dense network's identity, the pruning and the retraining."""
-    pruning = {k: v for k, v in dataclasses.asdict(settings.pruning).items() if k not in LENGTHENS}
+    pruning = dataclasses.asdict(settings.pruning)
+    pruning = {k: v for k, v in pruning.items() if k not in LENGTHENS and not (k in LATER and v == LATER[k])}
     return plain(dense_identity(settings) | {"pruning": pruning, "retraining": dataclasses.asdict(settings.retraining)})
 
 
@@ -363,7 +380,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
         yield "training.optimizer.nesterov: got true with momentum 0, takes a momentum above 0"
     if isinstance(schedule, Step) and list(schedule.milestones) != sorted(set(schedule.milestones)):
         yield f"training.schedule.milestones: got {list(schedule.milestones)}, takes rising shares"
-    if pruning.rounds is None and pruning.target_density is None and pruning.max_accuracy_drop is None:
+    given = pruning.shares is not None or pruning.policy is not None
+    if pruning.rounds is None and pruning.target_density is None and pruning.max_accuracy_drop is None and not given:
         yield (
             "pruning: got rounds, target_density and max_accuracy_drop all null, takes at least one of them "
             "(else pruning would never end)"
@@ -377,12 +395,36 @@ def _impossible(settings: Settings) -> Iterator[str]:
                 f"{pruning.rounds} of pruning.fraction={pruning.fraction} end at density {reached:.4f}; "
                 f"takes pruning.rounds={needed} or more, or null"
             )
+    yield from _impossible_shares(pruning)
     share, target = pruning.empty_layer, pruning.target_density
     if isinstance(share, float) and target is not None and share >= target:
         yield (
             f"pruning.empty_layer: got {share}, a share of every layer that is kept, "
             f"takes less than pruning.target_density={target}"
         )
+
+
+def _impossible_shares(pruning: Pruning) -> Iterator[str]:
+    given = "policy" if pruning.policy is not None else "shares"
+    if pruning.measure == "macs" and pruning.structure == "weight":
+        yield "pruning.measure: got macs with pruning.structure=weight, takes weights"
+    if pruning.shares is not None and pruning.policy is not None:
+        yield f"pruning.policy: got {pruning.policy!r} beside pruning.shares, takes null: one of them says what stays"
+    if getattr(pruning, given) is not None and pruning.target_density is not None:
+        yield f"pruning.target_density: got {pruning.target_density}, but pruning.{given} says how far; takes null"
+
+
+def shares_of(mapping: Any, path: Any) -> dict[str, float]:
+    """What ``pruning.shares`` takes, read from ``path``.
+
+    Raises:
+        SettingsError: if it does not take this.
+    """
+    hint = typing.get_args(typing.get_type_hints(Pruning, include_extras=True)["shares"])[0]
+    shares = _matched(hint, mapping)
+    if shares is _NO_MATCH or not shares:
+        raise SettingsError([f"pruning.policy: {path} has shares {_shown(mapping)}, takes {_takes(hint)}"])
+    return typing.cast(dict[str, float], shares)
 
 
 def _impossible_data(data: Data) -> Iterator[str]:
@@ -471,7 +513,10 @@ def _matched(hint: Any, got: Any) -> Any:
     if hint is float:
         return _number(got)
     if origin is not None:
-        return dict(got) if isinstance(got, Mapping) else _NO_MATCH
+        if not isinstance(got, Mapping):
+            return _NO_MATCH
+        named = {key: value if arguments[1] is Any else _matched(arguments[1], value) for key, value in got.items()}
+        return _NO_MATCH if any(value is _NO_MATCH for value in named.values()) else named
     return got if type(got) is hint else _NO_MATCH
 
 
@@ -500,6 +545,8 @@ def _takes(hint: Any) -> str:
     if origin is tuple:
         return f"a list, each item {_takes(arguments[0])}"
     names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    if origin is not None and arguments[1] is not Any:
+        return f"a mapping of names, each to {_takes(arguments[1])}"
     return names.get(hint, "a mapping of names to values")
 
 

@@ -73,14 +73,21 @@ class Models:
 
 
 def models(
-    network: nn.Module, dataset: Dataset, calibration_images: int, metadata: Mapping[str, str] | None = None
+    network: nn.Module,
+    dataset: Dataset,
+    calibration_images: int,
+    multiple: int,
+    metadata: Mapping[str, str] | None = None,
 ) -> Models:
-    """Exports, quantises and packs a network that has its pruned weights at zero; dead channels go before."""
+    """Exports, quantises and packs a network that has its pruned weights at zero; dead channels go before.
+
+    ``multiple`` as of ``shrunk``.
+    """
     calibration = [piece for batch, _ in first(dataset.raw("train"), calibration_images) for piece in _pieces(batch)]
     inputs = torch.from_numpy(calibration[0])
     apply = dataset.preprocessing.apply
     plain = exported(network, apply, inputs)
-    smaller = shrunk(network, apply(inputs))
+    smaller = shrunk(network, apply(inputs), multiple)
     source = plain if smaller is network else exported(smaller, apply, inputs)
     float32, float32_facts = packed(lean(source, metadata))
     int8, int8_facts = packed(lean(quantised(source, calibration), metadata))
@@ -132,7 +139,7 @@ def make(
     network = network.eval()
     told("exporting, quantising and packing")
     metadata = {"classes": json.dumps(list(dataset.classes))}
-    found = models(network, dataset, deploy.calibration_images, metadata)
+    found = models(network, dataset, deploy.calibration_images, deploy.width_multiple, metadata)
     told("checking")
     golden, _ = next(first(dataset.raw("test"), GOLDEN))
     compared, _ = next(first(dataset.raw("validation"), COMPARED))

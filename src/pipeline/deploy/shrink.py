@@ -6,24 +6,19 @@ channel (residual sums, depthwise neighbours) and takes it out of all of them.
 """
 
 import copy
-import logging
 import warnings
 from collections.abc import Mapping
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
-from torch_pruning.ops import OPTYPE
 
 from pipeline.costs import positions
-from pipeline.networks import weight_layers
+from pipeline.pruning.channels import LAYERS, NORMS, OPERATIONS, dependency_graph, roots
 
 WORTH = 0.01
 """Share of multiply-adds from which channels are taken out."""
 TOLERANCE = 1e-5
-LAYERS = (nn.Conv2d, nn.Linear)
-BYSTANDERS = (nn.BatchNorm1d, nn.BatchNorm2d)
-OPERATIONS = (OPTYPE.ELEMENTWISE, OPTYPE.RESHAPE, OPTYPE.CONCAT, OPTYPE.SPLIT, OPTYPE.SLICE, OPTYPE.UNBIND)
 
 
 def macs(network: nn.Module, example: Tensor) -> int:
@@ -32,46 +27,41 @@ def macs(network: nn.Module, example: Tensor) -> int:
     return sum(parameters[name].numel() * count for name, count in positions(network, example).items())
 
 
-def shrunk(network: nn.Module, inputs: Tensor) -> nn.Module:
+def shrunk(network: nn.Module, inputs: Tensor, multiple: int = 1) -> nn.Module:
     """The network without its dead channels; the network itself where they are not worth it or cannot be told.
 
-    ``inputs`` (N, ...) are some of the network's own; on them both must give the same scores.
+    ``inputs`` (N, ...) are some of the network's own; on them both must give the same scores. So many dead channels
+    stay that what is left of a layer is a ``multiple``, where it is not whole.
     """
     smaller = copy.deepcopy(network).eval()
-    logging.getLogger("torch_pruning").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while _take_out(smaller, inputs):
+            while _take_out(smaller, inputs, multiple):
                 pass
         with torch.no_grad():
             before, after = (each.eval()(inputs) for each in (network, smaller))
         saved = 1 - macs(smaller, inputs[:1]) / macs(network, inputs[:1])
     except Exception:  # networks of one's own can be anything; then all channels stay
         return network
-    if saved < WORTH or not torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE):
+    largest = max(1.0, float(before.abs().max()))
+    if saved < WORTH or not torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE * largest):
         return network
     return smaller
 
 
-def _take_out(network: nn.Module, inputs: Tensor) -> bool:
+def _take_out(network: nn.Module, inputs: Tensor, multiple: int) -> bool:
     """Takes out all channels that are dead now; whether there were any."""
-    graph = torch_pruning.DependencyGraph()
-    for parameter in network.parameters():
-        parameter.requires_grad_(True)
-    graph.build_dependency(network, example_inputs=inputs[:1])
+    graph = dependency_graph(network, inputs[:1])
     highest = _highest(network, inputs)
-    found, seen = False, set()
-    for layer in weight_layers(network).values():
-        if not isinstance(layer, LAYERS) or layer in seen or getattr(layer, "groups", 1) != 1:
-            continue
-        take = graph.get_pruner_of_module(layer).prune_out_channels
-        channels = layer.weight.shape[0]
-        group = graph.get_pruning_group(layer, take, idxs=list(range(channels)))
-        seen |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
-        dead = _dead(graph, group, channels, highest)[: channels - 1]
+    found = False
+    for layer, group in roots(network, graph):
+        channels = len(group[0].idxs)
+        dead = _dead(graph, group, channels, highest)
+        width = -(-max(1, channels - len(dead)) // multiple) * multiple
+        dead = dead[: max(0, channels - width)]
         if dead:
-            chosen = graph.get_pruning_group(layer, take, idxs=dead)
+            chosen = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=dead)
             if graph.check_pruning_group(chosen):
                 chosen.prune()
                 found = True
@@ -98,7 +88,7 @@ def _dead(
                 readers += 1
                 read[roots[module.weight.detach().transpose(0, 1).flatten(1).any(1)[places]]] = True
                 zero[roots[highest[module][places] > 0]] = False
-        elif not isinstance(module, BYSTANDERS) and item.dep.target.type not in OPERATIONS:
+        elif not isinstance(module, NORMS) and item.dep.target.type not in OPERATIONS:
             return []
     if not readers:
         return []

@@ -71,6 +71,19 @@ def prune(
     return pruned
 
 
+def keep(scores: Mapping[str, Tensor], masks: Masks, kept: Mapping[str, int]) -> dict[str, Tensor]:
+    """New masks in which each tensor keeps so many weights, its highest scores; never more than it has.
+
+    Raises:
+        ValueError: if a score is not a number.
+    """
+    pruned: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        gone = lowest(scores, {name: mask}, max(0, int(mask.sum()) - kept[name]))[name]
+        pruned[name] = gone.logical_not_().logical_and_(mask)
+    return pruned
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread: two that meet at each of many small operations crawl where another program runs too."""

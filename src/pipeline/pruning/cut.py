@@ -1,0 +1,94 @@
+"""From settings to the pruning step that they ask for: which masks a round trains under."""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from pipeline.pruning.channels import ChannelGroup
+from pipeline.pruning.criteria import CRITERIA, Scores
+from pipeline.pruning.filters import counts, keep_filters, norms, prune_filters
+from pipeline.pruning.masks import Masks
+from pipeline.pruning.prune import keep, prune
+from pipeline.settings import Pruning
+
+Generators = Callable[[str], torch.Generator]
+"""A new generator for a layer's name, the same each time."""
+
+
+def cut(
+    pruning: Pruning,
+    weights: Mapping[str, Tensor],
+    masks: Masks,
+    groups: Sequence[ChannelGroup],
+    positions: Mapping[str, int],
+    generator: Generators,
+) -> dict[str, Tensor]:
+    """The masks of a round, from the weights and masks that the round before has ended with.
+
+    ``groups`` are the channels that may go, and ``positions`` of each weight (as ``costs.positions`` counts them), both
+    for filters alone.
+
+    Raises:
+        ValueError: as the steps do.
+    """
+    if pruning.structure == "filter":
+        return _filters(pruning, weights, masks, groups, positions, generator)
+    scores = Scores(CRITERIA[pruning.criterion], weights, generator)
+    if pruning.shares is not None:
+        sizes = {name: mask.numel() for name, mask in masks.items()}
+        return keep(scores, masks, counts(sizes, pruning.shares, lambda name, pattern: named(name, pattern)))
+    return prune(
+        scores,
+        masks,
+        fraction=pruning.fraction,
+        scope=pruning.scope,
+        target_density=pruning.target_density,
+        keep_share=least_share(pruning),
+    )
+
+
+def named(weight: str, pattern: str) -> bool:
+    """Whether a pattern, as of file names, is of the layer of a weight."""
+    return fnmatchcase(weight.removesuffix(".weight"), pattern)
+
+
+def least_share(pruning: Pruning) -> float:
+    """The share of every layer that stays in any case."""
+    return pruning.empty_layer if isinstance(pruning.empty_layer, float) else 0.0
+
+
+def _filters(
+    pruning: Pruning,
+    weights: Mapping[str, Tensor],
+    masks: Masks,
+    groups: Sequence[ChannelGroup],
+    positions: Mapping[str, int],
+    generator: Generators,
+) -> dict[str, Tensor]:
+    if pruning.criterion == "random":
+        scores = {group.name: torch.rand(group.size, generator=generator(group.name)) for group in groups}
+    else:
+        scores = norms(weights, masks, groups, power=1 if pruning.norm == "l1" else 2)
+    if pruning.shares is not None:
+        own = {group.name: group for group in groups}
+        sizes = {group.name: group.size for group in groups}
+        return keep_filters(
+            scores, masks, groups, counts(sizes, pruning.shares, lambda name, pattern: own[name].matches(pattern))
+        )
+    each = {name: positions[name] if pruning.measure == "macs" else 1 for name in positions}
+
+    def cost(masks: Masks) -> int:
+        return sum(int(masks[name].sum()) * value for name, value in each.items())
+
+    dense = sum(masks[name].numel() * value for name, value in each.items())
+    return prune_filters(
+        scores,
+        masks,
+        groups,
+        goal=max((1 - pruning.fraction) * cost(masks), (pruning.target_density or 0) * dense),
+        cost=cost,
+        scope=pruning.scope,
+        keep_share=least_share(pruning),
+    )
