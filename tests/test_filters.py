@@ -166,7 +166,7 @@ def test_a_goal_is_met_to_within_one_filter_masks_lose_ones_alone_and_no_layer_i
                 scores, masks, GROUPS, goal=goal * total, cost=kept_weights, scope=scope, keep_share=share
             )
         except ValueError as error:
-            assert share  # noqa: PT017
+            assert share
             assert "are to be left" in str(error)  # noqa: PT017
             return
         assert all(not (pruned[name] & ~masks[name]).any() for name in masks)
@@ -293,3 +293,14 @@ def test_faults_are_sentences(overrides, policy, fault, tmp_path, small_job):
         path.write_text(policy)
     with pytest.raises(SettingsError, match=fault):
         small_job("pruning=filters", "pruning.target_density=null", *(each.format(path=path) for each in overrides))
+
+
+def test_shares_are_reached_in_rounds_of_one_factor(small_job):
+    job = small_job("pruning=filters", "pruning.shares={features.3:0.25,features.6:0.9}", "pruning.rounds=2",
+                    "pruning.target_density=null")  # fmt: skip
+    done = rounds.run(job)
+    assert len(done) == 3
+    assert rounds.ended(job, done)
+    left = [[int(alive(group, job.ledger.masks(index)).sum()) for group in job.groups] for index in (1, 2)]
+    assert left == [[4, 4, 8], [4, 2, 7]]
+    assert [each.density for each in done] == rounds.planned(job)

@@ -184,8 +184,8 @@ def planned(job: Job) -> list[float] | None:
         return None
     if pruning.shares is not None:
         nothing = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
-        densities = [1.0, density(_layers(job, _cut(job, nothing, masks, 1)))]
-        return densities if pruning.rounds is None else densities[: pruning.rounds + 1]
+        last = 1 if pruning.rounds is None else pruning.rounds
+        return [density(_layers(job, masks if r == 0 else _cut(job, nothing, masks, r))) for r in range(last + 1)]
     if pruning.structure == "filter":
         densities = [1.0]
         while densities[-1] != pruning.target_density and len(densities) - 1 != pruning.rounds:
@@ -263,7 +263,7 @@ def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
 def _cut(job: Job, weights: Mapping[str, Tensor], masks: Masks, index: int) -> dict[str, Tensor]:
     places = positions(job.network, job.dataset.example) if job.groups else {}
     return cut(
-        job.pruning, weights, masks, job.groups, places,
+        job.pruning, weights, masks, job.groups, places, index,
         lambda name: generator(job.seed, index, "random criterion", name),
     )  # fmt: skip
 

@@ -206,7 +206,8 @@ class Pruning:
     measure: Literal["weights", "macs"]
     """What ``fraction`` and ``target_density`` are shares of; multiply-adds for ``structure=filter`` alone."""
     shares: Mapping[str, Share] | None
-    """Pattern of layers -> share of their filters (or weights) that stay, in one cut; null: ``fraction`` says."""
+    """Pattern of layers -> share of their filters (or weights) that stay after all rounds (null: one round), of which
+    each takes the same factor; null: ``fraction`` says what goes."""
     policy: str | None
     """A file that gives ``shares``, such as a search has found."""
     exclude: tuple[str, ...]
@@ -321,7 +322,8 @@ LATER = {"structure": "weight", "norm": "l1", "measure": "weights", "shares": No
 def run_identity(settings: Settings) -> dict[str, Any]:
     """What determines a pruned run: the dense network's identity, the pruning and the retraining."""
     pruning = dataclasses.asdict(settings.pruning)
-    pruning = {k: v for k, v in pruning.items() if k not in LENGTHENS and not (k in LATER and v == LATER[k])}
+    lengthens = LENGTHENS if settings.pruning.shares is None else LENGTHENS[1:]  # shares are reached in those rounds
+    pruning = {k: v for k, v in pruning.items() if k not in lengthens and not (k in LATER and v == LATER[k])}
     return plain(dense_identity(settings) | {"pruning": pruning, "retraining": dataclasses.asdict(settings.retraining)})
 
 

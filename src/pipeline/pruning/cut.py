@@ -23,9 +23,10 @@ def cut(
     masks: Masks,
     groups: Sequence[ChannelGroup],
     positions: Mapping[str, int],
+    index: int,
     generator: Generators,
 ) -> dict[str, Tensor]:
-    """The masks of a round, from the weights and masks that the round before has ended with.
+    """The masks of round ``index``, from the weights and masks that the round before has ended with.
 
     ``groups`` are the channels that may go, and ``positions`` of each weight (as ``costs.positions`` counts them), both
     for filters alone.
@@ -34,11 +35,11 @@ def cut(
         ValueError: as the steps do.
     """
     if pruning.structure == "filter":
-        return _filters(pruning, weights, masks, groups, positions, generator)
+        return _filters(pruning, weights, masks, groups, positions, index, generator)
     scores = Scores(CRITERIA[pruning.criterion], weights, generator)
     if pruning.shares is not None:
         sizes = {name: mask.numel() for name, mask in masks.items()}
-        return keep(scores, masks, counts(sizes, pruning.shares, lambda name, pattern: named(name, pattern)))
+        return keep(scores, masks, shared(pruning, sizes, named, index))
     return prune(
         scores,
         masks,
@@ -59,12 +60,25 @@ def least_share(pruning: Pruning) -> float:
     return pruning.empty_layer if isinstance(pruning.empty_layer, float) else 0.0
 
 
+def shared(
+    pruning: Pruning, sizes: Mapping[str, int], named: Callable[[str, str], bool], index: int
+) -> dict[str, int]:
+    """How much of each layer (or group) given shares leave after round ``index``: all rounds take the same factor."""
+    assert pruning.shares is not None
+    way = min(1.0, index / max(1, pruning.rounds or 1))
+    end, now = (
+        counts(sizes, {pattern: share**power for pattern, share in pruning.shares.items()}, named) for power in (1, way)
+    )
+    return {name: max(end[name], now[name]) for name in sizes}
+
+
 def _filters(
     pruning: Pruning,
     weights: Mapping[str, Tensor],
     masks: Masks,
     groups: Sequence[ChannelGroup],
     positions: Mapping[str, int],
+    index: int,
     generator: Generators,
 ) -> dict[str, Tensor]:
     if pruning.criterion == "random":
@@ -74,9 +88,8 @@ def _filters(
     if pruning.shares is not None:
         own = {group.name: group for group in groups}
         sizes = {group.name: group.size for group in groups}
-        return keep_filters(
-            scores, masks, groups, counts(sizes, pruning.shares, lambda name, pattern: own[name].matches(pattern))
-        )
+        kept = shared(pruning, sizes, lambda name, pattern: own[name].matches(pattern), index)
+        return keep_filters(scores, masks, groups, kept)
     each = {name: positions[name] if pruning.measure == "macs" else 1 for name in positions}
 
     def cost(masks: Masks) -> int:
