@@ -227,7 +227,7 @@ def test_target_density_is_met_to_the_weight(small_job):
     assert [sum(layer.kept for layer in r.layers) for r in done] == [
         total, round(total * 0.8), round(round(total * 0.8) * 0.8), round(0.55 * total),
     ]  # fmt: skip
-    assert [r.density for r in done] == rounds.planned([layer.weights for layer in done[0].layers], job.pruning)
+    assert [r.density for r in done] == rounds.planned(job)
 
 
 def test_an_accuracy_floor_stops_and_the_smallest_round_within_it_is_chosen(small_job):

@@ -161,7 +161,7 @@ def _tried(settings: Settings, task: Callable[[Settings, Path], None]) -> tuple[
         return 1, [f"your network or data fail{_place(error)}: {one_line(error)}"]
     except Stopped as stopped:
         signum: int = stopped.args[0]
-        more = "; the same command goes on from the last finished epoch" if settings.task == "run" else ""
+        more = "; the same command goes on from the last finished epoch" if settings.task in ("run", "search") else ""
         return 128 + signum, [f"stopped by {signal.Signals(signum).name}{more}"]
     return 0, []
 
@@ -178,6 +178,14 @@ def sync(settings: Settings, runs: Path) -> None:
     from pipeline.jobs import build_job, sync_job
 
     print(sync_job(build_job(settings, runs), settings, runs))
+
+
+def search_policy(settings: Settings, runs: Path) -> None:
+    """``task=search``."""
+    from pipeline.amc.job import search_job
+    from pipeline.jobs import build_job
+
+    search_job(build_job(settings, runs), settings, runs)
 
 
 def show_plan(settings: Settings, runs: Path) -> None:
@@ -265,6 +273,7 @@ def verify_bundle(settings: Settings, runs: Path) -> None:
 TASKS = {
     "run": run,
     "sync": sync,
+    "search": search_policy,
     "plan": show_plan,
     "report": show_report,
     "compare": compare_methods,

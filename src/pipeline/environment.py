@@ -74,3 +74,8 @@ def describe_environment() -> str:
     """The environment and every installed distribution, a line each."""
     packages = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
     return "\n".join([*(f"{key}: {value}" for key, value in environment().items()), "", *sorted(packages)]) + "\n"
+
+
+def cache_folder() -> Path:
+    """Folder of what can be made again at any time, and is better kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewind-pipeline"

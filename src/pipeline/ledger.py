@@ -152,7 +152,7 @@ class Ledger:
         """Completes a round: tensors first, then the record; then what was partial goes."""
         folder = self.path(round_.index)
         parts = {"weights": state.network, "optimizer": state.optimizer, "masks": masks}
-        digests = {name: _write_tensors(folder / f"{name}.safetensors", tensors) for name, tensors in parts.items()}
+        digests = {name: write_tensors(folder / f"{name}.safetensors", tensors) for name, tensors in parts.items()}
         record = {
             "format": FORMAT,
             "identity": self.identity,
@@ -217,7 +217,7 @@ class Ledger:
         if record is None:
             raise PipelineError(f"round {index} is not complete: {self.path(index)} has no record")
         path = self.path(index) / f"{name}.safetensors"
-        tensors, metadata = _read_tensors(path)
+        tensors, metadata = read_tensors(path)
         if metadata["digest"] != record["digests"][name]:
             raise PipelineError(f"{path} is not the file that the round's record names; {_remedy(path.parent)}")
         return tensors
@@ -225,12 +225,12 @@ class Ledger:
     def _write_state(self, path: Path, state: State, metadata: Mapping[str, Any]) -> None:
         tensors = {f"network:{name}": tensor for name, tensor in state.network.items()}
         tensors |= {f"optimizer:{name}": tensor for name, tensor in state.optimizer.items()}
-        _write_tensors(path, tensors, {"identity": self.identity, **metadata})
+        write_tensors(path, tensors, {"identity": self.identity, **metadata})
 
     def _load_state(self, path: Path) -> tuple[State, Mapping[str, Any]] | None:
         if not path.exists():
             return None
-        tensors, metadata = _read_tensors(path)
+        tensors, metadata = read_tensors(path)
         self._check_identity(path, metadata["identity"])
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}}
         for key, tensor in tensors.items():
@@ -248,6 +248,11 @@ def dense_home(runs: Path, identity: Mapping[str, Any]) -> tuple[Path, dict[str,
 def run_home(runs: Path, name: str, identity: Mapping[str, Any]) -> Path:
     """Folder of a pruned run, which follows from its identity."""
     return runs / f"{name}-{fingerprint(identity)[:8]}" / f"seed-{identity['seed']}"
+
+
+def search_home(runs: Path, name: str, identity: Mapping[str, Any]) -> Path:
+    """Folder of a search for a policy, which follows from its identity."""
+    return runs / f"{name}-amc-{fingerprint(identity)[:8]}" / f"seed-{identity['seed']}"
 
 
 def recorded_identity(path: Path) -> dict[str, Any] | None:
@@ -283,7 +288,7 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
     """Writes a safetensors file with a digest of its tensors in its header, and returns the digest."""
     digest = tensor_digest(tensors)
     # one entry: safetensors writes several in an order that changes from process to process
@@ -291,7 +296,12 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
     return digest
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Tensors and metadata of a file that ``write_tensors`` has written.
+
+    Raises:
+        PipelineError: if it is damaged.
+    """
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -110,7 +110,7 @@ def run(job: Job) -> list[Round]:
     """
     with job.ledger.locked():
         masks: Masks = _alive(job)
-        rounds = [_dense_round(job)]
+        rounds = [dense_round(job)]
         while not finished(rounds, job.pruning):
             index = len(rounds)
             if trained := job.ledger.read(index) is None:
@@ -268,7 +268,7 @@ def _cut(job: Job, weights: Mapping[str, Tensor], masks: Masks, index: int) -> d
     )  # fmt: skip
 
 
-def _dense_round(job: Job) -> Round:
+def dense_round(job: Job) -> Round:
     """Round 0, trained by this run or another. What this run excludes from pruning is told apart afterwards."""
     trained = False
     if job.dense.read(0) is None:

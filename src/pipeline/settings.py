@@ -235,6 +235,26 @@ class Retraining:
 
 
 @dataclass(frozen=True)
+class Amc:
+    agent: Literal["ddpg", "random", "uniform"]
+    """Who chooses: the learning agent; or, as controls, chance (its median is the policy) or one share for all."""
+    budget: Literal["macs", "parameters", "latency"]
+    """What is limited: multiply-adds, weights, or measured milliseconds of ONNX Runtime on this machine."""
+    share: ProperShare | None
+    """The limit, as a share of the dense network's; null for none (``reward=accuracy_guaranteed``)."""
+    reward: Literal["resource_constrained", "accuracy_guaranteed"]
+    """What an episode is worth: its accuracy, or -error x log(cost)."""
+    floor: ProperShare
+    """Share of every layer that stays in any case."""
+    multiple: Count
+    """Numbers of channels that stay are multiples of this."""
+    warmup: Natural
+    """Episodes of random actions before the agent learns."""
+    episodes: Count
+    """Episodes in all."""
+
+
+@dataclass(frozen=True)
 class Tracking:
     uri: str | None
     """MLflow's tracking URI; null for ``MLFLOW_TRACKING_URI``, or else a SQLite store in the runs folder."""
@@ -278,10 +298,11 @@ class Compare:
 class Settings:
     name: str
     """Name of the experiment, in MLflow and on disk."""
-    task: Literal["run", "plan", "report", "bundle", "verify", "compare", "conformance", "sync"]
-    """``run`` prunes; ``plan`` shows what it would do; ``report`` draws what has been run; ``bundle`` makes of a run
-    what goes to a board; ``verify`` runs that on ARM; ``compare`` sets the tracked methods side by side;
-    ``conformance`` holds them against the published figures; ``sync`` sends MLflow what it misses of a run."""
+    task: Literal["run", "plan", "report", "search", "bundle", "verify", "compare", "conformance", "sync"]
+    """``run`` prunes; ``search`` lets an agent find a policy (AMC); ``plan`` shows what a run would do; ``report``
+    draws what has been run; ``bundle`` makes of a run what goes to a board; ``verify`` runs that on ARM; ``compare``
+    sets the tracked methods side by side; ``conformance`` holds them against the published figures; ``sync`` sends
+    MLflow what it misses of a run."""
     seed: Natural
     """The trial: initial weights, order of images and every other draw follow from it."""
     runs: str | None
@@ -295,6 +316,7 @@ class Settings:
     training: Training
     pruning: Pruning
     retraining: Retraining
+    amc: Amc
     deploy: Deploy
     tracking: Tracking
     compare: Compare
@@ -325,6 +347,12 @@ def run_identity(settings: Settings) -> dict[str, Any]:
     lengthens = LENGTHENS if settings.pruning.shares is None else LENGTHENS[1:]  # shares are reached in those rounds
     pruning = {k: v for k, v in pruning.items() if k not in lengthens and not (k in LATER and v == LATER[k])}
     return plain(dense_identity(settings) | {"pruning": pruning, "retraining": dataclasses.asdict(settings.retraining)})
+
+
+def amc_identity(settings: Settings) -> dict[str, Any]:
+    """What determines a search for a policy beside the dense network; not how long it is."""
+    amc = {key: value for key, value in dataclasses.asdict(settings.amc).items() if key != "episodes"}
+    return plain(amc | {"structure": settings.pruning.structure, "exclude": settings.pruning.exclude})
 
 
 def plain(value: Any) -> Any:
@@ -398,6 +426,11 @@ def _impossible(settings: Settings) -> Iterator[str]:
                 f"takes pruning.rounds={needed} or more, or null"
             )
     yield from _impossible_shares(pruning)
+    amc = settings.amc
+    if amc.share is None and amc.reward == "resource_constrained":
+        yield "amc.share: got null with amc.reward=resource_constrained, takes a share (else nothing would be pruned)"
+    if amc.budget == "latency" and pruning.structure == "weight":
+        yield "amc.budget: got latency with pruning.structure=weight, takes macs or parameters: zeros take their time"
     share, target = pruning.empty_layer, pruning.target_density
     if isinstance(share, float) and target is not None and share >= target:
         yield (

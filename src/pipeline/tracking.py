@@ -126,6 +126,27 @@ def run_with(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) 
     return found[0] if found else None
 
 
+def opened(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], title: str, reopen: bool) -> Run:
+    """The run with these tags: found (and set RUNNING again, unless it is to stay FINISHED) or made."""
+    found = run_with(client, experiment_id, tags)
+    if found is None:
+        return client.create_run(experiment_id, run_name=title, tags=dict(tags))
+    if found.info.status != "RUNNING" and (reopen or found.info.status != "FINISHED"):
+        client.update_run(found.info.run_id, status="RUNNING")
+        return client.get_run(found.info.run_id)
+    return found
+
+
+def where(uri: str, experiment_id: str) -> str:
+    """How a person gets to see an experiment of a store."""
+    query = "workflowType=machine_learning&searchFilter=tags.kind%20!%3D%20%22round%22"
+    page = f"/#/experiments/{experiment_id}/runs?{query}"
+    if uri.startswith("http"):
+        return uri + page
+    command = f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+    return f"{command}\n        and then http://127.0.0.1:5000{page}"
+
+
 class Tracker:
     """Mirrors one run into MLflow. Left by an exception, its runs end as KILLED or FAILED."""
 
@@ -173,12 +194,7 @@ class Tracker:
     @property
     def where(self) -> str:
         """How a person gets to see the store."""
-        query = "workflowType=machine_learning&searchFilter=tags.kind%20!%3D%20%22round%22"
-        page = f"/#/experiments/{self.experiment_id}/runs?{query}"
-        if self.uri.startswith("http"):
-            return self.uri + page
-        command = f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
-        return f"{command}\n        and then http://127.0.0.1:5000{page}"
+        return where(self.uri, self.experiment_id)
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
         self.outbox.put(lambda: self._round_run(index))
@@ -236,7 +252,7 @@ class Tracker:
                     for kind, accuracy in by_kind.items()
                 },
             }
-            self._send(self.run_id, _metrics(figures, time.time_ns() // 1_000_000, manifest["round"]))
+            self._send(self.run_id, metrics(figures, time.time_ns() // 1_000_000, manifest["round"]))
             self._tag({"bundle_digest": digest, "bundle_round": str(manifest["round"])})
             self.client.log_artifacts(self.run_id, str(folder), "bundle")
             version = self._version(folder, manifest["name"])
@@ -324,36 +340,29 @@ class Tracker:
         return run
 
     def _run(self, tags: Mapping[str, str], title: str, reopen: bool = True) -> Run:
-        """The run with these tags: found (and set RUNNING again, unless it is to stay FINISHED) or made."""
-        found = run_with(self.client, self.experiment_id, tags)
-        if found is None:
-            return self.client.create_run(self.experiment_id, run_name=title, tags=dict(tags))
-        if found.info.status != "RUNNING" and (reopen or found.info.status != "FINISHED"):
-            self.client.update_run(found.info.run_id, status="RUNNING")
-            return self.client.get_run(found.info.run_id)
-        return found
+        return opened(self.client, self.experiment_id, tags, title, reopen)
 
     def _send_epochs(self, index: int, history: Sequence[Epoch]) -> None:
-        metrics = [
+        rows = [
             metric
             for epoch in history[self.sent.get(index, 0) :]
-            for metric in _metrics(
+            for metric in metrics(
                 {**epoch.metrics, "learning_rate": epoch.rate, "epoch_seconds": epoch.seconds},
                 epoch.finished_ms,
                 epoch.number,
             )
         ]
-        self._send(self.round_runs[index], metrics)
+        self._send(self.round_runs[index], rows)
         self.sent[index] = len(history)
 
     def _send_round(self, result: Round, folder: Path) -> None:
         """Sends what MLflow does not have yet of a complete round; its run is FINISHED when all of it is there."""
         run = self._round_run(result.index)
-        self._send(self.run_id, _metrics(result.figures, result.finished_ms, result.index))
+        self._send(self.run_id, metrics(result.figures, result.finished_ms, result.index))
         if run.info.status == "FINISHED":
             return
         self._send_epochs(result.index, result.history)
-        self._send(run.info.run_id, _metrics(result.figures, result.finished_ms, result.history[-1].number))
+        self._send(run.info.run_id, metrics(result.figures, result.finished_ms, result.history[-1].number))
         for name in ("weights", "masks"):
             self.client.log_artifact(run.info.run_id, str(folder / f"{name}.safetensors"))
         self.client.log_text(run.info.run_id, layers_csv(result), "layers.csv")
@@ -361,9 +370,9 @@ class Tracker:
         self.client.set_terminated(run.info.run_id, "FINISHED", end_time=result.finished_ms)
 
     def _send_sizes(self, result: Round, figures: Mapping[str, float]) -> None:
-        metrics = _metrics(figures, result.finished_ms, result.index)
-        self._send(self.run_id, metrics)
-        self._send(self.round_runs[result.index], metrics)
+        rows = metrics(figures, result.finished_ms, result.index)
+        self._send(self.run_id, rows)
+        self._send(self.round_runs[result.index], rows)
 
     def _send_report(
         self, last: Round, texts: Mapping[str, str], figures: Mapping[str, Figure], tags: Mapping[str, str]
@@ -376,12 +385,18 @@ class Tracker:
         self.client.update_run(self.run_id, name=f"{self.title}, density {last.density:.3f}")
         self.client.set_terminated(self.run_id, "FINISHED")
 
-    def _send(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        for first in range(0, len(metrics), BATCH):
-            self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+    def _send(self, run_id: str, rows: Sequence[Metric]) -> None:
+        send(self.client, run_id, rows)
 
 
-def _metrics(figures: Mapping[str, float], time_ms: int, step: int) -> list[Metric]:
+def send(client: MlflowClient, run_id: str, rows: Sequence[Metric]) -> None:
+    """Sends rows, as many a call as MLflow takes."""
+    for first in range(0, len(rows), BATCH):
+        client.log_batch(run_id, metrics=rows[first : first + BATCH])
+
+
+def metrics(figures: Mapping[str, float], time_ms: int, step: int) -> list[Metric]:
+    """Figures as MLflow's rows."""
     return [Metric(key, float(value), time_ms, step) for key, value in figures.items()]
 
 

@@ -60,9 +60,7 @@ def least_share(pruning: Pruning) -> float:
     return pruning.empty_layer if isinstance(pruning.empty_layer, float) else 0.0
 
 
-def shared(
-    pruning: Pruning, sizes: Mapping[str, int], named: Callable[[str, str], bool], index: int
-) -> dict[str, int]:
+def shared(pruning: Pruning, sizes: Mapping[str, int], named: Callable[[str, str], bool], index: int) -> dict[str, int]:
     """How much of each layer (or group) given shares leave after round ``index``: all rounds take the same factor."""
     assert pruning.shares is not None
     way = min(1.0, index / max(1, pruning.rounds or 1))

@@ -7,7 +7,6 @@ file in it is checked before each use. Nothing is installed on the machine: qemu
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pipeline.environment import cache_folder
 from pipeline.errors import PipelineError
 
 PYTHON = "3.11"
@@ -76,9 +76,8 @@ PROCESSORS = (
 
 def home() -> Path:
     """Where the root is kept: one folder a recipe."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     recipe = json.dumps([PYTHON, DEBIAN, PACKAGES, HOST_PACKAGES, _wheels(), PLATFORMS, PLUGIN.read_text()])
-    return cache / "rewind-pipeline" / f"arm-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    return cache_folder() / f"arm-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def missing() -> str | None:

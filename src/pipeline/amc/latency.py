@@ -1,0 +1,144 @@
+"""Milliseconds of a network on this machine, layer by layer: ONNX Runtime's, one thread, measured once and kept.
+
+Each layer is measured alone at a few widths; between them the table is interpolated, and it never falls when a width
+rises. The sum leaves out what is between the layers, so it ranks choices rather than foretelling the whole.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from filelock import FileLock
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from pipeline.amc.costs import Product, Width
+from pipeline.deploy.runtime import session
+from pipeline.ledger import write_file
+
+LEVELS = 6
+"""Widths of a dimension that are measured."""
+FLOAT = onnx.TensorProto.FLOAT
+SECONDS = 0.02
+"""How long one of them is measured."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands: its input map (1, 1: none, a linear layer), kernel, stride, padding; depthwise or not."""
+
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    depthwise: bool
+
+    def key(self, outputs: int, inputs: int) -> str:
+        """A name for the layer at these widths."""
+        kind = "depthwise" if self.depthwise else "dense"
+        numbers = (outputs, inputs, self.height, self.width, *self.kernel, *self.stride, *self.padding)
+        return " ".join([kind, *map(str, numbers)])
+
+
+Table = dict[str, float]
+"""``Place.key`` -> milliseconds."""
+
+
+def latency(
+    parts: Sequence[Product], places: Mapping[str, Place], choices: Sequence[Sequence[int]], table: Table,
+    told: Callable[[str], None] = lambda _: None,
+) -> Callable[[Sequence[int]], float]:  # fmt: skip
+    """Milliseconds of a choice of counts. What ``table`` misses is measured and put into it."""
+    grids = {}
+    for number, part in enumerate(parts):
+        told(f"measuring layer {number + 1} of {len(parts)}")
+        rows, columns = (_levels(width, choices) for width in (part.rows, part.columns))
+        grids[part.name] = rows, columns, _grid(places[part.name], rows, columns, table)
+
+    def total(counts: Sequence[int]) -> float:
+        return sum(_between(*grids[p.name], p.rows.of(counts), p.columns.of(counts)) for p in parts)
+
+    return total
+
+
+def kept_table(path: Path) -> Table:
+    """The table of a file; empty if there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep_table(path: Path, table: Table) -> None:
+    """Adds a table to that of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        write_file(path, json.dumps(kept_table(path) | table, indent=1).encode())
+
+
+def measured(place: Place, outputs: int, inputs: int) -> float:
+    """Median milliseconds of one inference of a layer, without those of a call that does nothing."""
+    if place.height == 0:
+        shape, weight = [1, inputs], [inputs, outputs]
+        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    else:
+        read = outputs if place.depthwise else inputs
+        shape, weight = [1, read, place.height, place.width], [outputs, inputs, *place.kernel]
+        node = helper.make_node(
+            "Conv", ["x", "w"], ["y"],
+            strides=place.stride, pads=[*place.padding, *place.padding], group=outputs if place.depthwise else 1,
+        )  # fmt: skip
+    nothing = helper.make_node("Identity", ["x"], ["y"])
+    busy, idle = (_timed(each, shape, weight if each is node else None) for each in (node, nothing))
+    return max(0.0, busy - idle)
+
+
+def _timed(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[int] | None) -> float:
+    """Median milliseconds of a model of one node."""
+    draws = np.random.default_rng(0)
+    values = [] if weight is None else [numpy_helper.from_array(draws.standard_normal(weight, dtype=np.float32), "w")]
+    given, made = (helper.make_tensor_value_info(*each) for each in (("x", FLOAT, shape), ("y", FLOAT, None)))
+    graph = helper.make_graph([node], "layer", [given], [made], values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    running, one = session(model), {"x": draws.standard_normal(shape, dtype=np.float32)}
+    for _ in range(3):
+        running.run(None, one)
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end or len(times) < 5:
+        begin = time.perf_counter()
+        running.run(None, one)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times) * 1000
+
+
+def _levels(width: Width, choices: Sequence[Sequence[int]]) -> list[int]:
+    """A few widths from the least to the whole."""
+    ends = [width.of([each[end] for each in choices]) for end in (0, -1)]
+    if len(width.terms) == 1:
+        step, copies = width.terms[0]
+        possible = sorted({width.constant + copies * count for count in choices[step]})
+    else:
+        possible = list(range(ends[0], ends[1] + 1))
+    chosen = np.linspace(0, len(possible) - 1, min(LEVELS, len(possible))).round().astype(int)
+    return [possible[each] for each in chosen]
+
+
+def _grid(place: Place, rows: Sequence[int], columns: Sequence[int], table: Table) -> NDArray[np.float64]:
+    for outputs in rows:
+        for inputs in columns:
+            key = place.key(outputs, inputs)
+            if key not in table:
+                table[key] = measured(place, outputs, inputs)
+    times = np.array([[table[place.key(outputs, inputs)] for inputs in columns] for outputs in rows])
+    rising: NDArray[np.float64] = np.maximum.accumulate(np.maximum.accumulate(times, 0), 1)
+    return rising
+
+
+def _between(rows: Sequence[int], columns: Sequence[int], grid: NDArray[np.float64], row: int, column: int) -> float:
+    """Bilinear interpolation."""
+    across = [np.interp(column, columns, line) for line in grid]
+    return float(np.interp(row, rows, across))
