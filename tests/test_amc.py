@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 import random
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,7 +36,8 @@ from pipeline.amc.environment import (
     walk,
 )
 from pipeline.amc.job import search_job
-from pipeline.amc.search import Episode, chosen, transitions
+from pipeline.amc.problem import Problem
+from pipeline.amc.search import Episode, chosen, search, transitions
 from pipeline.costs import positions
 from pipeline.errors import PipelineError
 from pipeline.jobs import build_job
@@ -124,8 +127,8 @@ def test_rewards():
 
 def test_an_episodes_reward_goes_to_all_of_its_steps():
     environment = Environment((step(size=4), step(size=8)), chain([4, 8]), None)
-    first, second = transitions(environment, Episode(0, (3, 2), 0.8, 1.0, 0.7, 0))
-    assert (first.action, second.action, first.reward, second.reward) == (0.75, 0.25, 0.7, 0.7)
+    first, second = transitions(environment, Episode(0, (0.9, 0.2), (3, 2), 0.8, 1.0, 0.7, 0))
+    assert (first.action, second.action, first.reward, second.reward) == (0.9, 0.2, 0.7, 0.7)
     assert first.after == second.state == environment.state([3])
     assert second.after is None
 
@@ -242,9 +245,41 @@ def test_the_agent_learns_where_the_reward_is_and_is_written_and_read_bit_for_bi
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_search_comes_to_better_choices_than_one_share_for_all_and_stays_there():
+    """Twelve convolutions of which some matter far more than others; wishes that the wall cuts down once misled it."""
+    sizes, maps = [16] * 4 + [32] * 4 + [64] * 4, [32] * 4 + [16] * 4 + [8] * 4
+    draws = random.Random(1)
+    matters = [draws.random() ** 2 for _ in sizes]
+
+    def cost(counts):
+        return sum(9 * m * m * a * b for a, b, m in zip(counts, [*counts[1:], 10], maps, strict=True))
+
+    def accurate(counts):
+        lost = sum(w * (1 - c / s) ** 2 for w, c, s in zip(matters, counts, sizes, strict=True))
+        return 0.6 - 0.8 * lost / sum(matters)
+
+    steps = tuple(
+        step(f"l{n}", size, multiple=4, height=m, width=m, macs=9 * size * size * m * m)
+        for n, (size, m) in enumerate(zip(sizes, maps, strict=True))
+    )
+    environment = Environment(steps, cost, cost(sizes) / 2)
+    amc = dataclasses.replace(settings("+experiment=amc_digits").amc, episodes=200)
+    found = rewards(environment, accurate, amc)
+    assert statistics.mean(found[-20:]) > accurate(uniform(environment))
+    assert statistics.mean(found[-20:]) > statistics.mean(found[:100]) + 0.05
+
+
+def rewards(environment, accurate, amc):
+    """The rewards of a search."""
+    problem = Problem(environment, accurate, environment.cost, environment.cost)
+    with tempfile.TemporaryDirectory() as folder:
+        done = search(problem, amc, 0, Path(folder), {}, lambda episode: None)
+    return [each.reward for each in done]
+
+
 def test_the_policy_is_the_best_of_the_agents_and_the_median_of_chance():
     amc = settings("+experiment=amc_digits").amc
-    episodes = [Episode(n, (1,), r, 1.0, r, 0) for n, r in enumerate([0.2, 0.9, 0.5, 0.9, 0.1])]
+    episodes = [Episode(n, (1.0,), (1,), r, 1.0, r, 0) for n, r in enumerate([0.2, 0.9, 0.5, 0.9, 0.1])]
     assert chosen(amc, episodes).number == 1
     assert chosen(dataclasses.replace(amc, agent="random"), episodes).number == 2
 

@@ -78,8 +78,10 @@ def test_a_shipped_experiment_opens_with_its_command_and_composes(experiment):
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert any(f"python -m pipeline +experiment={experiment}" in line for line in header)
     assert any(line.startswith("# Expect") for line in header)
-    source = [] if experiment == "digits" else ["data.source=x"]
-    assert settings(f"+experiment={experiment}", *source).name == experiment
+    source = [] if experiment.endswith("digits") else ["data.source=x"]
+    composed = settings(f"+experiment={experiment}", *source)
+    assert composed.name == experiment.removeprefix("amc_"), "a search's policy is for the experiment's own runs"
+    assert (composed.task == "search") == experiment.startswith("amc_")
 
 
 def test_the_shipped_resnet20_holds_the_papers_settings():

@@ -74,7 +74,7 @@ def test_the_launcher_does_not_change_a_sweeps_folder():
     ("overrides", "fault"),
     [
         (["seed=0,-1"], "seed: got -1, takes a whole number from 0"),
-        (["task=run,compare"], "task: got compare in a sweep (-m), takes run or sync"),
+        (["task=run,compare"], "task: got compare in a sweep (-m), takes run, sync or measure"),
         (["training.devices=2"], "training.devices: got several processes"),
         (["pruning.fraction=0.2,2", "trainig.epochs=3"], "trainig: unknown setting; did you mean training?"),
         (["+method=lr_rewinding,lr_rewindin"], "lr_rewindin"),

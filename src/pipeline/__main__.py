@@ -168,8 +168,10 @@ def _tried(settings: Settings, task: Callable[[Settings, Path], None]) -> tuple[
 
 def run(settings: Settings, runs: Path) -> None:
     """``task=run``: the loop over rounds, shown and tracked."""
+    from pipeline.amc.job import with_policy
     from pipeline.jobs import build_job, run_job
 
+    with_policy(settings, runs)
     run_job(build_job(settings, runs), settings, runs)
 
 
@@ -186,6 +188,17 @@ def search_policy(settings: Settings, runs: Path) -> None:
     from pipeline.jobs import build_job
 
     search_job(build_job(settings, runs), settings, runs)
+
+
+def measure(settings: Settings, runs: Path) -> None:
+    """``task=measure``."""
+    from rich.console import Console
+
+    from pipeline.jobs import build_job, measure_job
+
+    with Console(stderr=True).status("loading") as status:
+        table = measure_job(build_job(settings, runs), settings, runs, status.update)
+    print(table)
 
 
 def show_plan(settings: Settings, runs: Path) -> None:
@@ -274,6 +287,7 @@ TASKS = {
     "run": run,
     "sync": sync,
     "search": search_policy,
+    "measure": measure,
     "plan": show_plan,
     "report": show_report,
     "compare": compare_methods,

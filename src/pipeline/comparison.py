@@ -6,16 +6,19 @@ Pure: tracked runs in, tables out. Accuracies are shares of 1.
 import csv
 import io
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.errors import PipelineError
-from pipeline.settings import LENGTHENS, NO_NUMBERS
+from pipeline.settings import LATER, LENGTHENS, NO_NUMBERS
 
 LOSSES = (0.0, 0.005, 0.01)
 """Losses of accuracy against the dense network for which the density reached is told."""
-FIGURES = ("density", "test_accuracy", "validation_accuracy", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes")
+FIGURES = (
+    "density", "test_accuracy", "validation_accuracy", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes",
+    "latency_ratio", "instructions",
+)  # fmt: skip
 """What a comparison reads of a round."""
 NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for name in names} - {"model.weights"} | {
     "training.precision",
@@ -130,8 +133,12 @@ def methods(runs: Sequence[TrackedRun]) -> list[Method]:
 
 
 def _recipe(run: TrackedRun) -> tuple[tuple[str, str], ...]:
-    kept = {key: value for key, value in run.settings.items() if key.split(".")[0] in ("pruning", "retraining")}
-    return tuple(sorted((key, value) for key, value in kept.items() if key.split(".")[-1] not in LENGTHENS))
+    """What tells methods apart. A policy has its name in the method's: the file is another for each seed."""
+    known = {f"pruning.{key}": str(value) for key, value in LATER.items()} | dict(run.settings)
+    kept = {key: value for key, value in known.items() if key.split(".")[0] in ("pruning", "retraining")}
+    passed = (*LENGTHENS, "policy")
+    recipe = sorted((key, value) for key, value in kept.items() if key.split(".")[-1] not in passed)
+    return (("method", run.method), *recipe)
 
 
 def _apart(recipe: tuple[tuple[str, str], ...], recipes: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
@@ -187,7 +194,7 @@ def titles(methods: Sequence[Method]) -> dict[str, str]:
 
 def markdown(methods: Sequence[Method]) -> str:
     """The tables: accuracy by density, what each method reaches, and wins at equal density."""
-    return "\n".join([_accuracies(methods), _reached(methods), _wins(methods)])
+    return "\n".join([_accuracies(methods), _reached(methods), _ends(methods), _wins(methods)])
 
 
 def _accuracies(methods: Sequence[Method]) -> str:
@@ -228,6 +235,33 @@ def _reached(methods: Sequence[Method]) -> str:
     return (
         "The smallest density at which the median test accuracy is no more than so much under the dense network's; "
         f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + markdown_table(lines)
+    )
+
+
+ENDS: Mapping[str, tuple[str, Callable[[Mapping[str, Spread], Mapping[str, Spread]], float]]] = {
+    "weights": ("density", lambda last, dense: last["density"].median),
+    "multiply-adds": ("macs_kept", lambda last, dense: last["macs_kept"].median / dense["macs_kept"].median),
+    "bytes, int8": ("int8_bytes", lambda last, dense: last["int8_bytes"].median / dense["int8_bytes"].median),
+    "time here": ("latency_ratio", lambda last, dense: last["latency_ratio"].median),
+    "ARM instructions": (
+        "instructions",
+        lambda last, dense: last["instructions"].median / dense["instructions"].median,
+    ),
+}
+"""Costs at the end of a run, each as a share of the dense network's: a label, and the figure that must be there."""
+
+
+def _ends(methods: Sequence[Method]) -> str:
+    lines = [["method", "rounds", "test accuracy", *ENDS], ["---", *["---:"] * (2 + len(ENDS))]]
+    for method, name in zip(methods, titles(methods).values(), strict=True):
+        last, dense = method.points[-1], method.points[0].figures
+        accuracy = f"{last.accuracy * 100:.2f}" if last.seeds > 1 else f"{last.accuracy.median * 100:.2f}"
+        known = [(share(last.figures, dense) if key in last.figures else None) for key, share in ENDS.values()]
+        lines.append([name, str(last.index), accuracy, *("-" if each is None else f"{each:.3f}" for each in known)])
+    return (
+        "What is left at the end of the runs, as shares of the dense network's (medians). Time is that of ONNX Runtime's "
+        "float model on one thread of the machine that measured it, instructions those of one inference on an emulated "
+        "Raspberry Pi 4 (task=measure takes both).\n\n" + markdown_table(lines)
     )
 
 

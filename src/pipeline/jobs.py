@@ -15,21 +15,21 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 
-from pipeline import outcome, rounds, table
+from pipeline import outcome, rounds, table, timing
 from pipeline.data import load
 from pipeline.data.own import own_batches
 from pipeline.display import Display
 from pipeline.environment import describe_environment, environment, expanded
 from pipeline.errors import PipelineError, SettingsError, Stopped, one_line
-from pipeline.ledger import Ledger, Round, dense_home, run_home, tensor_digest, write_file
+from pipeline.ledger import Ledger, Round, dense_home, run_home, search_home, tensor_digest, write_file
 from pipeline.networks import build_network, check_scores, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.pruning.channels import ChannelGroup, channel_groups
-from pipeline.pruning.policy import read_policy
+from pipeline.pruning.policy import read_policy, searched
 from pipeline.randomness import derived_seed
 from pipeline.ranks import LedOnly, Ranks, together
 from pipeline.rounds import Job, Watcher
-from pipeline.settings import Pruning, Settings, fingerprint, run_identity
+from pipeline.settings import Pruning, Settings, amc_identity, dense_identity, fingerprint, run_identity
 from pipeline.speed import keep_freed_memory, resolved
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def build_job(
     """
     dataset = load(settings.data) if module is None else own_batches(module)
     training = resolved(settings.training, dataset.steps_per_epoch(settings.training.batch_size))
-    settings = dataclasses.replace(settings, training=training, pruning=_with_shares(settings.pruning))
-    identity: dict[str, Any] = run_identity(settings) | {"data_digest": dataset.digest}
+    settings = dataclasses.replace(settings, training=training)
+    start: dict[str, Any] = dense_identity(settings) | {"data_digest": dataset.digest}
 
     if network is None:
         classes = len(dataset.classes)
@@ -65,14 +65,17 @@ def build_job(
         def initial(attempt: int) -> Mapping[str, Tensor]:
             return given.state_dict() if attempt == 0 else _fresh(given, settings.seed, attempt)
 
-        identity["initial_digest"] = tensor_digest(given.state_dict())
+        start["initial_digest"] = tensor_digest(given.state_dict())
     scores = check_scores(network, settings.model.network, dataset.example, len(dataset.classes))
-    groups = _removable(network, dataset.example, settings.pruning) if settings.pruning.structure == "filter" else ()
-    _check_patterns(settings.pruning, groups, prunable(network, settings.pruning.exclude))
     trained = None
     if settings.model.weights is not None:
         trained = read_weights(expanded(settings.model.weights), network)
-        identity["weights_digest"] = tensor_digest(trained)
+        start["weights_digest"] = tensor_digest(trained)
+    pruning = _with_shares(settings, search_home(runs, settings.name, start | {"amc": amc_identity(settings)}))
+    settings = dataclasses.replace(settings, pruning=pruning)
+    identity = start | run_identity(settings)
+    groups = _removable(network, dataset.example, settings.pruning) if settings.pruning.structure == "filter" else ()
+    _check_patterns(settings.pruning, groups, prunable(network, settings.pruning.exclude))
     if training.compile == "on":
         network.compile(dynamic=False)
     return Job(
@@ -94,11 +97,22 @@ def build_job(
     )
 
 
-def _with_shares(pruning: Pruning) -> Pruning:
-    """The pruning with the shares of its policy file, whose name takes the place of its path."""
+def _with_shares(settings: Settings, search: Path) -> Pruning:
+    """The pruning with the shares of its policy file, whose name takes the place of its path; ``search`` is the folder
+    of the search that the settings ask for.
+
+    Raises:
+        SettingsError: if the file is none, or the search is not complete.
+    """
+    pruning = settings.pruning
     if pruning.policy is None:
         return pruning
-    name, shares = read_policy(expanded(pruning.policy), pruning.structure)
+    if pruning.policy == "search" and not searched(search, settings.amc):
+        raise SettingsError(
+            [f"pruning.policy: got search, but that in {search} is not complete: the same settings with task=run do it"]
+        )
+    path = search / "policy.json" if pruning.policy == "search" else expanded(pruning.policy)
+    name, shares = read_policy(path, pruning.structure)
     return dataclasses.replace(pruning, policy=name, shares=shares)
 
 
@@ -219,6 +233,25 @@ def sync_job(job: Job, settings: Settings, runs: Path) -> str:
         if not rounds.ended(job, done):
             tracker.abort("KILLED")
     return f"MLflow at {tracker.uri} has all {len(done)} rounds of {job.ledger.folder}"
+
+
+def measure_job(job: Job, settings: Settings, runs: Path, told: Callable[[str], None]) -> str:
+    """Takes the time of every complete round's network, shows it to MLflow too, and returns a table.
+
+    Raises:
+        PipelineError: if there is no complete pruned round, or its network cannot be exported.
+    """
+    from pipeline.tracking import Tracker
+
+    done = rounds.recorded(job)
+    with (
+        job.ledger.locked(),
+        Tracker(settings, runs, job.ledger, job.title, print, reopen=False) as tracker,
+        stoppable(),
+    ):
+        timings = timing.measured(job, done, settings.deploy, told)
+        tracker.log_figures(done, timing.figures(timings))
+    return timing.table(done, timings)
 
 
 def _save_and_send(

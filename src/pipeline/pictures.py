@@ -15,6 +15,8 @@ COSTS = {
     "weights kept (%)": ("density", 100.0),
     "kB of the int8 file": ("int8_bytes", 1e-3),
     "million multiply-adds kept": ("macs_kept", 1e-6),
+    "time here (% of dense)": ("latency_ratio", 100.0),
+    "million ARM instructions": ("instructions", 1e-6),
 }
 """What accuracy is drawn against: a label, and the figure with its factor."""
 

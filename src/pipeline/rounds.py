@@ -186,6 +186,7 @@ def planned(job: Job) -> list[float] | None:
         nothing = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
         last = 1 if pruning.rounds is None else pruning.rounds
         return [density(_layers(job, masks if r == 0 else _cut(job, nothing, masks, r))) for r in range(last + 1)]
+    assert pruning.fraction is not None
     if pruning.structure == "filter":
         densities = [1.0]
         while densities[-1] != pruning.target_density and len(densities) - 1 != pruning.rounds:
@@ -196,6 +197,7 @@ def planned(job: Job) -> list[float] | None:
 
 def planned_densities(sizes: Sequence[int], pruning: Pruning) -> list[float]:
     """Density of every round from 0 on where weights of layers of these ``sizes`` compete, to the weight."""
+    assert pruning.fraction is not None
     groups = [[sum(sizes), sum(sizes)]] if pruning.scope == "global" else [[size, size] for size in sizes]
     densities = [1.0]
     while pruning.rounds is None or len(densities) <= pruning.rounds:

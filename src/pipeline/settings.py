@@ -195,8 +195,9 @@ class Training:
 class Pruning:
     structure: Literal["weight", "filter"]
     """Whether single weights go, or whole filters with all that reads what they make."""
-    fraction: ProperShare
-    """Share of the surviving weights that one round removes (of filters: so many that at least this share goes)."""
+    fraction: ProperShare | None
+    """Share of the surviving weights that one round removes (of filters: so many that at least this share goes); null
+    for that by which ``rounds`` rounds end at ``target_density``."""
     criterion: Literal["magnitude", "random"]
     """What scores a weight or a filter; the lowest scores go."""
     norm: Literal["l1", "l2"]
@@ -209,7 +210,7 @@ class Pruning:
     """Pattern of layers -> share of their filters (or weights) that stay after all rounds (null: one round), of which
     each takes the same factor; null: ``fraction`` says what goes."""
     policy: str | None
-    """A file that gives ``shares``, such as a search has found."""
+    """A file that gives ``shares``; ``search`` for that which AMC finds by the settings ``amc``, before the run."""
     exclude: tuple[str, ...]
     """Patterns (as of file names) of layers that are never pruned, such as ``conv1`` or ``stage3.*``."""
     rounds: Natural | None
@@ -298,9 +299,9 @@ class Compare:
 class Settings:
     name: str
     """Name of the experiment, in MLflow and on disk."""
-    task: Literal["run", "plan", "report", "search", "bundle", "verify", "compare", "conformance", "sync"]
+    task: Literal["run", "plan", "report", "search", "measure", "bundle", "verify", "compare", "conformance", "sync"]
     """``run`` prunes; ``search`` lets an agent find a policy (AMC); ``plan`` shows what a run would do; ``report``
-    draws what has been run; ``bundle`` makes of a run what goes to a board; ``verify`` runs that on ARM; ``compare``
+    draws what has been run; ``measure`` takes the time of its rounds, here and on ARM; ``bundle`` makes of a run what goes to a board; ``verify`` runs that on ARM; ``compare``
     sets the tracked methods side by side; ``conformance`` holds them against the published figures; ``sync`` sends
     MLflow what it misses of a run."""
     seed: Natural
@@ -386,10 +387,20 @@ def build(mapping: Mapping[str, Any]) -> Settings:
     faults: list[str] = []
     settings = _build(Settings, mapping, "", faults)
     if not faults:
+        settings = _with_fraction(settings)
         faults = list(_impossible(settings))
     if faults:
         raise SettingsError(faults)
     return typing.cast(Settings, settings)
+
+
+def _with_fraction(settings: Settings) -> Settings:
+    """The settings with the fraction that follows from rounds and target, where it is to follow from them."""
+    pruning = settings.pruning
+    if pruning.fraction is not None or not pruning.rounds or pruning.target_density is None:
+        return settings
+    fraction = 1 - pruning.target_density ** (1 / pruning.rounds)
+    return dataclasses.replace(settings, pruning=dataclasses.replace(pruning, fraction=fraction))
 
 
 def _impossible(settings: Settings) -> Iterator[str]:
@@ -411,12 +422,18 @@ def _impossible(settings: Settings) -> Iterator[str]:
     if isinstance(schedule, Step) and list(schedule.milestones) != sorted(set(schedule.milestones)):
         yield f"training.schedule.milestones: got {list(schedule.milestones)}, takes rising shares"
     given = pruning.shares is not None or pruning.policy is not None
+    if pruning.fraction is None and not given:
+        yield (
+            f"pruning.fraction: got null with pruning.rounds={pruning.rounds} and "
+            f"pruning.target_density={pruning.target_density}, takes a share, or both of these"
+        )
+        return
     if pruning.rounds is None and pruning.target_density is None and pruning.max_accuracy_drop is None and not given:
         yield (
             "pruning: got rounds, target_density and max_accuracy_drop all null, takes at least one of them "
             "(else pruning would never end)"
         )
-    if pruning.target_density is not None and pruning.rounds is not None:
+    if pruning.target_density is not None and pruning.rounds is not None and pruning.fraction is not None:
         reached = (1 - pruning.fraction) ** pruning.rounds
         if reached > pruning.target_density * (1 + 1e-9):
             needed = math.ceil(math.log(pruning.target_density) / math.log(1 - pruning.fraction) - 1e-9)

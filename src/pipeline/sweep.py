@@ -98,8 +98,8 @@ def planned(overrides: Sequence[str], runs_folder: Callable[[str | None], Path])
         except SettingsError as error:
             faults |= dict.fromkeys(error.faults)
     for each in settings:
-        if each.task not in ("run", "sync"):
-            faults |= {f"task: got {each.task} in a sweep (-m), takes run or sync": None}
+        if each.task not in ("run", "sync", "measure"):
+            faults |= {f"task: got {each.task} in a sweep (-m), takes run, sync or measure": None}
         if each.training.devices * each.training.nodes > 1:
             faults |= {
                 "training.devices: got several processes for a job of a sweep (-m), takes training.devices=1 and "
@@ -142,15 +142,24 @@ def work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
 
     Where another process is at the same run, it waits for that to end.
     """
-    from pipeline.jobs import build_job, run_job, sync_job
+    from pipeline.amc.job import with_policy
+    from pipeline.jobs import build_job, measure_job, run_job, sync_job
     from pipeline.rounds import planned_rounds
 
+    def wait(holder: str) -> None:
+        print(f"waiting for {holder}, which is at this run")
+
+    if settings.task == "run":
+        with_policy(settings, runs, wait)
     job = build_job(settings, runs)
     if settings.task == "sync":
         print(sync_job(job, settings, runs))
         return True
+    if settings.task == "measure":
+        print(measure_job(job, settings, runs, print))
+        return True
     progress = Progress(folder, number, job, planned_rounds(job))
-    run_job(job, settings, runs, (progress,), wait=lambda holder: print(f"waiting for {holder}, which is at this run"))
+    run_job(job, settings, runs, (progress,), wait)
     return progress.trained > 0
 
 

@@ -225,6 +225,13 @@ class Tracker:
             self.outbox.put(partial(self._send_sizes, result, figures_))
         self.outbox.put(lambda: self._send_report(rounds[-1], texts, figures, tags))
 
+    def log_figures(self, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]]) -> None:
+        """Adds figures to the rounds of a run that has ended."""
+        with told_of(self.uri):
+            for result, each in zip(rounds, figures, strict=True):
+                self._round_run(result.index)
+                self._send_sizes(result, each)
+
     def delivered(self) -> bool:
         """Waits until all has arrived, for ``PATIENCE`` seconds at most if MLflow fails; says whether all has."""
         return self.outbox.drained(PATIENCE)

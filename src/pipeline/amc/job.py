@@ -1,8 +1,9 @@
 """A search as a person wants it: shown with the time left, tracked in MLflow, its policy a file and a picture."""
 
 import csv
+import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -16,15 +17,30 @@ from pipeline import rounds
 from pipeline.amc import latency
 from pipeline.amc.mirror import Mirror
 from pipeline.amc.problem import Problem, problem
-from pipeline.amc.search import Episode, chosen, episodes_of, policy, search, write_policy
+from pipeline.amc.search import Episode, chosen, policy, search, write_policy
 from pipeline.environment import cache_folder
-from pipeline.jobs import stoppable
+from pipeline.jobs import build_job, stoppable
 from pipeline.ledger import Ledger, search_home, write_file
+from pipeline.pruning.policy import episodes_of, searched
 from pipeline.rounds import Job
 from pipeline.settings import Amc, Settings, amc_identity
 
 
-def search_job(job: Job, settings: Settings, runs: Path) -> Path:
+def with_policy(settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> None:
+    """Sees to it that the search of ``pruning.policy=search`` is done, where the settings ask for one.
+
+    ``wait`` as of ``Ledger.locked``.
+    """
+    if settings.pruning.policy != "search":
+        return
+    alone = dataclasses.replace(settings, pruning=dataclasses.replace(settings.pruning, policy=None))
+    job = build_job(alone, runs)
+    identity = {**job.dense.identity, "amc": amc_identity(settings)}
+    if not searched(search_home(runs, settings.name, identity), settings.amc):
+        search_job(job, settings, runs, wait)
+
+
+def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> Path:
     """Trains round 0 if it must, searches, and returns the policy file.
 
     Raises:
@@ -37,7 +53,7 @@ def search_job(job: Job, settings: Settings, runs: Path) -> Path:
     console = Console(soft_wrap=True, highlight=False)
     told = console.print
     title = f"{amc.agent} policy search, {'channels' if job.groups else 'weights'}, seed {job.seed}"
-    with home.locked(), Mirror(settings, runs, home, title, told) as mirror, stoppable():
+    with home.locked(wait), Mirror(settings, runs, home, title, told) as mirror, stoppable():
         rounds.dense_round(job)
         table_file = home.folder / "latency.json"
         table = latency.kept_table(table_file) or latency.kept_table(cache_folder() / "latency.json")

@@ -25,6 +25,7 @@ from pipeline.amc.ddpg import Agent, Transition
 from pipeline.amc.environment import REWARDS, Environment, uniform, walk
 from pipeline.amc.problem import Problem
 from pipeline.ledger import read_tensors, write_file, write_tensors
+from pipeline.pruning.policy import episodes_of
 from pipeline.pruning.prune import one_thread
 from pipeline.randomness import generator
 from pipeline.settings import Amc
@@ -32,9 +33,12 @@ from pipeline.settings import Amc
 
 @dataclass(frozen=True)
 class Episode:
-    """One finished episode, from 0: what each step kept, what that cost (in the budget's unit), what it was worth."""
+    """One finished episode, from 0: what was wished at each step (a share), what was kept, what that cost (in the
+    budget's unit), what it was worth.
+    """
 
     number: int
+    actions: tuple[float, ...]
     counts: tuple[int, ...]
     accuracy: float
     cost: float
@@ -58,22 +62,16 @@ def search(
         done(episode)
     while len(episodes) < episodes_of(amc):
         number = len(episodes)
-        act = _actions(agent, amc, seed, number)
-        counts = uniform(environment) if amc.agent == "uniform" else walk(environment, act)
+        actions, counts = _walked(environment, agent, amc, seed, number)
         accuracy, cost = problem.accurate(counts), environment.cost(counts)
         reward, now = REWARDS[amc.reward](accuracy, cost), time.time_ns() // 1_000_000
-        episodes.append(Episode(number, tuple(counts), accuracy, cost, reward, now))
+        episodes.append(Episode(number, actions, counts, accuracy, cost, reward, now))
         if amc.agent == "ddpg" and number >= amc.warmup:
             _learn(agent, environment, episodes, seed)
         told = json.dumps([dataclasses.asdict(each) for each in episodes])
         write_tensors(path, agent.written(), {"identity": identity, "episodes": told})
         done(episodes[-1])
     return episodes
-
-
-def episodes_of(amc: Amc) -> int:
-    """How many episodes there are: one is enough where there is no choice."""
-    return 1 if amc.agent == "uniform" else amc.episodes
 
 
 def chosen(amc: Amc, episodes: Sequence[Episode]) -> Episode:
@@ -83,19 +81,24 @@ def chosen(amc: Amc, episodes: Sequence[Episode]) -> Episode:
     return max(episodes, key=lambda each: each.reward)
 
 
+def policy_name(amc: Amc) -> str:
+    """What a comparison calls a policy: who found it, and for what."""
+    who = {"ddpg": "AMC", "random": "random", "uniform": "uniform"}[amc.agent]
+    return f"{who} {amc.reward if amc.share is None else f'{amc.share:g}'} {amc.budget}"
+
+
 def policy(problem: Problem, amc: Amc, structure: str, episode: Episode) -> dict[str, Any]:
     """What the policy file says: shares by layer, and how they were found."""
     steps = problem.environment.steps
-    what = "channels" if structure == "filter" else "weights"
-    name = {"ddpg": "AMC", "random": "random", "uniform": "uniform"}[amc.agent]
     whole = problem.environment.whole
     return {
-        "name": f"{name} {what}",
+        "name": policy_name(amc),
         "structure": structure,
         "shares": {step.name: count / step.size for step, count in zip(steps, episode.counts, strict=True)},
         "kept": dict(zip((step.name for step in steps), episode.counts, strict=True)),
         "of": {step.name: step.size for step in steps},
         "episode": episode.number,
+        "episodes": episodes_of(amc),
         "reward": episode.reward,
         "validation_accuracy": episode.accuracy,
         "macs": problem.macs(episode.counts) / problem.macs(whole),
@@ -109,17 +112,25 @@ def write_policy(path: Path, content: dict[str, Any]) -> None:
     write_file(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def _actions(agent: Agent, amc: Amc, seed: int, number: int) -> Callable[[tuple[float, ...]], float]:
-    """What is done at each step of an episode: by chance in the warm-up, then what the agent says, with noise."""
+def _walked(
+    environment: Environment, agent: Agent, amc: Amc, seed: int, number: int
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Actions and counts of an episode: by chance in the warm-up, then what the agent says, with noise."""
+    if amc.agent == "uniform":
+        counts = uniform(environment)
+        return tuple(c / step.size for c, step in zip(counts, environment.steps, strict=True)), tuple(counts)
     draws = generator(seed, number, "actions")
+    actions: list[float] = []
 
-    def by_chance(state: tuple[float, ...]) -> float:
-        return amc.floor + (1 - amc.floor) * float(torch.rand((), generator=draws))
+    def act(state: tuple[float, ...]) -> float:
+        if amc.agent == "random" or number < amc.warmup:
+            actions.append(amc.floor + (1 - amc.floor) * float(torch.rand((), generator=draws)))
+        else:
+            actions.append(ddpg.noisy(agent.action(state), ddpg.sigma(number - amc.warmup), draws))
+        return actions[-1]
 
-    def by_agent(state: tuple[float, ...]) -> float:
-        return ddpg.noisy(agent.action(state), ddpg.sigma(number - amc.warmup), draws)
-
-    return by_chance if amc.agent == "random" or number < amc.warmup else by_agent
+    counts = walk(environment, act)
+    return tuple(actions), tuple(counts)
 
 
 @one_thread()
@@ -134,12 +145,15 @@ def _learn(agent: Agent, environment: Environment, episodes: Sequence[Episode], 
 
 
 def transitions(environment: Environment, episode: Episode) -> list[Transition]:
-    """An episode's steps; each has the reward of its end."""
+    """An episode's steps; each has the reward of its end.
+
+    Actions are as wished: were they as the wall has cut them down, the agent would never learn what a wish beyond it is
+    worth, and would come to wish for everything.
+    """
     counts = list(episode.counts)
     states = [environment.state(counts[:index]) for index in range(len(counts))]
-    shares = [count / step.size for count, step in zip(counts, environment.steps, strict=True)]
     after = [*states[1:], None]
-    return [Transition(*each, episode.reward) for each in zip(states, shares, after, strict=True)]
+    return [Transition(*each, episode.reward) for each in zip(states, episode.actions, after, strict=True)]
 
 
 def _read(path: Path, agent: Agent) -> list[Episode]:
@@ -148,4 +162,5 @@ def _read(path: Path, agent: Agent) -> list[Episode]:
         return []
     tensors, metadata = read_tensors(path)
     agent.read(tensors)
-    return [Episode(**{**each, "counts": tuple(each["counts"])}) for each in json.loads(metadata["episodes"])]
+    known = json.loads(metadata["episodes"])
+    return [Episode(**{**each, **{key: tuple(each[key]) for key in ("actions", "counts")}}) for each in known]

@@ -95,6 +95,16 @@ def models(
     return Models(plain, lean(plain, metadata), float32, int8, float32_facts, int8_facts, computed)
 
 
+def float_models(network: nn.Module, dataset: Dataset, multiple: int) -> tuple[ModelProto, ModelProto]:
+    """The whole network and the packed one without dead channels, in float32, as ``models`` makes them."""
+    inputs = torch.from_numpy(next(first(dataset.raw("train"), BATCH))[0])
+    apply = dataset.preprocessing.apply
+    plain = exported(network, apply, inputs)
+    smaller = shrunk(network, apply(inputs), multiple)
+    source = plain if smaller is network else exported(smaller, apply, inputs)
+    return lean(plain), packed(lean(source))[0]
+
+
 def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[Any]) -> list[str]:
     """What is wrong with the models, a sentence each; ``inputs`` (N, ...) are compared on."""
     faults = []

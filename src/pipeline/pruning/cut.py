@@ -40,6 +40,7 @@ def cut(
     if pruning.shares is not None:
         sizes = {name: mask.numel() for name, mask in masks.items()}
         return keep(scores, masks, shared(pruning, sizes, named, index))
+    assert pruning.fraction is not None
     return prune(
         scores,
         masks,
@@ -88,6 +89,7 @@ def _filters(
         sizes = {group.name: group.size for group in groups}
         kept = shared(pruning, sizes, lambda name, pattern: own[name].matches(pattern), index)
         return keep_filters(scores, masks, groups, kept)
+    assert pruning.fraction is not None
     each = {name: positions[name] if pruning.measure == "macs" else 1 for name in positions}
 
     def cost(masks: Masks) -> int:

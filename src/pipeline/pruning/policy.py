@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from pipeline.errors import SettingsError, one_line
-from pipeline.settings import shares_of
+from pipeline.settings import Amc, shares_of
 
 
 def read_policy(path: Path, structure: str) -> tuple[str, dict[str, float]]:
@@ -29,3 +29,14 @@ def read_policy(path: Path, structure: str) -> tuple[str, dict[str, float]]:
     if meant != structure:
         raise SettingsError([f"pruning.policy: {path} is for pruning.structure={meant}, got {structure}"])
     return name, shares_of(shares, path)
+
+
+def searched(folder: Path, amc: Amc) -> bool:
+    """Whether a search has ended in a folder, with as many episodes as asked for."""
+    path = folder / "policy.json"
+    return path.exists() and json.loads(path.read_text())["episodes"] == episodes_of(amc)
+
+
+def episodes_of(amc: Amc) -> int:
+    """How many episodes a search has: one is enough where there is no choice."""
+    return 1 if amc.agent == "uniform" else amc.episodes
