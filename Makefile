@@ -3,10 +3,11 @@ BIN := .venv/bin
 EXPERIMENT ?= digits
 METHODS ?= lr_rewinding,weight_rewinding,lottery_ticket,fine_tuning,reinitialisation,random_pruning
 SEEDS ?= 0,1,2
+BAKEOFF ?= lr_rewinding,weight_rewinding,fine_tuning,filters_lr_rewinding,filters_fine_tuning,amc_fine_tuning,amc_lr_rewinding,amc_weights,uniform_policy,random_policy
 LAUNCHER ?= joblib
 WORKERS ?= 2
 
-.PHONY: help setup run sweep test test-slow lint bench repro arm-root ui server
+.PHONY: help setup run sweep bakeoff test test-slow lint bench repro arm-root ui server
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -24,6 +25,14 @@ sweep: setup ## Six methods over three seeds, two jobs at a time, and their comp
 	  hydra/launcher=$(LAUNCHER) $(if $(filter joblib,$(LAUNCHER)),hydra.launcher.n_jobs=$(WORKERS)) $(ARGS); \
 	status=$$?; if [ $$status -ge 2 ]; then exit $$status; fi; \
 	$(BIN)/python -m pipeline +experiment=$(EXPERIMENT) task=compare $(ARGS) && exit $$status
+
+AMC = +experiment=amc_$(EXPERIMENT) name=$(EXPERIMENT)_bakeoff task
+JOBS = -m $(AMC)=$(1) +method=$(BAKEOFF) seed=$(SEEDS) pruning.rounds=4 $(ARGS)
+bakeoff: setup ## Weights, filters and AMC's policies at equal epochs, with the time they take (EXPERIMENT SEEDS LAUNCHER WORKERS ARGS)
+	@$(BIN)/python -m pipeline $(call JOBS,run) hydra/launcher=$(LAUNCHER) \
+	  $(if $(filter joblib,$(LAUNCHER)),hydra.launcher.n_jobs=$(WORKERS))
+	@$(BIN)/python -m pipeline $(call JOBS,measure)
+	@$(BIN)/python -m pipeline $(AMC)=compare $(ARGS)
 
 test: setup ## Run the tests (minutes)
 	$(BIN)/python -m pytest -m "not slow"

@@ -369,7 +369,7 @@ def test_a_policy_is_what_the_ordinary_step_does(overrides, tmp_path, monkeypatc
         found = {name.removesuffix(".weight"): int(mask.sum()) for name, mask in masks.items()}
     assert found == policy["kept"]
     assert done[1].macs_kept / done[0].macs_dense == pytest.approx(policy["macs"])
-    assert job.method == f"lr_rewinding ({'filters, ' if job.groups else ''}{policy['name']})"
+    assert job.method == f"lr_rewinding ({'filters' if job.groups else 'weights'} by {policy['name']})"
 
 
 def test_measured_latencies_rise_with_the_widths_and_are_kept(tmp_path):

@@ -266,7 +266,7 @@ def test_a_policy_file_gives_shares_and_its_name(small_job, tmp_path):
     path = tmp_path / "policy.json"
     path.write_text(json.dumps({"name": "halves", "structure": "filter", "shares": {"*": 0.5}}))
     job = small_job("pruning=filters", f"pruning.policy={path}", "pruning.target_density=null", "pruning.rounds=null")
-    assert job.method == "lr_rewinding (filters, halves)"
+    assert job.method == "lr_rewinding (filters by halves)"
     assert job.pruning == dataclasses.replace(job.pruning, policy="halves", shares={"*": 0.5})
     assert all(int(alive(group, rounds._cut(job, job.initial(0), rounds._alive(job), 1)).sum()) == group.size // 2
                for group in job.groups)  # fmt: skip

@@ -201,15 +201,27 @@ def _accuracies(methods: Sequence[Method]) -> str:
     names = titles(methods)
     by_density = {method.name: {round(point.density, 4): point for point in method.points} for method in methods}
     densities = sorted({density for points in by_density.values() for density in points}, reverse=True)
+    if len(densities) > 2 * max(len(method.points) for method in methods):  # filters meet no density to the weight
+        return _by_round(methods)
     lines = [["density", *names.values()], ["---:"] * (1 + len(names))]
     for density in densities:
         cells = [_cell(by_density[method.name].get(density), len(method.runs)) for method in methods]
         lines.append([f"{density:.4f}", *cells])
+    return f"Test accuracy in %: {_median_of(methods)}.\n\n" + markdown_table(lines)
+
+
+def _by_round(methods: Sequence[Method]) -> str:
+    most = max(len(method.points) for method in methods)
+    lines = [["method", *(f"round {index}" for index in range(most))], ["---", *["---:"] * most]]
+    for method, name in zip(methods, titles(methods).values(), strict=True):
+        points = [*method.points, *[None] * (most - len(method.points))]
+        lines.append([name, *(_cell(point, len(method.runs)) for point in points)])
+    return f"Test accuracy in % by round: {_median_of(methods)}.\n\n" + markdown_table(lines)
+
+
+def _median_of(methods: Sequence[Method]) -> str:
     seeds = max(len(method.runs) for method in methods)
-    return (
-        f"Test accuracy in %: median (least to most) of {seeds} seeds; a number in brackets: of so many.\n\n"
-        + markdown_table(lines)
-    )
+    return f"median (least to most) of {seeds} seeds; a number in brackets: of so many"
 
 
 def _cell(point: Point | None, seeds: int) -> str:
@@ -259,9 +271,9 @@ def _ends(methods: Sequence[Method]) -> str:
         known = [(share(last.figures, dense) if key in last.figures else None) for key, share in ENDS.values()]
         lines.append([name, str(last.index), accuracy, *("-" if each is None else f"{each:.3f}" for each in known)])
     return (
-        "What is left at the end of the runs, as shares of the dense network's (medians). Time is that of ONNX Runtime's "
-        "float model on one thread of the machine that measured it, instructions those of one inference on an emulated "
-        "Raspberry Pi 4 (task=measure takes both).\n\n" + markdown_table(lines)
+        "What is left at the end of the runs, as shares of the dense network's (medians). Time is that of ONNX "
+        "Runtime's float model on one thread of the machine that measured it, instructions those of one inference on "
+        "an emulated Raspberry Pi 4 (task=measure takes both).\n\n" + markdown_table(lines)
     )
 
 

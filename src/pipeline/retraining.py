@@ -28,12 +28,11 @@ def method_name(retraining: Retraining) -> str:
 
 def run_title(pruning: Pruning, retraining: Retraining) -> str:
     """What a run is called in a comparison: its method, and what was pruned how if not weights by magnitude."""
-    said = [
-        *(["filters"] if pruning.structure == "filter" else []),
-        *(["random pruning"] if pruning.criterion == "random" else []),
-        *([pruning.policy or "given shares"] if pruning.shares is not None else []),
-    ]
-    return method_name(retraining) + (f" ({', '.join(said)})" if said else "")
+    what = ("random " if pruning.criterion == "random" else "") + f"{pruning.structure}s"
+    if pruning.shares is not None:
+        what += f" by {pruning.policy or 'given shares'}"
+    name = method_name(retraining)
+    return name if what == "weights" else f"{name} ({what.replace('random weights', 'random pruning')})"
 
 
 @dataclass(frozen=True)

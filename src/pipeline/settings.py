@@ -301,9 +301,9 @@ class Settings:
     """Name of the experiment, in MLflow and on disk."""
     task: Literal["run", "plan", "report", "search", "measure", "bundle", "verify", "compare", "conformance", "sync"]
     """``run`` prunes; ``search`` lets an agent find a policy (AMC); ``plan`` shows what a run would do; ``report``
-    draws what has been run; ``measure`` takes the time of its rounds, here and on ARM; ``bundle`` makes of a run what goes to a board; ``verify`` runs that on ARM; ``compare``
-    sets the tracked methods side by side; ``conformance`` holds them against the published figures; ``sync`` sends
-    MLflow what it misses of a run."""
+    draws what has been run; ``measure`` takes the time of its rounds, here and on ARM; ``bundle`` makes of a run what
+    goes to a board; ``verify`` runs that on ARM; ``compare`` sets the tracked methods side by side; ``conformance``
+    holds them against the published figures; ``sync`` sends MLflow what it misses of a run."""
     seed: Natural
     """The trial: initial weights, order of images and every other draw follow from it."""
     runs: str | None

@@ -1,0 +1,75 @@
+"""What rounds take, here and on ARM; and the bake-off's methods, searches included, as one sweep."""
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.deploy import arm
+from tests.conftest import SMALL
+from tests.test_sweep import typed  # noqa: F401
+from tests.test_tracking import history, runs
+
+FILTERS = [*SMALL, "pruning=filters", "pruning.rounds=1", "pruning.target_density=null", "model.arguments.width=8"]
+
+
+@pytest.fixture
+def measured(typed, tmp_path):  # noqa: F811
+    """Runs a small job and types ``task=measure``; returns what that prints and the tracked parent run's metrics."""
+
+    def measure():
+        assert typed(*FILTERS)[0] == 0
+        status, out = typed(*FILTERS, "task=measure")
+        assert status == 0
+        client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow' / 'mlflow.db'}")
+        (parent,) = runs(client, "job")
+        assert parent.info.status == "FINISHED"
+        return out, history(client, parent)
+
+    return measure
+
+
+def test_the_time_of_every_round_is_taken_once_and_tracked(measured, monkeypatch, tmp_path):
+    monkeypatch.setattr(arm, "missing", lambda: "no ARM in this test")
+    out, figures = measured()
+    files = sorted((tmp_path / "runs").glob("**/timing.json"))
+    assert len(files) == 2
+    first = [path.read_text() for path in files]
+    assert [step for step, _ in figures["latency_ratio"]] == [0, 1]
+    assert all(value > 0 for _, value in figures["latency_ms"])
+    assert "instructions" not in figures
+    assert out.splitlines()[-1].split()[-1] == "-"
+    again, _ = measured()
+    assert again.splitlines()[-3:] == out.splitlines()[-3:]
+    assert [path.read_text() for path in files] == first
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fewer_filters_are_fewer_instructions_on_arm(measured, tmp_path):
+    if reason := arm.missing():
+        pytest.skip(reason)
+    _, figures = measured()
+    (_, dense), (_, pruned) = figures["instructions"]
+    assert pruned < dense
+    kept = [json.loads(path.read_text())["instructions"] for path in (tmp_path / "runs").glob("**/timing.json")]
+    assert sorted(kept) == [pruned, dense]
+
+
+def test_the_bakeoffs_methods_run_as_one_sweep_with_the_searches_that_they_need(typed, tmp_path):  # noqa: F811
+    methods = "filters_lr_rewinding,amc_fine_tuning,amc_lr_rewinding,amc_weights,uniform_policy,random_policy"
+    command = ["+experiment=amc_digits", *SMALL, f"+method={methods}", "seed=0", "task=run", "amc.warmup=3"]
+    command += ["amc.episodes=5", "pruning.rounds=2"]
+    status, out = typed("-m", *command)
+    assert status == 0, out
+    assert "6 jobs: 6 done" in out
+    status, out = typed(*[each for each in command if "method" not in each], "task=compare", f"artifacts={tmp_path}")
+    assert status == 0, out
+    assert "round 2" in out
+    for name in (
+        "lr_rewinding (filters)", "fine_tuning (filters by AMC 0.5 macs)", "lr_rewinding (filters by AMC 0.5 macs)",
+        "lr_rewinding (weights by AMC 0.5 macs)", "fine_tuning (filters by uniform 0.5 macs)", "fine_tuning (filters by random 0.5 macs)",
+    ):  # fmt: skip
+        assert f"| {name} |" in out
+    assert len(list((tmp_path / "runs").glob("digits-amc-*"))) == 4
+    assert "6 jobs: 6 complete" in typed("-m", *command)[1]
