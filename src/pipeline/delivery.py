@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline import outcome
 from pipeline.deploy import bundle, verify
-from pipeline.errors import PipelineError, SettingsError
+from pipeline.errors import PipelineError
 from pipeline.jobs import build_job, stoppable
 from pipeline.ledger import Round
-from pipeline.rounds import Job, chosen, ended, network_after, recorded
+from pipeline.rounds import Job, chosen, ended, network_after, recorded, wanted
 from pipeline.settings import Settings, fingerprint
 from pipeline.tracking import Tracker
 
@@ -80,19 +80,12 @@ def verify_bundle(settings: Settings, folder: Path, out: Path, told: Callable[[s
 def _round(job: Job, settings: Settings) -> Round:
     """The round that the bundle is made of."""
     rounds = recorded(job)
-    wanted = settings.deploy.round
-    if wanted is not None:
-        if wanted >= len(rounds):
-            raise SettingsError(
-                [f"deploy.round: got {wanted}, takes 0 to {len(rounds) - 1}, the rounds that are complete"]
-            )
-        return rounds[wanted]
-    if not ended(job, rounds):
+    if settings.deploy.round is None and not ended(job, rounds):
         raise PipelineError(
             f"the run in {job.ledger.folder} is not finished, its last complete round is {len(rounds) - 1}: the same "
             f"command with task=run goes on; deploy.round={len(rounds) - 1} takes that round"
         )
-    return chosen(rounds, settings.pruning)
+    return wanted(rounds, settings.deploy.round, settings.pruning)
 
 
 def _facts(job: Job, round_: Round, settings: Settings) -> dict[str, Any]:

@@ -236,14 +236,18 @@ def sync_job(job: Job, settings: Settings, runs: Path) -> str:
 
 
 def measure_job(job: Job, settings: Settings, runs: Path, told: Callable[[str], None]) -> str:
-    """Takes the time of every complete round's network, shows it to MLflow too, and returns a table.
+    """Takes the time of the dense network and of a round's, shows it to MLflow too, and returns a table.
+
+    The round is that of ``deploy.round``, or the one that a bundle is made of.
 
     Raises:
         PipelineError: if there is no complete pruned round, or its network cannot be exported.
+        SettingsError: if ``deploy.round`` is no round of it.
     """
     from pipeline.tracking import Tracker
 
-    done = rounds.recorded(job)
+    every = rounds.recorded(job)
+    done = [every[0], rounds.wanted(every, settings.deploy.round, job.pruning)]
     with (
         job.ledger.locked(),
         Tracker(settings, runs, job.ledger, job.title, print, reopen=False) as tracker,

@@ -152,15 +152,12 @@ def _shown(methods: Sequence[Method]) -> tuple[float, float]:
 
 
 def _measured(methods: Sequence[Method]) -> list[str]:
-    """The costs that every method has a figure of."""
-    return [
-        label
-        for label, (figure, _) in COSTS.items()
-        if all(figure in point.figures for method in methods for point in method.points)
-    ]
+    """The costs that every method has a figure of at its end."""
+    return [label for label, (figure, _) in COSTS.items() if all(figure in m.points[-1].figures for m in methods)]
 
 
 def _line(method: Method, label: str) -> tuple[list[float], list[Spread]]:
-    """What a method costs at its points, and its test accuracies in %."""
+    """What a method costs at the points where that is known, and its test accuracies in %."""
     figure, factor = COSTS[label]
-    return [p.figures[figure].median * factor for p in method.points], [p.accuracy * 100 for p in method.points]
+    known = [point for point in method.points if figure in point.figures]
+    return [p.figures[figure].median * factor for p in known], [p.accuracy * 100 for p in known]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pipeline.costs import density, layer_costs, positions
 from pipeline.data.dataset import Dataset, Split
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, SettingsError
 from pipeline.ledger import Ledger, Round
 from pipeline.networks import prunable, weight_layers
 from pipeline.pruning.channels import ChannelGroup
@@ -166,6 +166,19 @@ def chosen(rounds: Sequence[Round], pruning: Pruning) -> Round:
     if pruning.max_accuracy_drop is None:
         return rounds[-1]
     return [each for each in rounds if _within(each, rounds[0], pruning.max_accuracy_drop)][-1]
+
+
+def wanted(rounds: Sequence[Round], index: int | None, pruning: Pruning) -> Round:
+    """The round of ``deploy.round``; None for the ``chosen`` one.
+
+    Raises:
+        SettingsError: if it is not complete.
+    """
+    if index is None:
+        return chosen(rounds, pruning)
+    if index >= len(rounds):
+        raise SettingsError([f"deploy.round: got {index}, takes 0 to {len(rounds) - 1}, the rounds that are complete"])
+    return rounds[index]
 
 
 def _within(round_: Round, dense: Round, drop: float) -> bool:

@@ -1,4 +1,4 @@
-"""``task=measure``: what every round's network takes, here in milliseconds and on ARM in instructions.
+"""``task=measure``: what a round's network takes beside the dense one, here in milliseconds and on ARM in instructions.
 
 The float network without its dead channels against the dense one, by ONNX Runtime on one thread, taking turns.
 """
@@ -43,7 +43,7 @@ class Timing:
 
 
 def measured(job: Job, rounds: Sequence[Round], deploy: Deploy, told: Callable[[str], None]) -> list[Timing]:
-    """The timing of every round: read where it is kept beside it, else taken and kept.
+    """The timing of rounds: read where it is kept beside them, else taken and kept.
 
     Raises:
         PipelineError: if the network cannot be exported.
