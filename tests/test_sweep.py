@@ -116,7 +116,8 @@ def test_what_jobs_print_is_kept_apart(typed, tmp_path):
     assert [log.read_text().split()[:3] for log in logs] == [["round", "density", "sparsity"]] * 2
 
 
-def test_ctrl_c_stops_the_whole_sweep(typed, monkeypatch, tmp_path):
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]])
+def test_ctrl_c_stops_the_whole_sweep(launcher, typed, monkeypatch, tmp_path):
     from pipeline.display import Display
 
     epoch_done = Display.epoch_done
@@ -128,10 +129,10 @@ def test_ctrl_c_stops_the_whole_sweep(typed, monkeypatch, tmp_path):
 
     with monkeypatch.context() as patched:
         patched.setattr(Display, "epoch_done", interrupted)
-        status, out = typed("-m", *SMALL, "seed=0,1")
+        status, out = typed("-m", *SMALL, "seed=0,1", *launcher)
     assert status == 130
     assert "2 jobs: 1 stopped, 1 not started" in out
-    assert typed("-m", *SMALL, "seed=0,1")[0] == 0
+    assert typed("-m", *SMALL, "seed=0,1", *launcher)[0] == 0
     assert [run[1] for run in store(tmp_path / "runs")] == ["FINISHED"] * (2 + 6)
 
 

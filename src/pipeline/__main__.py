@@ -64,6 +64,10 @@ def run_one(config: DictConfig) -> None:
         _end(status, *sentences)
 
 
+SWEEPING: set[int] = set()
+"""Processes in which a sweep was typed."""
+
+
 def run_sweep(overrides: list[str]) -> None:
     """The jobs of a command with ``-m``: all of them, whatever becomes of one, by the launcher that Hydra was given."""
     from pipeline import sweep
@@ -71,6 +75,7 @@ def run_sweep(overrides: list[str]) -> None:
 
     jobs = sweep.planned(overrides, runs_folder)
     sweep.cleared(jobs)
+    SWEEPING.add(os.getpid())
     sys.argv.append(f'hydra.sweep.dir="{jobs.folder}"')
     status, sentences = 0, []
     deaths: Counter[int] = Counter()
@@ -127,7 +132,7 @@ def run_in_sweep(config: DictConfig) -> None:
     note = sweep.read(folder, number)
     told = "; ".join(sentences) or note.sentence
     sweep.write(folder, number, dataclasses.replace(note, state=state, sentence=told))
-    if stopped and alone:
+    if stopped and os.getpid() in SWEEPING:
         raise KeyboardInterrupt
 
 
