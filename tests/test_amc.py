@@ -43,7 +43,7 @@ from pipeline.errors import PipelineError
 from pipeline.jobs import build_job
 from pipeline.ledger import read_tensors
 from pipeline.pruning.channels import alive, without
-from tests.conftest import SMALL, settings
+from tests.conftest import PHOTOS, SMALL, settings
 from tests.servers import killed
 from tests.test_command_line import PROJECT
 from tests.test_filters import SHAPES, trained, weights_of, whole
@@ -245,6 +245,7 @@ def test_the_agent_learns_where_the_reward_is_and_is_written_and_read_bit_for_bi
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_search_comes_to_better_choices_than_one_share_for_all_and_stays_there():
     """Twelve convolutions of which some matter far more than others; wishes that the wall cuts down once misled it."""
     sizes, maps = [16] * 4 + [32] * 4 + [64] * 4, [32] * 4 + [16] * 4 + [8] * 4
@@ -427,3 +428,17 @@ def test_a_search_killed_at_ten_moments_ends_as_if_nothing_had_been(tmp_path):
     (found,) = Path(tmp_path / "killed").glob("*-amc-*/*/policy.json")
     assert found.read_text() == expected.read_text()
     assert agents(found) == agents(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mobilenet_v1", "mobilenet_v2", "vgg16"])
+def test_plain_and_depthwise_networks_are_searched_too(model, photos, tmp_path):
+    chosen = settings(
+        "+experiment=amc_digits", f"model={model}", *PHOTOS, f"data.source={photos}", "data.workers=0", "amc.share=0.6",
+        "training.batch_size=8", "training.epochs=1", "training.max_steps=1", "amc.agent=uniform", "amc.multiple=8",
+    )  # fmt: skip
+    job = build_job(chosen, tmp_path)
+    policy = json.loads(search_job(job, chosen, tmp_path).read_text())
+    assert 0.4 < policy["macs"] <= 0.6
+    assert all(count % 8 == 0 for count in policy["kept"].values())
+    assert len(policy["kept"]) == len(job.groups)

@@ -18,9 +18,9 @@ from pipeline import rounds
 from pipeline.costs import positions
 from pipeline.deploy.shrink import macs, shrunk
 from pipeline.errors import SettingsError
-from pipeline.jobs import build_job
 from pipeline.networks import build_network, prunable
 from pipeline.pruning.channels import alive, channel_groups
+from pipeline.pruning.cut import cut_filters
 from pipeline.pruning.filters import counts, keep_filters, norms, prune_filters
 from pipeline.pruning.masks import ones_like
 from tests.conftest import settings
@@ -242,11 +242,21 @@ def test_the_dense_network_is_that_of_weight_pruning(small_job, tmp_path):
     assert watch.trained == [1]
 
 
-def test_the_papers_resnet56_b_has_its_density(cifar10, tmp_path):
-    job = build_job(settings("+experiment=resnet56_b", f"data.source={cifar10}"), tmp_path)
-    dense, pruned = rounds.planned(job)
-    assert dense == 1
-    assert round(pruned, 3) == 0.871
+def test_the_papers_resnet56_b_has_its_density():
+    network, groups, _ = trained("resnet56")
+    pruning = settings("+experiment=resnet56_b", "data.source=x").pruning
+    masks = whole(network, groups)
+    pruned = cut_filters(pruning, weights_of(network), masks, 1, torch.Generator, groups, {})
+    assert (kept_weights(pruned), kept_weights(masks)) == (741_776, 851_504)
+    assert round(kept_weights(pruned) / kept_weights(masks), 3) == 0.871
+    gone = {group.name: group.size - int(alive(group, pruned).sum()) for group in groups}
+    assert {name for name, count in gone.items() if count} == {
+        *(f"stage1.{block}.conv1" for block in range(7)),
+        *(f"stage2.{block}.conv1" for block in (1, 2, 3, 4, 5, 6, 8)),
+        *(f"stage3.{block}.conv1" for block in range(1, 8)),
+    }
+    for stage, share in (("stage1", 0.6 * 16), ("stage2", 0.3 * 32), ("stage3", 0.1 * 64)):
+        assert {abs(count - share) < 1 for name, count in gone.items() if name.startswith(stage) and count} == {True}
 
 
 def test_shares_of_weights_are_densities_of_layers(small_job):

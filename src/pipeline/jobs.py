@@ -254,7 +254,7 @@ def measure_job(job: Job, settings: Settings, runs: Path, told: Callable[[str], 
         stoppable(),
     ):
         timings = timing.measured(job, done, settings.deploy, told)
-        tracker.log_figures(done, timing.figures(timings))
+        tracker.log_figures(done, [each.figures for each in timings])
     return timing.table(done, timings)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from pipeline.costs import density, layer_costs, positions
 from pipeline.data.dataset import Dataset, Split
@@ -30,7 +30,7 @@ from pipeline.errors import PipelineError, SettingsError
 from pipeline.ledger import Ledger, Round
 from pipeline.networks import prunable, weight_layers
 from pipeline.pruning.channels import ChannelGroup
-from pipeline.pruning.cut import cut, least_share
+from pipeline.pruning.cut import cut_filters, cut_weights, least_share
 from pipeline.pruning.masks import Masks, digest, kept, ones_like
 from pipeline.pruning.prune import emptied, removal_count
 from pipeline.randomness import generator
@@ -276,11 +276,13 @@ def _next_masks(job: Job, index: int, masks: Masks) -> Masks:
 
 
 def _cut(job: Job, weights: Mapping[str, Tensor], masks: Masks, index: int) -> dict[str, Tensor]:
-    places = positions(job.network, job.dataset.example) if job.groups else {}
-    return cut(
-        job.pruning, weights, masks, job.groups, places, index,
-        lambda name: generator(job.seed, index, "random criterion", name),
-    )  # fmt: skip
+    def draws(name: str) -> Generator:
+        return generator(job.seed, index, "random criterion", name)
+
+    if job.groups:
+        places = positions(job.network, job.dataset.example)
+        return cut_filters(job.pruning, weights, masks, index, draws, job.groups, places)
+    return cut_weights(job.pruning, weights, masks, index, draws)
 
 
 def dense_round(job: Job) -> Round:

@@ -6,7 +6,7 @@ The float network without its dead channels against the dense one, by ONNX Runti
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +69,6 @@ def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
             )
         )
     return "\n".join("".join(f"{cell:>{len(name) + 3}}" for cell, name in zip(row, head, strict=True)) for row in rows)
-
-
-def figures(timings: Sequence[Timing]) -> list[Mapping[str, float]]:
-    """Figures of every round."""
-    return [each.figures for each in timings]
 
 
 def _path(job: Job, round_: Round) -> Path:

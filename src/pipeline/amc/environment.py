@@ -42,14 +42,17 @@ def choices(size: int, floor: float, multiple: int) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class Environment:
-    """The steps, what they cost, and how much they may cost (None: as much as they like)."""
+    """The steps, what they cost, and how much they may cost (None: as much as they like).
+
+    Raises:
+        ValueError: if the budget is not even met with all layers at their floors.
+    """
 
     steps: tuple[Step, ...]
     cost: Cost
     budget: float | None
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the budget is not even met with all layers at their floors."""
         least = self.cost([step.choices[0] for step in self.steps])
         if self.budget is not None and least > self.budget:
             raise ValueError(

@@ -44,8 +44,8 @@ def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], N
     """Trains round 0 if it must, searches, and returns the policy file.
 
     Raises:
-        PipelineError: if another process is at the same search, the budget is out of reach, or what a search of
-            weights asks for is not there.
+        PipelineError: if another process is at the same search (``wait`` as of ``Ledger.locked``), or the budget is out
+            of reach.
     """
     amc = settings.amc
     identity = {**job.dense.identity, "amc": amc_identity(settings)}

@@ -1,4 +1,7 @@
-"""From settings to the pruning step that they ask for: which masks a round trains under."""
+"""From settings to the pruning step that they ask for: which masks a round trains under, from those of the one before.
+
+Steps raise ValueError with a sentence where they cannot do what they are asked for.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,25 +20,10 @@ Generators = Callable[[str], torch.Generator]
 """A new generator for a layer's name, the same each time."""
 
 
-def cut(
-    pruning: Pruning,
-    weights: Mapping[str, Tensor],
-    masks: Masks,
-    groups: Sequence[ChannelGroup],
-    positions: Mapping[str, int],
-    index: int,
-    generator: Generators,
+def cut_weights(
+    pruning: Pruning, weights: Mapping[str, Tensor], masks: Masks, index: int, generator: Generators
 ) -> dict[str, Tensor]:
-    """The masks of round ``index``, from the weights and masks that the round before has ended with.
-
-    ``groups`` are the channels that may go, and ``positions`` of each weight (as ``costs.positions`` counts them), both
-    for filters alone.
-
-    Raises:
-        ValueError: as the steps do.
-    """
-    if pruning.structure == "filter":
-        return _filters(pruning, weights, masks, groups, positions, index, generator)
+    """The masks of round ``index`` where single weights go, from weights and masks at the end of the round before."""
     scores = Scores(CRITERIA[pruning.criterion], weights, generator)
     if pruning.shares is not None:
         sizes = {name: mask.numel() for name, mask in masks.items()}
@@ -51,35 +39,16 @@ def cut(
     )
 
 
-def named(weight: str, pattern: str) -> bool:
-    """Whether a pattern, as of file names, is of the layer of a weight."""
-    return fnmatchcase(weight.removesuffix(".weight"), pattern)
-
-
-def least_share(pruning: Pruning) -> float:
-    """The share of every layer that stays in any case."""
-    return pruning.empty_layer if isinstance(pruning.empty_layer, float) else 0.0
-
-
-def shared(pruning: Pruning, sizes: Mapping[str, int], named: Callable[[str, str], bool], index: int) -> dict[str, int]:
-    """How much of each layer (or group) given shares leave after round ``index``: all rounds take the same factor."""
-    assert pruning.shares is not None
-    way = min(1.0, index / max(1, pruning.rounds or 1))
-    end, now = (
-        counts(sizes, {pattern: share**power for pattern, share in pruning.shares.items()}, named) for power in (1, way)
-    )
-    return {name: max(end[name], now[name]) for name in sizes}
-
-
-def _filters(
+def cut_filters(
     pruning: Pruning,
     weights: Mapping[str, Tensor],
     masks: Masks,
-    groups: Sequence[ChannelGroup],
-    positions: Mapping[str, int],
     index: int,
     generator: Generators,
+    groups: Sequence[ChannelGroup],
+    positions: Mapping[str, int],
 ) -> dict[str, Tensor]:
+    """As ``cut_weights``, where whole channels of ``groups`` go; ``positions`` as ``costs.positions`` counts them."""
     if pruning.criterion == "random":
         scores = {group.name: torch.rand(group.size, generator=generator(group.name)) for group in groups}
     else:
@@ -105,3 +74,29 @@ def _filters(
         scope=pruning.scope,
         keep_share=least_share(pruning),
     )
+
+
+def shared(
+    pruning: Pruning, sizes: Mapping[str, int], matches: Callable[[str, str], bool], index: int
+) -> dict[str, int]:
+    """How much of each layer (or group) given shares leave after round ``index``: all rounds take the same factor.
+
+    ``matches`` says of a name and a pattern whether the pattern is of that layer.
+    """
+    assert pruning.shares is not None
+    way = min(1.0, index / max(1, pruning.rounds or 1))
+    end, now = (
+        counts(sizes, {pattern: share**power for pattern, share in pruning.shares.items()}, matches)
+        for power in (1, way)
+    )
+    return {name: max(end[name], now[name]) for name in sizes}
+
+
+def named(weight: str, pattern: str) -> bool:
+    """Whether a pattern, as of file names, is of the layer of a weight."""
+    return fnmatchcase(weight.removesuffix(".weight"), pattern)
+
+
+def least_share(pruning: Pruning) -> float:
+    """The share of every layer that stays in any case."""
+    return pruning.empty_layer if isinstance(pruning.empty_layer, float) else 0.0
