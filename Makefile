@@ -27,7 +27,7 @@ sweep: setup ## Six methods over three seeds, two jobs at a time, and their comp
 	$(BIN)/python -m pipeline +experiment=$(EXPERIMENT) task=compare $(ARGS) && exit $$status
 
 AMC = +experiment=amc_$(EXPERIMENT) name=$(EXPERIMENT)_bakeoff task
-JOBS = -m $(AMC)=$(1) +method=$(BAKEOFF) seed=$(SEEDS) pruning.rounds=4 $(ARGS)
+JOBS = -m $(AMC)=$(1) +method=$(BAKEOFF) seed=$(SEEDS) pruning.rounds=4 retraining.length=0.6 $(ARGS)
 bakeoff: setup ## Weights, filters and AMC's policies at equal epochs, with the time they take (EXPERIMENT SEEDS LAUNCHER WORKERS ARGS)
 	@$(BIN)/python -m pipeline $(call JOBS,run) hydra/launcher=$(LAUNCHER) \
 	  $(if $(filter joblib,$(LAUNCHER)),hydra.launcher.n_jobs=$(WORKERS))
