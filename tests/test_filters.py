@@ -282,6 +282,12 @@ def test_a_policy_file_gives_shares_and_its_name(small_job, tmp_path):
                for group in job.groups)  # fmt: skip
 
 
+def test_a_fraction_follows_from_rounds_and_target():
+    pruning = settings("pruning.fraction=null", "pruning.rounds=3", "pruning.target_density=0.216").pruning
+    assert pruning.fraction == pytest.approx(0.4)
+    assert rounds.planned_densities([1000], pruning) == [1, 0.6, 0.36, 0.216]
+
+
 POLICY = '{"name": "x", "structure": "filter", "shares": %s}'
 
 
@@ -294,6 +300,16 @@ POLICY = '{"name": "x", "structure": "filter", "shares": %s}'
         (["pruning.policy={path}"], POLICY % "{}", "has shares {}, takes a mapping"),
         (["pruning.policy={path}", "pruning=iterative"], POLICY % '{"*": 1}', "for pruning.structure=filter, got we"),
         (["pruning.policy={path}"], POLICY % '{"z": 1}', "pruning.shares: got 'z', which matches no layer; the layers"),
+        (
+            ["pruning.fraction=null"],
+            None,
+            "pruning.fraction: got null with .*target_density=null, takes a share, or both",
+        ),
+        (
+            ["pruning.policy=search"],
+            None,
+            "pruning.policy: got search, but that in .* is not complete: the same settin",
+        ),
         (["pruning.exclude=['features.*']"], None, "no layer's filters can be removed; takes weight"),
     ],
 )

@@ -189,10 +189,9 @@ def sync(settings: Settings, runs: Path) -> None:
 
 def search_policy(settings: Settings, runs: Path) -> None:
     """``task=search``."""
-    from pipeline.amc.job import search_job
-    from pipeline.jobs import build_job
+    from pipeline.amc.job import search_job, search_of
 
-    search_job(build_job(settings, runs), settings, runs)
+    search_job(search_of(settings, runs), settings, runs)
 
 
 def measure(settings: Settings, runs: Path) -> None:

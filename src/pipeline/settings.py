@@ -424,8 +424,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
     given = pruning.shares is not None or pruning.policy is not None
     if pruning.fraction is None and not given:
         yield (
-            f"pruning.fraction: got null with pruning.rounds={pruning.rounds} and "
-            f"pruning.target_density={pruning.target_density}, takes a share, or both of these"
+            f"pruning.fraction: got null with pruning.rounds={_shown(pruning.rounds)} and "
+            f"pruning.target_density={_shown(pruning.target_density)}, takes a share, or both of these"
         )
         return
     if pruning.rounds is None and pruning.target_density is None and pruning.max_accuracy_drop is None and not given:

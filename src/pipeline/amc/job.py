@@ -33,11 +33,16 @@ def with_policy(settings: Settings, runs: Path, wait: Callable[[str], None] | No
     """
     if settings.pruning.policy != "search":
         return
-    alone = dataclasses.replace(settings, pruning=dataclasses.replace(settings.pruning, policy=None))
-    job = build_job(alone, runs)
+    job = search_of(settings, runs)
     identity = {**job.dense.identity, "amc": amc_identity(settings)}
     if not searched(search_home(runs, settings.name, identity), settings.amc):
         search_job(job, settings, runs, wait)
+
+
+def search_of(settings: Settings, runs: Path) -> Job:
+    """The job that a search for a policy is about: that of the settings, without the policy."""
+    pruning = dataclasses.replace(settings.pruning, policy=None, shares=None)
+    return build_job(dataclasses.replace(settings, pruning=pruning), runs)
 
 
 def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> Path:
