@@ -73,3 +73,5 @@ def test_the_bakeoffs_methods_run_as_one_sweep_with_the_searches_that_they_need(
         assert f"| {name} |" in out
     assert len(list((tmp_path / "runs").glob("digits-amc-*"))) == 4
     assert "6 jobs: 6 complete" in typed("-m", *command)[1]
+    _, out = typed(*[each for each in command if "method" not in each], "task=report", f"artifacts={tmp_path}")
+    assert "lr_rewinding, structure filter, measure macs, policy AMC 0.5 macs, seed 0" in out

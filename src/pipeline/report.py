@@ -11,9 +11,11 @@ from pipeline.errors import PipelineError
 from pipeline.ledger import Ledger, Round, dense_home, recorded_identity
 from pipeline.pictures import accuracy_curves
 from pipeline.retraining import method_name
-from pipeline.settings import Retraining
+from pipeline.settings import LATER, Retraining
 
-USUAL = {"fraction": 0.2, "criterion": "magnitude", "scope": "global", "exclude": [], "target_density": None}
+USUAL: Mapping[str, Any] = LATER | {
+    "fraction": 0.2, "criterion": "magnitude", "scope": "global", "exclude": [], "target_density": None,
+}  # fmt: skip
 """Pruning settings that need no word in a label."""
 
 
@@ -71,5 +73,7 @@ def label(identity: Mapping[str, Any]) -> str:
     pruning, retraining = identity["pruning"], Retraining(**identity["retraining"])
     words = [method_name(retraining)]
     words += ["reset optimizer"] if retraining.optimizer_state == "reset" else []
-    words += [f"{key} {pruning[key]}" for key, usual in USUAL.items() if pruning[key] != usual]
+    known = {key: pruning.get(key, usual) for key, usual in USUAL.items()}
+    known |= {"shares": None} if known["policy"] is not None else {}
+    words += [f"{key} {known[key]}" for key, usual in USUAL.items() if known[key] != usual]
     return ", ".join([*words, f"seed {identity['seed']}"])

@@ -338,7 +338,7 @@ def dense_identity(settings: Settings) -> dict[str, Any]:
     return plain({"seed": settings.seed, **identity})
 
 
-LATER = {"structure": "weight", "norm": "l1", "measure": "weights", "shares": None, "policy": None}
+LATER: dict[str, Any] = {"structure": "weight", "norm": "l1", "measure": "weights", "shares": None, "policy": None}
 """Pruning settings that came later, at the values that earlier runs had: they are the same runs still."""
 
 
