@@ -394,6 +394,7 @@ def test_measured_latencies_rise_with_the_widths_and_are_kept(tmp_path):
         (["amc.share=0.01"], "amc.share: got 0.01 of amc.budget=macs, but a budget of .* out of reach"),
         (["amc.share=null"], "amc.share: got null with amc.reward=resource_constrained"),
         (["amc.budget=latency", "pruning=iterative"], "amc.budget: got latency with pruning.structure=weight"),
+        (["training.devices=2"], "training.devices: got several processes for a search"),
         (["amc.agent=td3"], 'amc.agent: got "td3", takes ddpg or random or uniform'),
     ],
 )

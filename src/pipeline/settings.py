@@ -444,6 +444,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
             )
     yield from _impossible_shares(pruning)
     amc = settings.amc
+    if (settings.task == "search" or pruning.policy == "search") and training.devices * training.nodes > 1:
+        yield "training.devices: got several processes for a search, takes training.devices=1 and training.nodes=1"
     if amc.share is None and amc.reward == "resource_constrained":
         yield "amc.share: got null with amc.reward=resource_constrained, takes a share (else nothing would be pruned)"
     if amc.budget == "latency" and pruning.structure == "weight":

@@ -33,8 +33,10 @@ def read_policy(path: Path, structure: str) -> tuple[str, dict[str, float]]:
 
 def searched(folder: Path, amc: Amc) -> bool:
     """Whether a search has ended in a folder, with as many episodes as asked for."""
-    path = folder / "policy.json"
-    return path.exists() and json.loads(path.read_text())["episodes"] == episodes_of(amc)
+    try:
+        return bool(json.loads((folder / "policy.json").read_text())["episodes"] == episodes_of(amc))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def episodes_of(amc: Amc) -> int:
