@@ -254,7 +254,8 @@ def measure_job(job: Job, settings: Settings, runs: Path, told: Callable[[str], 
         stoppable(),
     ):
         timings = timing.measured(job, done, settings.deploy, told)
-        tracker.log_figures(done, [each.figures for each in timings])
+        for result, each in zip(done, timings, strict=True):
+            tracker.log_figures(result, each.figures, each.taken_ms)
     return timing.table(done, timings)
 
 

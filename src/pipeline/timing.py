@@ -6,6 +6,7 @@ The float network without its dead channels against the dense one, by ONNX Runti
 import dataclasses
 import json
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Timing:
     instructions: int | None
     processor: str
     width_multiple: int
+    taken_ms: int
 
     @property
     def figures(self) -> dict[str, float]:
@@ -103,6 +105,7 @@ def _taken(job: Job, round_: Round, deploy: Deploy, told: Callable[[str], None])
         instructions,
         str(environment()["processor"]),
         deploy.width_multiple,
+        time.time_ns() // 1_000_000,
     )
     write_file(_path(job, round_), json.dumps(dataclasses.asdict(timing)).encode())
     return timing

@@ -225,12 +225,12 @@ class Tracker:
             self.outbox.put(partial(self._send_sizes, result, figures_))
         self.outbox.put(lambda: self._send_report(rounds[-1], texts, figures, tags))
 
-    def log_figures(self, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]]) -> None:
-        """Adds figures to the rounds of a run that has ended."""
+    def log_figures(self, result: Round, figures: Mapping[str, float], time_ms: int) -> None:
+        """Adds figures that were taken at a time to a round of a run that has ended; the latest count."""
         with told_of(self.uri):
-            for result, each in zip(rounds, figures, strict=True):
-                self._round_run(result.index)
-                self._send_sizes(result, each)
+            run = self._round_run(result.index)
+            for run_id in (self.run_id, run.info.run_id):
+                self._send(run_id, metrics(figures, time_ms, result.index))
 
     def delivered(self) -> bool:
         """Waits until all has arrived, for ``PATIENCE`` seconds at most if MLflow fails; says whether all has."""
