@@ -83,9 +83,12 @@ def layer_sparsity(round_: Round) -> Figure:
 def methods_figure(methods: Sequence[Method], title: str) -> Figure:
     """Median test accuracy of each method, least to most over seeds shaded, against each cost that was measured."""
     costs = _measured(methods)
-    figure = Figure(figsize=(5.5 * len(costs), 5), layout="constrained")
-    rows = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
-    for axes, label in zip(rows, costs, strict=True):
+    columns, rows = min(3, len(costs)), -(-len(costs) // 3)
+    figure = Figure(figsize=(5.5 * columns, 1 + 4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for axes in panels[len(costs) :]:
+        axes.remove()
+    for axes, label in zip(panels, costs, strict=False):
         for method, name in zip(methods, titles(methods).values(), strict=True):
             xs, accuracies = _line(method, label)
             (line,) = axes.plot(xs, [each.median for each in accuracies], marker="o", markersize=3, label=name)
@@ -98,15 +101,20 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
                 linewidth=0,
             )
         axes.axhline(methods[0].points[0].accuracy.median * 100, color="black", linestyle=":", linewidth=1)
-        axes.set(xscale="log", xlabel=label)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel=label)
+        values = [x for method in methods for x in _line(method, label)[0]]
+        if max(values) > 3 * min(values):
+            axes.set(xscale="log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
-    rows[0].set(ylabel="test accuracy (%)", ylim=_shown(methods))
+    panels[0].set(ylim=_shown(methods))
+    for axes in panels[::columns]:
+        axes.set(ylabel="test accuracy (%)")
     figure.suptitle(title)
-    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
