@@ -292,7 +292,7 @@ class Noise:
 def test_large_networks_export_pack_and_pass_the_checks(name, size, density):
     network, _ = pruned(name, 3, size, density)
     noise = Noise(size)
-    found = bundle.models(network, noise, 8)
+    found = bundle.models(network, noise, 8, multiple=4)
     ((inputs, _),) = noise.raw("validation")
     assert bundle.check(found, network, noise, inputs.numpy()) == []
     sizes = found.size_bytes
