@@ -64,6 +64,7 @@ def test_fewer_filters_are_fewer_instructions_on_arm(measured, tmp_path):
     assert sorted(kept) == [pruned, dense]
 
 
+@pytest.mark.slow
 def test_the_bakeoffs_methods_run_as_one_sweep_with_the_searches_that_they_need(typed, tmp_path):  # noqa: F811
     methods = "filters_lr_rewinding,amc_fine_tuning,amc_lr_rewinding,amc_weights,uniform_policy,random_policy"
     command = ["+experiment=amc_digits", *SMALL, f"+method={methods}", "seed=0", "task=run", "amc.warmup=3"]
