@@ -345,8 +345,10 @@ LATER: dict[str, Any] = {"structure": "weight", "norm": "l1", "measure": "weight
 def run_identity(settings: Settings) -> dict[str, Any]:
     """What determines a pruned run: the dense network's identity, the pruning and the retraining."""
     pruning = dataclasses.asdict(settings.pruning)
-    lengthens = LENGTHENS if settings.pruning.shares is None else LENGTHENS[1:]  # shares are reached in those rounds
-    pruning = {k: v for k, v in pruning.items() if k not in lengthens and not (k in LATER and v == LATER[k])}
+    left_out = {key for key in pruning if key in LENGTHENS or (key in LATER and pruning[key] == LATER[key])}
+    if settings.pruning.shares is not None:  # which are reached in those rounds
+        left_out.remove("rounds")
+    pruning = {key: value for key, value in pruning.items() if key not in left_out}
     return plain(dense_identity(settings) | {"pruning": pruning, "retraining": dataclasses.asdict(settings.retraining)})
 
 

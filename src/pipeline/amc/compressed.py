@@ -63,7 +63,7 @@ def refit(weight: Tensor, mask: Tensor, normal: Normal) -> Tensor:
 def channels(network: nn.Module, groups: Sequence[ChannelGroup], normals: Mapping[str, Normal]) -> Choice:
     """Choices of how many channels each of ``groups`` keeps; what has ``normals`` is refit."""
     weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    whole = ones_like({each: weights[each] for group in groups for each in _parameters(group)})
+    whole = ones_like({each: weights[each] for group in groups for each in {part.parameter for part in group.parts}})
     orders = {group.name: importance(weights, group).argsort(stable=True) for group in groups}
 
     def chosen(counts: Sequence[int]) -> Weights:
@@ -161,7 +161,3 @@ def accuracy(
             right += int((other(inputs.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).sum())
             total += len(labels)
     return right / total
-
-
-def _parameters(group: ChannelGroup) -> set[str]:
-    return {part.parameter for part in (*group.makers, *group.readers, *group.vectors)}

@@ -69,13 +69,11 @@ def parameters(parts: Iterable[Product]) -> Callable[[Sequence[int]], int]:
 
 
 def _width(size: int, name: str, dimension: int, slices: Sequence[Sequence[Slice]]) -> Width:
-    terms = tuple(
-        (step, len(part.places) // int(part.channels.max() + 1))
+    own = [
+        (step, part)
         for step, parts in enumerate(slices)
         for part in parts
         if (part.parameter, part.dimension) == (name, dimension)
-    )
-    tied = sum(
-        len(part.places) for parts in slices for part in parts if (part.parameter, part.dimension) == (name, dimension)
-    )
-    return Width(size - tied, terms)
+    ]
+    terms = tuple((step, len(part.places) // int(part.channels.max() + 1)) for step, part in own)
+    return Width(size - sum(len(part.places) for _, part in own), terms)

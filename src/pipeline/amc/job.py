@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline import rounds
 from pipeline.amc import latency
 from pipeline.amc.mirror import Mirror
 from pipeline.amc.problem import Problem, problem
-from pipeline.amc.search import Episode, chosen, policy, search, write_policy
+from pipeline.amc.search import Episode, chosen, policy, search
 from pipeline.environment import cache_folder
 from pipeline.jobs import build_job, stoppable
 from pipeline.ledger import Ledger, search_home, write_file
@@ -34,8 +35,7 @@ def with_policy(settings: Settings, runs: Path, wait: Callable[[str], None] | No
     if settings.pruning.policy != "search":
         return
     job = search_of(settings, runs)
-    identity = {**job.dense.identity, "amc": amc_identity(settings)}
-    if not searched(search_home(runs, settings.name, identity), settings.amc):
+    if not searched(_home(job, settings, runs).folder, settings.amc):
         search_job(job, settings, runs, wait)
 
 
@@ -53,19 +53,18 @@ def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], N
             of reach.
     """
     amc = settings.amc
-    identity = {**job.dense.identity, "amc": amc_identity(settings)}
-    home = Ledger(search_home(runs, settings.name, identity), identity)
+    home = _home(job, settings, runs)
     console = Console(soft_wrap=True, highlight=False)
     told = console.print
     title = f"{amc.agent} policy search, {'channels' if job.groups else 'weights'}, seed {job.seed}"
     with home.locked(wait), Mirror(settings, runs, home, title, told) as mirror, stoppable():
         rounds.dense_round(job)
-        table_file = home.folder / "latency.json"
-        table = latency.kept_table(table_file) or latency.kept_table(cache_folder() / "latency.json")
+        tables = [folder / "latency.json" for folder in (home.folder, cache_folder())]
+        table = latency.kept_table(tables[0]) or latency.kept_table(tables[1]) if amc.budget == "latency" else {}
         with console.status("loading") as status:
             asked = problem(job, amc, table, status.update)
         if amc.budget == "latency":
-            for path in (table_file, cache_folder() / "latency.json"):
+            for path in tables:
                 latency.keep_table(path, table)
         whole = asked.accurate(asked.environment.whole)
         with _Shown(console, asked, amc, whole) as shown:
@@ -74,10 +73,10 @@ def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], N
                 shown.done(episode)
                 mirror.episode(episode)
 
-            episodes = search(asked, amc, job.seed, home.folder, identity, done)
+            episodes = search(asked, amc, job.seed, home.folder, home.identity, done)
         best = chosen(amc, episodes)
         found = policy(asked, amc, settings.pruning.structure, best)
-        write_policy(home.folder / "policy.json", found)
+        write_file(home.folder / "policy.json", json.dumps(found, indent=1).encode() + b"\n")
         write_file(home.folder / "episodes.csv", _csv(episodes).encode())
         picture = policy_figure(asked, episodes, best, f"{settings.name}, seed {job.seed}: {found['name']}")
         picture.savefig(home.folder / "policy.png", dpi=150)
@@ -92,6 +91,12 @@ def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], N
     told(f"policy  {path}\npicture {home.folder / 'policy.png'}\nMLflow  {mirror.where}")
     told(f"next    the same settings with task=run pruning.policy={path}")
     return path
+
+
+def _home(job: Job, settings: Settings, runs: Path) -> Ledger:
+    """Where the search of a job is kept."""
+    identity = {**job.dense.identity, "amc": amc_identity(settings)}
+    return Ledger(search_home(runs, settings.name, identity), identity)
 
 
 class _Shown:

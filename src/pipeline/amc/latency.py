@@ -30,7 +30,7 @@ SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: its input map (1, 1: none, a linear layer), kernel, stride, padding; depthwise or not."""
+    """Where a layer stands: its input map (0, 0: none, a linear layer), kernel, stride, padding; depthwise or not."""
 
     height: int
     width: int
@@ -117,12 +117,12 @@ def _timed(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[int] | N
 
 def _levels(width: Width, choices: Sequence[Sequence[int]]) -> list[int]:
     """A few widths from the least to the whole."""
-    ends = [width.of([each[end] for each in choices]) for end in (0, -1)]
     if len(width.terms) == 1:
         step, copies = width.terms[0]
         possible = sorted({width.constant + copies * count for count in choices[step]})
     else:
-        possible = list(range(ends[0], ends[1] + 1))
+        least, most = (width.of([each[end] for each in choices]) for end in (0, -1))
+        possible = list(range(least, most + 1))
     chosen = np.linspace(0, len(possible) - 1, min(LEVELS, len(possible))).round().astype(int)
     return [possible[each] for each in chosen]
 

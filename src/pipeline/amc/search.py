@@ -13,7 +13,7 @@ what the agent remembers follows from the episodes.
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pipeline.amc import ddpg
 from pipeline.amc.ddpg import Agent, Transition
 from pipeline.amc.environment import REWARDS, Environment, uniform, walk
 from pipeline.amc.problem import Problem
-from pipeline.ledger import read_tensors, write_file, write_tensors
+from pipeline.ledger import read_tensors, write_tensors
 from pipeline.pruning.policy import episodes_of
 from pipeline.pruning.prune import one_thread
 from pipeline.randomness import generator
@@ -47,7 +47,7 @@ class Episode:
 
 
 def search(
-    problem: Problem, amc: Amc, seed: int, folder: Path, identity: dict[str, Any], done: Callable[[Episode], None]
+    problem: Problem, amc: Amc, seed: int, folder: Path, identity: Mapping[str, Any], done: Callable[[Episode], None]
 ) -> list[Episode]:
     """Runs or continues a search to its end and returns all episodes; ``done`` is told of each, found ones too.
 
@@ -105,11 +105,6 @@ def policy(problem: Problem, amc: Amc, structure: str, episode: Episode) -> dict
         "parameters": problem.parameters(episode.counts) / problem.parameters(whole),
         "budget": {"of": amc.budget, "share": amc.share, "used": episode.cost / problem.environment.cost(whole)},
     }
-
-
-def write_policy(path: Path, content: dict[str, Any]) -> None:
-    """Writes a policy file."""
-    write_file(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def _walked(

@@ -85,24 +85,28 @@ def models(
     """
     calibration = [piece for batch, _ in first(dataset.raw("train"), calibration_images) for piece in _pieces(batch)]
     inputs = torch.from_numpy(calibration[0])
-    apply = dataset.preprocessing.apply
-    plain = exported(network, apply, inputs)
-    smaller = shrunk(network, apply(inputs), multiple)
-    source = plain if smaller is network else exported(smaller, apply, inputs)
+    plain, source, smaller = _exports(network, dataset, inputs, multiple)
     float32, float32_facts = packed(lean(source, metadata))
     int8, int8_facts = packed(lean(quantised(source, calibration), metadata))
-    computed = macs(smaller, apply(inputs[:1]))
+    computed = macs(smaller, dataset.preprocessing.apply(inputs[:1]))
     return Models(plain, lean(plain, metadata), float32, int8, float32_facts, int8_facts, computed)
 
 
 def float_models(network: nn.Module, dataset: Dataset, multiple: int) -> tuple[ModelProto, ModelProto]:
     """The whole network and the packed one without dead channels, in float32, as ``models`` makes them."""
     inputs = torch.from_numpy(next(first(dataset.raw("train"), BATCH))[0])
+    plain, source, _ = _exports(network, dataset, inputs, multiple)
+    return lean(plain), packed(lean(source))[0]
+
+
+def _exports(
+    network: nn.Module, dataset: Dataset, inputs: Tensor, multiple: int
+) -> tuple[ModelProto, ModelProto, nn.Module]:
+    """The network as PyTorch exports it, whole and without dead channels, and the latter itself."""
     apply = dataset.preprocessing.apply
     plain = exported(network, apply, inputs)
     smaller = shrunk(network, apply(inputs), multiple)
-    source = plain if smaller is network else exported(smaller, apply, inputs)
-    return lean(plain), packed(lean(source))[0]
+    return plain, plain if smaller is network else exported(smaller, apply, inputs), smaller
 
 
 def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[Any]) -> list[str]:

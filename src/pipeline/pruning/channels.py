@@ -48,6 +48,11 @@ class ChannelGroup:
     vectors: tuple[Slice, ...]
 
     @property
+    def parts(self) -> tuple[Slice, ...]:
+        """All slices of a channel's."""
+        return self.makers + self.readers + self.vectors
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The layers whose filters these are."""
         return tuple(each.parameter.removesuffix(".weight") for each in self.makers)
@@ -142,7 +147,7 @@ def without(masks: Masks, groups: Sequence[ChannelGroup], dead: Mapping[str, Ten
     for group in groups:
         if group.name not in dead or not dead[group.name].any():
             continue
-        for part in (*group.makers, *group.readers, *group.vectors):
+        for part in group.parts:
             gone = part.places[dead[group.name][part.channels]]
             changed[part.parameter] = changed[part.parameter].index_fill(part.dimension, gone, False)
     return changed

@@ -59,10 +59,7 @@ def prune_filters(
     """
     queue: list[tuple[float, int, int]] = []
     for number, group in enumerate(groups):
-        if bool(scores[group.name].isnan().any()):
-            raise ValueError("a filter's score is not a number (NaN): the training has diverged")
-        living = alive(group, masks)
-        order = [int(channel) for channel in scores[group.name].argsort(stable=True) if living[channel]]
+        order = _living(scores[group.name], group, masks)
         for place, channel in enumerate(order[: max(0, len(order) - max(1, round(keep_share * group.size)))]):
             rank = float(scores[group.name][channel]) if scope == "global" else (place + 1) / len(order)
             queue.append((rank, number, channel))
@@ -80,6 +77,14 @@ def prune_filters(
             f"{goal:,.0f} are to be left, but without all the filters that may go there are {cost(after(len(queue))):,}"
         )
     return after(count)
+
+
+def _living(scores: Tensor, group: ChannelGroup, masks: Masks) -> list[int]:
+    """The channels of a group that are alive, the lowest score first, of equal ones the earlier."""
+    if bool(scores.isnan().any()):
+        raise ValueError("a filter's score is not a number (NaN): the training has diverged")
+    living = alive(group, masks)
+    return [int(channel) for channel in scores.argsort(stable=True) if living[channel]]
 
 
 def counts(sizes: Mapping[str, int], shares: Mapping[str, float], named: Callable[[str, str], bool]) -> dict[str, int]:
@@ -103,11 +108,14 @@ def counts(sizes: Mapping[str, int], shares: Mapping[str, float], named: Callabl
 def keep_filters(
     scores: Scores, masks: Masks, groups: Sequence[ChannelGroup], kept: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """New masks in which each group keeps so many channels, its highest scores; never more than it has."""
+    """New masks in which each group keeps so many channels, its highest scores; never more than it has.
+
+    Raises:
+        ValueError: if a score is not a number.
+    """
     dead = {}
     for group in groups:
-        living = alive(group, masks)
-        order = [int(channel) for channel in scores[group.name].argsort(stable=True) if living[channel]]
+        order = _living(scores[group.name], group, masks)
         dead[group.name] = torch.zeros(group.size, dtype=torch.bool)
         dead[group.name][order[: max(0, len(order) - kept[group.name])]] = True
     return without(masks, groups, dead)
