@@ -72,7 +72,9 @@ def board(folder, *arguments, code=None):
             if (installed / name).exists():
                 (site / name).symlink_to(installed / name)
     command = [sys.executable, "-S", *(["run.py"] if code is None else ["-c", code]), *arguments]
-    environment = {"PYTHONPATH": str(site), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PYTHONPATH": str(site), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HOME": str(folder.parent / "home")
+    }  # fmt: skip
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -164,6 +166,13 @@ SPOILT = {
     "no sums": (lambda f: (f / "SHA256SUMS").unlink(), "SHA256SUMS is missing"),
     "sums of nothing": (lambda f: (f / "SHA256SUMS").write_text(""), "SHA256SUMS does not name manifest.json"),
 }
+
+
+def test_nothing_calls_home(copy):
+    """ONNX Runtime's telemetry, where it starts, leaves the number of the device in the home folder."""
+    assert board(copy, "check").returncode == 0
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    assert not (copy.parent / "home").exists()
 
 
 @pytest.mark.parametrize("what", SPOILT)

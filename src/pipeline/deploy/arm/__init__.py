@@ -136,6 +136,8 @@ def interpreter(processor: Processor, plugin: Path | None = None) -> tuple[list[
         "PYTHONHOME": str(system / "usr"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
+        "OPENBLAS_NUM_THREADS": "1",  # instructions of every thread are counted
+        "ORT_DISABLE_TELEMETRY": "1",
         "PATH": "/usr/bin:/bin",
         "LD_LIBRARY_PATH": str(place / "host/usr/lib/x86_64-linux-gnu"),
     }

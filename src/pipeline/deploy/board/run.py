@@ -11,6 +11,7 @@ Needs numpy, Pillow and onnxruntime (requirements.txt), and the files that lie b
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it calls home when it is imported
 import onnxruntime
 
 HERE = Path(__file__).resolve().parent
