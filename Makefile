@@ -7,7 +7,7 @@ BAKEOFF ?= lr_rewinding,weight_rewinding,fine_tuning,filters_lr_rewinding,filter
 LAUNCHER ?= joblib
 WORKERS ?= 2
 
-.PHONY: help setup run sweep bakeoff test test-slow lint bench repro arm-root ui server
+.PHONY: help setup run sweep bakeoff test test-slow lint bench repro arm-root kernels ui server
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -54,6 +54,9 @@ repro: setup arm-root ## From settings (params.yaml) to a bundle that has run on
 
 arm-root: setup ## Build the emulated ARM that bundles are verified on (half a minute; kept in ~/.cache)
 	$(BIN)/python -m pipeline.deploy.arm
+
+kernels: setup ## Build the sparse engine for every processor it is for (kept in ~/.cache)
+	$(BIN)/python -m pipeline.deploy.kernels
 
 ui: setup ## Serve the MLflow UI on what has been run
 	@echo 'open http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&searchFilter=tags.kind%20!%3D%20%22round%22'

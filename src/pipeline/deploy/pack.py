@@ -172,7 +172,7 @@ def unpacked(model: ModelProto) -> ModelProto:
         values, *streams = (tensors[name] for name in node.input)
         numbers = {each.name: list(each.ints) for each in node.attribute}
         shape = numbers.pop("shape")
-        coding = Coding(_coding_name(node.op_type), values, tuple(streams), numbers)
+        coding = Coding(coding_name(node.op_type), values, tuple(streams), numbers)
         dense.append(numpy_helper.from_array(decode(coding, math.prod(shape)).reshape(shape), node.output[0]))
         read |= set(node.input)
     plain = [tensor for tensor in model.graph.initializer if tensor.name not in read]
@@ -231,7 +231,8 @@ def _written(name: str, coding: Coding, kind: int, shape: list[int]) -> tuple[No
     return node, tensors
 
 
-def _coding_name(operator: str) -> str:
+def coding_name(operator: str) -> str:
+    """The coding that a function of the model decodes."""
     return next(operator.removesuffix(end) for end in PACKABLE.values() if operator.endswith(end))
 
 

@@ -1,0 +1,118 @@
+"""The sparse engine as libraries: one C source, built for every processor on any machine by ``ziglang``'s compiler.
+
+A library is a file that ``onnxruntime.SessionOptions.register_custom_ops_library`` takes. It is kept in the cache
+folder, by the digest of source, compiler and options; the same of these give the same bytes.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipeline.environment import cache_folder
+from pipeline.errors import PipelineError
+
+SOURCE = Path(__file__).with_name("engine.c")
+OPTIONS = (
+    "-std=gnu11", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC", "-shared", "-s",
+    "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """Processors that one library is for: those that have all of ``features``, as ``/proc/cpuinfo`` names them."""
+
+    name: str
+    machine: str
+    processor: str
+    features: frozenset[str] = frozenset()
+
+    @property
+    def options(self) -> list[str]:
+        """What the compiler is told of it. glibc 2.17 is that of the oldest systems onnxruntime runs on."""
+        return ["-target", f"{self.machine}-linux-gnu.2.17", f"-mcpu={self.processor}"]
+
+
+TARGETS = (
+    Target("x86_64-avx512", "x86_64", "x86_64_v4", frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})),
+    Target("x86_64-avx2", "x86_64", "x86_64_v3", frozenset({"avx2", "fma", "bmi2"})),
+    Target("aarch64", "aarch64", "generic"),
+)
+"""The best for a processor comes first."""
+
+
+def target_of(name: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        PipelineError: if there is none.
+    """
+    found = next((target for target in TARGETS if target.name == name), None)
+    if found is None:
+        raise PipelineError(f"kernels: got {name!r}, takes {', '.join(target.name for target in TARGETS)}")
+    return found
+
+
+def target_here() -> Target | None:
+    """The best target for this machine's processor, if there is one."""
+    told = Path("/proc/cpuinfo")
+    features = set(told.read_text().split()) if told.exists() else set()
+    return next((each for each in TARGETS if each.machine == platform.machine() and each.features <= features), None)
+
+
+def library(target: Target) -> Path:
+    """The file of a target's library, built if it is not there.
+
+    Raises:
+        PipelineError: if there is no compiler, or it fails.
+    """
+    try:
+        compiler = importlib.metadata.version("ziglang")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise PipelineError("the sparse engine cannot be built: pip install ziglang") from error
+    recipe = json.dumps([SOURCE.read_text(), compiler, OPTIONS, target.options])
+    place = cache_folder() / f"kernels-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}" / f"{target.name}.so"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):
+        if not place.exists():
+            unfinished = place.with_suffix(".unfinished")
+            build(target, unfinished)
+            unfinished.rename(place)
+    return place
+
+
+def build(target: Target, file: Path) -> None:
+    """Compiles a target's library into ``file``.
+
+    Raises:
+        PipelineError: with the compiler's own words, if it fails.
+    """
+    with tempfile.TemporaryDirectory() as name:  # no path of this machine gets into the library
+        shutil.copy(SOURCE, name)
+        command = [
+            sys.executable,
+            "-m",
+            "ziglang",
+            "cc",
+            *target.options,
+            *OPTIONS,
+            SOURCE.name,
+            "-o",
+            "engine.so",
+            "-lm",
+        ]
+        environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": name}
+        done = subprocess.run(command, cwd=name, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise PipelineError(f"the sparse engine cannot be built for {target.name}: {done.stderr.strip()}")
+        shutil.copy(Path(name) / "engine.so", file)

@@ -1,0 +1,435 @@
+"""The sparse engine against ONNX Runtime: whole networks, random ones, wrong files; the model of one node without it."""
+
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as checked
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from torch import nn
+
+from pipeline.deploy import arm, kernels
+from pipeline.deploy.export import exported, lean, operators
+from pipeline.deploy.kernels import TARGETS, Target, build, library, target_here, target_of
+from pipeline.deploy.pack import packed, unpacked
+from pipeline.deploy.program import Step, one_node
+from pipeline.deploy.quantize import quantised
+from pipeline.errors import PipelineError
+from pipeline.networks import NETWORKS
+
+here = pytest.mark.skipif(target_here() is None, reason="no library is for this processor")
+TOLERANCE = 1e-5
+"""Relative to the largest score."""
+
+
+def session(model, *, engine, threads=1, optimised=None):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    if engine:
+        options.register_custom_ops_library(str(engine))
+    if optimised:
+        options.optimized_model_filepath = str(optimised)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def scores(model, inputs, **given):
+    return session(model, **given).run(None, {"input": inputs})[0]
+
+
+def difference(found, expected):
+    """Largest difference relative to the largest expected score."""
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() + 1e-30))
+
+
+NETS = {
+    "small_cnn": ((1, 8, 8), {}),
+    "lenet_300_100": ((1, 28, 28), {}),
+    "cifar_resnet": ((3, 32, 32), {"depth": 20}),
+    "vgg16": ((3, 32, 32), {}),
+    "imagenet_resnet": ((3, 64, 64), {"depth": 18}),
+    "bottlenecks": ((3, 64, 64), {"depth": 50}),
+    "mobilenet_v1": ((3, 33, 47), {}),
+    "mobilenet_v2": ((3, 64, 64), {}),
+}
+HEAVY = ("cifar_resnet", "vgg16", "imagenet_resnet", "bottlenecks", "mobilenet_v1", "mobilenet_v2")
+
+
+@cache
+def exported_of(name):
+    """A network of the zoo with random weights and statistics, and inputs of it."""
+    shape, arguments = NETS[name]
+    torch.manual_seed(0)
+    made = NETWORKS["imagenet_resnet" if name == "bottlenecks" else name](shape=shape, classes=10, **arguments).eval()
+    with torch.no_grad():
+        for layer in made.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.normal_(0, 0.1)
+                layer.weight.uniform_(0.5, 1.5)
+                layer.bias.normal_(0, 0.1)
+    model = exported(made, lambda pixels: pixels.float() / 255, torch.zeros(2, *shape, dtype=torch.uint8))
+    return model, np.random.default_rng(0).integers(0, 256, (32, *shape), dtype=np.uint8)
+
+
+def sparse_of(name, density):
+    """The model with this share of every layer's weights, at random, and inputs of it."""
+    source, inputs = exported_of(name)
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    random = np.random.default_rng(1)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) in (2, 4) and tensor.data_type == onnx.TensorProto.FLOAT:
+            weights = numpy_helper.to_array(tensor) / density**0.5 * (random.random(tensor.dims) < density)
+            tensor.CopyFrom(numpy_helper.from_array(weights.astype(np.float32), tensor.name))
+    return model, inputs
+
+
+def packed_of(name, density):
+    model, inputs = sparse_of(name, density)
+    return packed(lean(model))[0], inputs
+
+
+@here
+@pytest.mark.parametrize("density", [1.0, 0.3, 0.1, 0.02])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in NETS])
+def test_the_engine_computes_what_the_body_computes_and_the_body_what_it_was_made_of(name, density, tmp_path):
+    model, inputs = packed_of(name, density)
+    made, reason = one_node(model)
+    assert reason is None
+    onnx.checker.check_model(made, full_check=True)
+    expected = scores(model, inputs, engine=None, optimised=tmp_path / "before.onnx")
+    assert np.array_equal(scores(made, inputs, engine=None, optimised=tmp_path / "body.onnx"), expected)
+    before, body = (operators(onnx.load(tmp_path / f"{each}.onnx")) for each in ("before", "body"))
+    assert before == body
+    engine = library(target_here())
+    assert difference(scores(made, inputs, engine=engine, optimised=tmp_path / "engine.onnx"), expected) < TOLERANCE
+    assert "Net" in operators(onnx.load(tmp_path / "engine.onnx"))
+    for count, threads in ((1, 1), (1, 2), (1, 4), (3, 1), (3, 2), (32, 4)):
+        found = scores(made, inputs[:count], engine=engine, threads=threads)
+        assert difference(found, expected[:count]) < TOLERANCE
+
+
+@st.composite
+def random_models(draw):
+    """A random network of convolutions, sums, pools and perhaps a linear layer, and its inputs."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    channels, height, width = draw(st.integers(1, 9)), draw(st.integers(1, 19)), draw(st.integers(1, 40))
+    batch = draw(st.sampled_from([1, 2, 5]))
+    nodes, tensors, name = [], [], "input"
+    shape = (channels, height, width)
+
+    def constant(array):
+        tensors.append(numpy_helper.from_array(array.astype(np.float32), f"w{len(tensors)}"))
+        return tensors[-1].name
+
+    def node(operator, inputs, **attributes):
+        nodes.append(helper.make_node(operator, inputs, [f"v{len(nodes)}"], **attributes))
+        return nodes[-1].output[0]
+
+    def convolution(source, into, side, stride, groups, density):
+        weight = random.normal(size=(into, shape[0] // groups, side, side)) * (random.random(1) + 0.1)
+        weight *= random.random(weight.shape) < density
+        bias = [constant(random.normal(size=into))] if random.random() < 0.7 else []
+        pads = [side // 2] * 4
+        return node("Conv", [source, constant(weight), *bias], pads=pads, strides=[stride] * 2, group=groups)
+
+    for _ in range(draw(st.integers(1, 4))):
+        what = draw(st.sampled_from(["convolution"] * 3 + ["depthwise", "residual", "max", "average"]))
+        side, stride = draw(st.sampled_from([1, 3, 5, 7])), draw(st.sampled_from([1, 1, 2, 3]))
+        density = draw(st.sampled_from([0.0, 0.03, 0.1, 0.4, 1.0]))
+        strided = (-(-shape[1] // stride), -(-shape[2] // stride))
+        if what in ("max", "average"):
+            side = max(side, 2)
+            if min(shape[1:]) + 2 * (side // 2) < side:
+                continue
+            pads = [side // 2 if draw(st.booleans()) else 0] * 4
+            plane = [(each + 2 * pads[0] - side) // stride + 1 for each in shape[1:]]
+            if min(plane) < 1:
+                continue
+            counted = {"count_include_pad": int(draw(st.booleans()))} if what == "average" else {}
+            operator = "MaxPool" if what == "max" else "AveragePool"
+            name = node(operator, [name], kernel_shape=[side] * 2, strides=[stride] * 2, pads=pads, **counted)
+            shape = (shape[0], *plane)
+        elif what == "residual":
+            other = convolution(name, shape[0], side, 1, 1, density)
+            name = node("Add", [other, name] if draw(st.booleans()) else [name, other])
+        elif what == "depthwise":
+            name = convolution(name, shape[0], side, stride, shape[0], max(density, 0.4))
+            shape = (shape[0], *strided)
+        else:
+            into = draw(st.integers(1, 11))
+            name = convolution(name, into, side, stride, 1, density)
+            shape = (into, *strided)
+        bound = draw(st.sampled_from(["none", "relu", "clip"]))
+        if bound == "relu":
+            name = node("Relu", [name])
+        elif bound == "clip":
+            name = node("Clip", [name, constant(np.array(0)), constant(np.array(random.random() + 0.1))])
+    if not any(each.op_type == "Conv" for each in nodes):
+        name = convolution(name, 3, 1, 1, 1, 1.0)
+        shape = (3, *shape[1:])
+    if draw(st.booleans()):
+        name = node("GlobalAveragePool", [name])
+        name = node("Flatten", [name])
+        features = shape[0]
+    else:
+        name = node("Flatten", [name])
+        features = shape[0] * shape[1] * shape[2]
+    if draw(st.booleans()):
+        weight = random.normal(size=(draw(st.integers(1, 37)), features))
+        weight *= random.random(weight.shape) < draw(st.sampled_from([0.05, 0.3, 1.0]))
+        name = node("Gemm", [name, constant(weight), constant(random.normal(size=len(weight)))], transB=1)
+        features = len(weight)
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("input", 1, ["batch", channels, height, width])],
+        [helper.make_tensor_value_info(name, 1, ["batch", features])],
+        tensors,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model, random.normal(size=(batch, channels, height, width)).astype(np.float32)
+
+
+def agree(case, engine):
+    model, inputs = case
+    made, reason = one_node(packed(model)[0])
+    before = model.graph.node[0].op_type not in ("MaxPool", "AveragePool")
+    assert reason is None or not before or "3x3" in reason or "padding" in reason, reason
+    expected = scores(model, inputs, engine=None)
+    # scores may cancel to next to nothing: what they are made of is of the order of one
+    assert np.abs(scores(made, inputs, engine=engine, threads=2) - expected).max() <= 2e-5 * max(
+        1, np.abs(expected).max()
+    )
+
+
+@here
+@checked(max_examples=40, deadline=None)
+@given(random_models())
+def test_random_networks(case):
+    agree(case, library(target_here()))
+
+
+@here
+@pytest.mark.slow
+@checked(max_examples=1000, deadline=None)
+@given(random_models())
+def test_a_thousand_random_networks(case):
+    agree(case, library(target_here()))
+
+
+COMPARED = """
+import sys
+import numpy as np
+import onnxruntime
+
+inputs = np.load("inputs.npy")
+found = []
+for engine in ((), ("./engine.so",)):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    for each in engine:
+        options.register_custom_ops_library(each)
+    found.append(onnxruntime.InferenceSession("model.onnx", options).run(None, {"input": inputs})[0])
+print(float(np.abs(found[1] - found[0]).max() / np.abs(found[0]).max()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", arm.PROCESSORS, ids=lambda each: each.name)
+def test_the_engine_computes_what_the_body_computes_on_arm(processor, tmp_path):
+    if reason := arm.missing():
+        pytest.skip(reason)
+    model, inputs = packed_of("cifar_resnet", 0.1)
+    (tmp_path / "model.onnx").write_bytes(one_node(model)[0].SerializeToString())
+    (tmp_path / "engine.so").write_bytes(library(target_of("aarch64")).read_bytes())
+    np.save(tmp_path / "inputs.npy", inputs[:3])
+    assert float(arm.emulated(processor, ["-c", COMPARED], tmp_path)) < TOLERANCE
+
+
+SANITIZED = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+
+loaded = ctypes.CDLL(sys.argv[1])  # for good, so that what it leaves behind has its name
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 2
+options.register_custom_ops_library(sys.argv[1])
+for model in sorted(Path(sys.argv[2]).glob("*.onnx")):
+    case = np.load(model.with_suffix(".npz"))
+    found = onnxruntime.InferenceSession(model, options).run(None, {"input": case["inputs"]})[0]
+    assert np.abs(found - case["expected"]).max() <= 2e-5 * max(1, np.abs(case["expected"]).max()), model
+print("done")
+"""
+
+
+def sanitizer(name):
+    """The file of a sanitizer's runtime, where there is gcc."""
+    try:
+        said = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+    except OSError:
+        pytest.skip("no gcc")
+    if not Path(said.strip()).is_absolute():
+        pytest.skip(f"no {name}")
+    return said.strip()
+
+
+@here
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path):
+    engine = tmp_path / "engine.so"
+    options = ["-std=gnu11", "-O1", "-g", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    runtimes = [sanitizer(name) for name in ("libasan.so", "libubsan.so")]
+    subprocess.run(["gcc", *options, *checks, str(kernels.SOURCE), "-o", str(engine), "-lm"], check=True)
+
+    @checked(max_examples=200, deadline=None, database=None)
+    @given(random_models())
+    def write(case):
+        model, inputs = case
+        place = tmp_path / f"{len(list(tmp_path.glob('*.onnx'))):03}.onnx"
+        place.write_bytes(one_node(packed(model)[0])[0].SerializeToString())
+        np.savez(place.with_suffix(".npz"), inputs=inputs, expected=scores(model, inputs, engine=None))
+
+    write()
+    environment = os.environ | {"LD_PRELOAD": ":".join(runtimes), "ASAN_OPTIONS": "detect_leaks=1:exitcode=0"}
+    command = [sys.executable, "-c", SANITIZED, str(engine), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "done\n", done.stderr
+    for sign in ("runtime error", "AddressSanitizer: heap", "AddressSanitizer: stack", "engine.c"):
+        assert sign not in done.stderr, "only what Python and onnxruntime leave behind is not ours"
+
+
+@here
+def test_an_int8_network_computes_with_its_weights_and_without_rounding_activations():
+    model, inputs = sparse_of("small_cnn", 0.2)
+    int8 = packed(lean(quantised(model, [inputs])))[0]
+    one, reason = one_node(int8)
+    assert reason is None
+    assert np.array_equal(scores(one, inputs, engine=None), scores(int8, inputs, engine=None))
+    weights = float_of(unpacked(int8))
+    assert difference(scores(one, inputs, engine=library(target_here())), scores(weights, inputs, engine=None)) < 1e-5
+
+
+def float_of(model):
+    """An int8 model whose activations stay float: quantised and back is a clamp where the range begins at 0, else nothing."""
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    names, kept = {}, []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+        if node.op_type == "QuantizeLinear" and not tensors[node.input[2]]:
+            high = 255 * tensors[node.input[1]]
+            bounds = [numpy_helper.from_array(each, f"{node.output[0]}.{each}") for each in (0 * high, high)]
+            model.graph.initializer.extend(bounds)
+            kept.append(helper.make_node("Clip", [node.input[0], *(each.name for each in bounds)], [node.output[0]]))
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in tensors:
+            names[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    last = names[model.graph.output[0].name]
+    model.graph.node.append(helper.make_node("Identity", [last], [model.graph.output[0].name]))
+    return model
+
+
+@here
+def test_one_session_serves_many_threads_and_leaves_nothing_behind():
+    model, inputs = packed_of("small_cnn", 0.1)
+    running = session(one_node(model)[0], engine=library(target_here()), threads=2)
+    expected = [running.run(None, {"input": inputs[i : i + 1]})[0] for i in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda i: running.run(None, {"input": inputs[i % 32 : i % 32 + 1]})[0], range(2000))
+        assert all(np.array_equal(each, expected[i % 32]) for i, each in enumerate(found))
+
+
+@here
+@pytest.mark.parametrize("change", ["short", "dense", "program"])
+def test_weights_that_do_not_fit_are_refused_when_a_session_is_made(change):
+    made, _ = one_node(packed_of("small_cnn", 0.1)[0])
+    if change == "program":
+        program = next(each for each in made.graph.node if each.op_type == "Net").attribute[0]
+        program.ints.append(1)
+    for tensor in made.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.uint8 and change == "short":
+            tensor.CopyFrom(numpy_helper.from_array(array[:1], tensor.name))
+        if array.dtype == np.uint8 and change == "dense":
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, 255), tensor.name))
+    with pytest.raises(Exception, match=r"rewind sparse engine: (weights do not fit|the program is not)"):
+        session(made, engine=library(target_here()))
+
+
+@here
+@pytest.mark.parametrize("what", ["other processor", "no library", "gone"])
+def test_a_file_that_is_no_library_of_this_machine_can_be_caught(what, tmp_path):
+    other = next(target for target in TARGETS if target.machine != platform.machine())
+    (tmp_path / "no library").write_text("no library")
+    if what == "other processor":
+        (tmp_path / what).write_bytes(library(other).read_bytes())
+    options = onnxruntime.SessionOptions()
+    with pytest.raises(Exception, match="Failed to load library"):
+        options.register_custom_ops_library(str(tmp_path / what))
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Sigmoid(), nn.Flatten()), "the operator Sigmoid"),
+        (nn.Sequential(nn.Conv2d(2, 3, 3, padding=2, dilation=2), nn.Flatten()), "dilated"),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()), "a 3x3 convolution with padding 0, which changes the plane"),
+        (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Hardtanh(-1, 1), nn.Flatten()), "a Clip from -1.0 to 1.0"),
+        (nn.Sequential(nn.Conv2d(2, 3, (1, 3), padding=(0, 1)), nn.Flatten()), "pads of"),
+    ],
+)
+def test_what_the_engine_does_not_cover_stays_as_it_is_and_says_why(layer, reason):
+    model = lean(exported(layer, lambda pixels: pixels.float(), torch.zeros(2, 2, 6, 6, dtype=torch.uint8)))
+    same, why = one_node(model)
+    assert reason in why
+    assert same == model
+
+
+@pytest.mark.slow
+def test_a_library_has_the_same_bytes_whoever_builds_it(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(tmp_path / "cache"))
+        build(target_of("aarch64"), tmp_path / name)
+    assert (
+        (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == library(target_of("aarch64")).read_bytes()
+    )
+    assert str(kernels.SOURCE.parent).encode() not in (tmp_path / "one").read_bytes()
+
+
+def test_errors_of_building_are_sentences(tmp_path):
+    with pytest.raises(PipelineError, match="kernels: got 'riscv', takes x86_64-avx512, "):
+        target_of("riscv")
+    with pytest.raises(PipelineError, match="cannot be built for toaster: "):
+        build(Target("toaster", "x86_64", "toaster"), tmp_path / "toaster.so")
+
+
+def test_the_program_and_the_source_name_the_same_fields():
+    source = kernels.SOURCE.read_text()
+    declared = source[source.index("int64_t kind, from, to") : source.index("} step;")]
+    names = [
+        name.strip()
+        for line in declared.splitlines()
+        for name in line.split("/*")[0].replace("int64_t", "").replace(";", ",").split(",")
+        if name.strip()
+    ]
+    own = {"source": "from"}
+    assert names == [own.get(name, name) for name in Step.__dataclass_fields__]
