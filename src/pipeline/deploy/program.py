@@ -31,7 +31,7 @@ class NotCovered(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """What engine.c's ``step`` is, in its order; activations are numbers of ``Program.shapes``."""
+    """What engine.c's ``step`` is, in its order; activations are numbers, in the order of their shapes."""
 
     kind: str
     source: int
@@ -92,6 +92,7 @@ class _Lowering:
     def __init__(self, model: ModelProto) -> None:
         self.source = model
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.known = _known_shapes(model)
         self.shapes: list[Shape] = []
         self.steps: list[Step] = []
         self.numbers: dict[str, int] = {}
@@ -147,7 +148,7 @@ class _Lowering:
         )
 
     def _lower(self) -> None:
-        shape = _shape_of(self.source, self.boundary)
+        shape = self.known.get(self.boundary, [])
         if len(shape) not in (2, 4):
             raise NotCovered(f"an input of {len(shape)} dimensions")
         channels, *plane = shape[1:]
@@ -344,7 +345,7 @@ class _Lowering:
     def flatten(self, node: NodeProto) -> None:
         source = self.numbers[node.input[0]]
         channels, height, width = self.shapes[source]
-        if _attributes(node).get("axis", 1) != 1 or len(_shape_of(self.source, node.output[0])) != 2:
+        if _attributes(node).get("axis", 1) != 1 or len(self.known.get(node.output[0], [])) != 2:
             raise NotCovered(f"a {node.op_type} that does not make a vector")
         if height:
             self._emit(node, Step("flatten", source, self._new((channels * height * width, 0, 0))))
@@ -438,10 +439,10 @@ def _even(values: Sequence[int], what: str) -> int:
     return values[0]
 
 
-def _shape_of(model: ModelProto, name: str) -> list[int]:
-    """The shape of a value; the batch and what is not known are 0."""
+def _known_shapes(model: ModelProto) -> dict[str, list[int]]:
+    """Shapes of values by name; the batch and what is not known are 0."""
     inferred = onnx.shape_inference.infer_shapes(pack.unpacked(model)).graph
-    for value in (*inferred.value_info, *inferred.input, *inferred.output):
-        if value.name == name:
-            return [each.dim_value for each in value.type.tensor_type.shape.dim]
-    raise NotCovered("a value of unknown shape")
+    return {
+        value.name: [each.dim_value for each in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+    }

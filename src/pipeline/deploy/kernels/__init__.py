@@ -99,18 +99,8 @@ def build(target: Target, file: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as name:  # no path of this machine gets into the library
         shutil.copy(SOURCE, name)
-        command = [
-            sys.executable,
-            "-m",
-            "ziglang",
-            "cc",
-            *target.options,
-            *OPTIONS,
-            SOURCE.name,
-            "-o",
-            "engine.so",
-            "-lm",
-        ]
+        compiler = [sys.executable, "-m", "ziglang", "cc"]
+        command = [*compiler, *target.options, *OPTIONS, SOURCE.name, "-o", "engine.so", "-lm"]
         environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": name}
         done = subprocess.run(command, cwd=name, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
