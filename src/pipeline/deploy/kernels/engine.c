@@ -6,7 +6,7 @@
  *
  *     out[i] += weight * in[i + offset]        for all i of the plane
  *
- * is its part of every output at once; what comes out between the rows is overwritten by zeros. N vectors of M output
+ * is its part of every output at once; what comes out between the rows is masked to zeros. N vectors of M output
  * channels stay in registers while their weights stream by: M = 1 for sparse filters, where a weight costs one load;
  * M = TOGETHER for layers that are too dense for that, where one load serves so many filters.
  *
@@ -19,6 +19,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 enum { LANES = 16, MOST = 24, MOST_TOGETHER = 6 };
@@ -35,9 +38,16 @@ static const double TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+#if defined(__ARM_NEON) && defined(__aarch64__)
+static inline vector larger(vector a, vector b) { return (vector)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+static inline vector smaller(vector a, vector b) { return (vector)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+#else /* compilers see one instruction in each on x86 */
 static inline vector chosen(lanes condition, vector yes, vector no) {
     return (vector)((condition & (lanes)yes) | (~condition & (lanes)no));
 }
+static inline vector larger(vector a, vector b) { return chosen(a > b, a, b); }
+static inline vector smaller(vector a, vector b) { return chosen(a < b, a, b); }
+#endif
 
 /* ---- ONNX Runtime's interface, as far as it is used: its headers are in no package, and its table only ever grows ---- */
 
@@ -58,7 +68,8 @@ typedef struct {
     status *(*add_domain)(session_options *, domain *);
     void *to_51[22];
     status *(*tensor_data)(value *, void **);
-    void *to_61[9];
+    void *to_60[8];
+    status *(*element_type)(const tensor_shape *, int *);
     status *(*dimension_count)(const tensor_shape *, size_t *);
     status *(*dimensions)(const tensor_shape *, int64_t *, size_t);
     void *to_64;
@@ -81,6 +92,7 @@ typedef struct {
 
 _Static_assert(offsetof(api, create_domain) == 26 * sizeof(void *), "place in ONNX Runtime's table");
 _Static_assert(offsetof(api, tensor_data) == 51 * sizeof(void *), "place in ONNX Runtime's table");
+_Static_assert(offsetof(api, element_type) == 60 * sizeof(void *), "place in ONNX Runtime's table");
 _Static_assert(offsetof(api, shape_of) == 65 * sizeof(void *), "place in ONNX Runtime's table");
 _Static_assert(offsetof(api, output) == 91 * sizeof(void *), "place in ONNX Runtime's table");
 _Static_assert(offsetof(api, release_shape) == 99 * sizeof(void *), "place in ONNX Runtime's table");
@@ -115,7 +127,8 @@ struct custom_operator { /* as of version 16 */
     status *(*compute_or_fail)(void *, kernel_context *);
 };
 
-enum { INTERFACE = 17, OPERATOR_INTERFACE = 16, FAILED = 1, ANY_TYPE = 0, FLOAT_TYPE = 1, REQUIRED = 0, VARIADIC = 2 };
+enum { INTERFACE = 17, OPERATOR_INTERFACE = 16, FAILED = 1, REQUIRED = 0, VARIADIC = 2 };
+enum type { ANY = 0, FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6 };
 
 /* ---- The program: what Python writes (program.py), in integers ---- */
 
@@ -140,6 +153,7 @@ enum { SHAPE_FIELDS = sizeof(shape) / 8, STEP_FIELDS = sizeof(step) / 8 };
 typedef struct { /* floats from row to row, from plane to plane, before the first element, and in all */
     shape shape;
     int64_t row, plane, first, size;
+    lanes *inside; /* of a plane's vectors: all ones in the rows, zero between them */
 } layout;
 
 typedef struct { /* filters, `rows` at a time: group g has the taps starts[g] to starts[g + 1] */
@@ -168,10 +182,22 @@ typedef struct {
 static int64_t rounded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 
 static layout laid_out(shape s) {
-    if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels)};
+    if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels), NULL};
     int64_t row = s.width + s.pad, margin = s.pad * row;
     int64_t plane = rounded(s.height * row) + margin, first = margin + s.pad;
-    return (layout){s, row, plane, first, first + s.channels * plane + margin + LANES};
+    return (layout){s, row, plane, first, first + s.channels * plane + margin + LANES, NULL};
+}
+
+static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.width : 1); }
+
+static int64_t vectors_of(const layout *l) { return rounded(l->shape.height * l->row) / LANES; }
+
+static int masked(layout *l) {
+    int32_t *inside = calloc(vectors_of(l) * LANES + 1, sizeof *inside);
+    l->inside = (lanes *)inside;
+    for (int64_t y = 0; inside && y < l->shape.height; y++)
+        for (int64_t x = 0; x < l->shape.width; x++) inside[y * l->row + x] = -1;
+    return inside != NULL;
 }
 
 /* ---- Weights: from the model's codings to lists of taps ---- */
@@ -179,6 +205,7 @@ static layout laid_out(shape s) {
 typedef struct {
     const void *data;
     int64_t count;
+    int type;
 } constant;
 
 static int bit(const void *stream, int64_t place) { return ((const uint8_t *)stream)[place >> 3] >> (place & 7) & 1; }
@@ -190,6 +217,8 @@ static float value_at(const step *s, const constant *values, int64_t i) {
 /* Writes the dense tensor; 0 if a stream does not fit to it. */
 static int decoded(const step *s, const constant *inputs, float *dense, int64_t size) {
     const constant *values = inputs + s->weights, *stream = values + 1, *low = values + 2;
+    if (values->type != (s->is_int8 ? INT8 : FLOAT)) return 0;
+    if ((s->coding != PLAIN && stream->type != UINT8) || (s->coding == RICE && low->type != UINT8)) return 0;
     memset(dense, 0, sizeof(float) * size);
     if (s->coding == PLAIN) {
         if (values->count != size) return 0;
@@ -282,9 +311,9 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
     int64_t filter = channels * area;
     const constant *scale = !s->scale ? NULL : inputs + s->scale, *bias = !s->bias ? NULL : inputs + s->bias;
     const constant *bias_scale = !s->bias_scale ? NULL : inputs + s->bias_scale;
-    if (scale && scale->count != 1 && scale->count != outputs) return 0;
-    if (bias && bias->count != outputs) return 0;
-    if (bias_scale && bias_scale->count != 1 && bias_scale->count != outputs) return 0;
+    if (scale && (scale->type != FLOAT || (scale->count != 1 && scale->count != outputs))) return 0;
+    if (bias && (bias->type != (bias_scale ? INT32 : FLOAT) || bias->count != outputs)) return 0;
+    if (bias_scale && (bias_scale->type != FLOAT || (bias_scale->count != 1 && bias_scale->count != outputs))) return 0;
     float *dense = malloc(sizeof(float) * (outputs * filter + 1));
     int fits = dense && decoded(s, inputs, dense, outputs * filter);
     if (fits && scale)
@@ -305,8 +334,9 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
 typedef struct { /* N vectors of the outputs of one group of filters */
     const float *in, *weights, *bias, *residual;
     const int32_t *offsets;
-    int64_t taps, rows, plane;
-    float low, high, *out;
+    const lanes *inside;
+    int64_t taps, rows, plane, relu;
+    float ceiling, *out;
 } block;
 
 #if defined(__clang__)
@@ -334,17 +364,20 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
             UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] += weights[m] * x[n];
         }
     }
-    vector low = (vector){0} + b->low, high = (vector){0} + b->high;
     UNROLLED for (int m = 0; m < M; m++) {
         if (m >= b->rows) return;
-        float *out = b->out + m * b->plane;
         const float *residual = b->residual + m * b->plane;
-        UNROLLED for (int n = 0; n < N; n++) {
-            vector sum = sums[m * N + n];
-            if (b->residual) sum += *(const vector *)(residual + n * LANES);
-            sum = chosen(sum > low, sum, low);
-            *(vector *)(out + n * LANES) = chosen(sum < high, sum, high);
+        vector *out = (vector *)(b->out + m * b->plane);
+        if (b->residual) {
+            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] += *(const vector *)(residual + n * LANES);
         }
+        if (b->relu) {
+            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = larger(sums[m * N + n], (vector){0});
+        }
+        if (b->ceiling < INFINITY) {
+            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = smaller(sums[m * N + n], (vector){0} + b->ceiling);
+        }
+        UNROLLED for (int n = 0; n < N; n++) out[n] = (vector)((lanes)sums[m * N + n] & b->inside[n]);
     }
 }
 
@@ -368,14 +401,6 @@ TO_MOST_TOGETHER(BLOCK, 4)
 static void (*const ALONE[MOST])(const block *) = {TO_MOST(NAME, 1)};
 static void (*const JOINED[MOST_TOGETHER])(const block *) = {TO_MOST_TOGETHER(NAME, 4)};
 
-/* Zeros between the rows and after the last of a plane, from `begin` to `end`. */
-static void cleared(float *out, const layout *to, int64_t begin, int64_t end) {
-    int64_t used = to->shape.height * to->row;
-    for (int64_t gap = begin / to->row * to->row + to->shape.width; gap < end && gap < used; gap += to->row)
-        for (int64_t i = gap < begin ? begin : gap; i < gap + to->shape.pad && i < end; i++) out[i] = 0;
-    for (int64_t i = begin < used ? used : begin; i < end; i++) out[i] = 0;
-}
-
 static float floor_of(const step *s) { return s->relu ? 0 : -INFINITY; }
 
 static float ceiling_of(const step *s) {
@@ -391,12 +416,13 @@ static void convolved(const network *net, const step *s, const layer *l, float *
     const float *in = activations[s->from] + from->first;
     const float *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
     float *out = activations[s->to] + to->first;
-    int64_t vectors = rounded(to->shape.height * to->row) / LANES, most = l->rows == 1 ? MOST : MOST_TOGETHER;
+    int64_t vectors = vectors_of(to), most = l->rows == 1 ? MOST : MOST_TOGETHER;
     int64_t pieces = (vectors + most - 1) / most, each = (vectors + pieces - 1) / pieces;
-    block b = {.plane = to->plane, .low = floor_of(s), .high = ceiling_of(s)};
+    block b = {.plane = to->plane, .relu = s->relu, .ceiling = ceiling_of(s)};
     for (int64_t v = 0; v < vectors; v += each) {
         int64_t count = vectors - v < each ? vectors - v : each, at = v * LANES;
         b.in = in + at;
+        b.inside = to->inside + v;
         for (int64_t group = begin; group < end; group++) {
             int64_t first = group * l->rows, start = l->starts[group];
             b.weights = l->weights + start * l->rows;
@@ -410,7 +436,6 @@ static void convolved(const network *net, const step *s, const layer *l, float *
                 ALONE[count - 1](&b);
             else
                 JOINED[count - 1](&b);
-            for (int64_t r = 0; r < b.rows; r++) cleared(b.out + r * to->plane - at, to, at, at + count * LANES);
         }
     }
 }
@@ -486,32 +511,55 @@ static void added(const step *s, const layout *to, const float *in, const float 
         }
 }
 
+static float joined(int maximum, float a, float b) { return !maximum ? a + b : a > b ? a : b; }
+
+/* One row of a window's column: out[x] joined with in[x * stride]; constant strides are what compilers vectorise. */
+static void swept(int maximum, int64_t stride, const float *in, float *out, int64_t count) {
+    if (stride == 1 && maximum)
+        for (int64_t x = 0; x < count; x++) out[x] = joined(1, out[x], in[x]);
+    else if (stride == 2 && maximum)
+        for (int64_t x = 0; x < count; x++) out[x] = joined(1, out[x], in[2 * x]);
+    else
+        for (int64_t x = 0; x < count; x++) out[x] = joined(maximum, out[x], in[stride * x]);
+}
+
+static int64_t within(int64_t begin, int64_t length, int64_t size) { /* how much of a window lies in the plane */
+    int64_t end = begin + length < size ? begin + length : size;
+    return end - (begin < 0 ? 0 : begin);
+}
+
 static void pooled(const step *s, const layout *from, const layout *to, const float *in, float *out, int64_t begin,
                    int64_t end) {
     int maximum = s->kind == MAX_POOL;
+    int64_t high = from->shape.height, wide = from->shape.width, area = s->kernel_height * s->kernel_width;
     for (int64_t c = begin; c < end; c++)
         for (int64_t y = 0; y < to->shape.height; y++) {
             float *row = out + to->first + c * to->plane + y * to->row;
+            const float *plane = in + from->first + c * from->plane;
+            int64_t top = y * s->stride - s->pad;
+            for (int64_t x = 0; x < to->shape.width; x++) row[x] = maximum ? -INFINITY : 0;
+            for (int64_t v = top < 0 ? 0 : top; v < top + s->kernel_height && v < high; v++)
+                for (int64_t u = -s->pad; u < s->kernel_width - s->pad; u++) {
+                    int64_t first = u < 0 ? (s->stride - 1 - u) / s->stride : 0;
+                    int64_t last = u < wide ? (wide - 1 - u) / s->stride : -1;
+                    if (last >= to->shape.width) last = to->shape.width - 1;
+                    swept(maximum, s->stride, plane + v * from->row + first * s->stride + u, row + first, last - first + 1);
+                }
             for (int64_t x = 0; x < to->shape.width; x++) {
-                int64_t top = y * s->stride - s->pad, left = x * s->stride - s->pad, count = 0;
-                float result = maximum ? -INFINITY : 0;
-                for (int64_t v = top < 0 ? 0 : top; v < top + s->kernel_height && v < from->shape.height; v++)
-                    for (int64_t u = left < 0 ? 0 : left; u < left + s->kernel_width && u < from->shape.width; u++) {
-                        float value = in[from->first + c * from->plane + v * from->row + u];
-                        result = !maximum ? result + value : value > result ? value : result;
-                        count++;
-                    }
-                if (s->count_padding) count = s->kernel_height * s->kernel_width;
-                row[x] = clamped(s, maximum ? result : result / count);
+                int64_t count = within(top, s->kernel_height, high) *
+                                within(x * s->stride - s->pad, s->kernel_width, wide);
+                row[x] = clamped(s, maximum ? row[x] : row[x] / (s->count_padding ? area : count));
             }
         }
 }
 
 static void averaged(const step *s, const layout *from, const float *in, float *out, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++) {
+        const vector *plane = (const vector *)(in + from->first + c * from->plane);
+        vector sums = {0};
+        for (int64_t v = 0; v < vectors_of(from); v++) sums += plane[v]; /* between the rows are zeros */
         float sum = 0;
-        for (int64_t y = 0; y < from->shape.height; y++)
-            for (int64_t x = 0; x < from->shape.width; x++) sum += in[from->first + c * from->plane + y * from->row + x];
+        for (int i = 0; i < LANES; i++) sum += sums[i];
         out[c] = clamped(s, sum / (from->shape.height * from->shape.width));
     }
 }
@@ -632,8 +680,6 @@ static void one_of(void *given, size_t i) {
     returned(b->net, space);
 }
 
-static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.width : 1); }
-
 static status *compute(void *kernel, kernel_context *context) {
     network *net = kernel;
     const api *api = net->api;
@@ -674,6 +720,7 @@ static void destroy(void *kernel) {
     network *net = kernel;
     for (int64_t i = 0; net->layers && i < net->step_count; i++)
         free(net->layers[i].starts), free(net->layers[i].offsets), free(net->layers[i].weights), free(net->layers[i].bias);
+    for (int64_t i = 0; net->layouts && i < net->activation_count; i++) free(net->layouts[i].inside);
     for (workspace *space = net->idle, *next; space; space = next) {
         next = space->next;
         free(space->memory), free(space->activations), free(space);
@@ -682,22 +729,71 @@ static void destroy(void *kernel) {
     free(net->layers), free(net->steps), free(net->layouts), free(net);
 }
 
-/* What the program says must fit together, whoever wrote the file. */
+static int in_range(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }
+
+static int same(shape a, shape b) { return !memcmp(&a, &b, sizeof a); }
+
+static int possible(shape s) {
+    return in_range(s.channels, 1, 1 << 24) && in_range(s.height, 0, 1 << 14) && in_range(s.width, 0, 1 << 14) &&
+           in_range(s.pad, 0, 64) && !s.height == !s.width && laid_out(s).size < INT32_MAX;
+}
+
+/* Every tap of the kernel must be in a phase that is there, and reach no further than the zeros around a plane. */
+static int reaches(const step *s, const layout *from) {
+    int64_t pad = from->shape.pad;
+    if (s->kernel_height * s->kernel_width == 1 && s->pad % s->stride) return 0;
+    return floored(-s->pad, s->stride) >= -pad && floored(s->kernel_height - 1 - s->pad, s->stride) <= pad &&
+           floored(s->kernel_width - 1 - s->pad, s->stride) <= pad;
+}
+
+static int fitting(const step *s, const network *net, int64_t inputs) {
+    const layout *from = net->layouts + s->from;
+    shape in = from->shape, out = net->layouts[s->to].shape;
+    int64_t streams = s->coding == PLAIN ? 1 : s->coding == RICE ? 3 : 2, area = s->kernel_height * s->kernel_width;
+    int64_t phases = area == 1 ? 1 : s->stride * s->stride, part = phases * s->groups;
+    int weighted = s->kind == CONVOLUTION || s->kind == LINEAR;
+    if (s->residual && !same(net->layouts[s->residual - 1].shape, out)) return 0;
+    if (weighted && out.channels * (in.channels / part) >= INT32_MAX / area) return 0;
+    if (weighted && (s->weights < 1 || s->weights + streams > inputs || !in_range(s->scale, 0, inputs - 1) ||
+                     !in_range(s->bias, 0, inputs - 1) || !in_range(s->bias_scale, 0, inputs - 1)))
+        return 0;
+    switch (s->kind) {
+        case SPLIT:
+            return in.height && out.height == (in.height + s->stride - 1) / s->stride &&
+                   out.width == (in.width + s->stride - 1) / s->stride && out.channels % in.channels == 0 &&
+                   out.channels / in.channels <= s->stride * s->stride;
+        case CONVOLUTION:
+            return in.height && in.height == out.height && in.width == out.width && in.pad == out.pad &&
+                   in.channels % part == 0 && out.channels % s->groups == 0 && reaches(s, from);
+        case LINEAR: return !in.height && !out.height && area == 1 && s->stride == 1 && s->groups == 1;
+        case ADD: return same(in, out);
+        case MAX_POOL:
+        case AVERAGE_POOL:
+            return in.height && in.channels == out.channels && s->pad < s->kernel_height && s->pad < s->kernel_width &&
+                   in.height + 2 * s->pad >= s->kernel_height && in.width + 2 * s->pad >= s->kernel_width &&
+                   out.height == (in.height + 2 * s->pad - s->kernel_height) / s->stride + 1 &&
+                   out.width == (in.width + 2 * s->pad - s->kernel_width) / s->stride + 1;
+        case MEAN: return in.height && !out.height && in.channels == out.channels;
+        case FLATTEN: return in.height && !out.height && out.channels == elements(in);
+    }
+    return 0;
+}
+
+/* Whether all that the program says fits together, whoever wrote the file: nothing behind this checks again. */
 static int fits(const network *net, int64_t inputs) {
-    const step *last = net->steps + net->step_count - 1;
-    if (net->steps->kind != INPUT || last->kind != OUTPUT || net->layouts[last->from].shape.height) return 0;
+    for (int64_t i = 0; i < net->activation_count; i++)
+        if (!possible(net->layouts[i].shape)) return 0;
     for (int64_t i = 0; i < net->step_count; i++) {
         const step *s = net->steps + i;
-        int64_t activations[] = {s->from, s->to, s->residual ? s->residual - 1 : s->to};
-        for (int a = 0; a < 3; a++)
-            if (activations[a] < 0 || activations[a] >= net->activation_count) return 0;
-        if (s->kind != CONVOLUTION && s->kind != LINEAR) continue;
-        int64_t streams = s->coding == PLAIN ? 1 : s->coding == RICE ? 3 : 2;
-        if (s->weights < 1 || s->weights + streams > inputs || s->scale < 0 || s->scale >= inputs || s->bias < 0 ||
-            s->bias >= inputs || s->bias_scale < 0 || s->bias_scale >= inputs || s->stride < 1 || s->groups < 1)
+        if (!in_range(s->from, 0, net->activation_count - 1) || !in_range(s->to, 0, net->activation_count - 1) ||
+            !in_range(s->residual, 0, net->activation_count) || !in_range(s->kernel_height, 1, 64) ||
+            !in_range(s->kernel_width, 1, 64) || !in_range(s->stride, 1, 64) || !in_range(s->pad, 0, 64) ||
+            !in_range(s->groups, 1, 1 << 24) || !in_range(s->coding, PLAIN, RICE) || !in_range(s->low_bits, 0, 30) ||
+            !in_range(s->weights, 0, inputs - 1))
             return 0;
+        if (i == 0 ? s->kind != INPUT : i == net->step_count - 1 ? s->kind != OUTPUT : !fitting(s, net, inputs)) return 0;
     }
-    return 1;
+    return net->layouts[net->steps[net->step_count - 1].from].shape.height == 0;
 }
 
 static status *create(const custom_operator *self, const api *api, const kernel_info *info, void **kernel) {
@@ -725,10 +821,14 @@ static status *create(const custom_operator *self, const api *api, const kernel_
     for (int64_t i = 0; i < net->activation_count; i++, at += SHAPE_FIELDS) {
         shape s;
         memcpy(&s, at, sizeof s);
-        net->layouts[i] = laid_out(s);
+        net->layouts[i] = (layout){.shape = s};
     }
     memcpy(net->steps, at, sizeof(step) * net->step_count);
     if (!fits(net, inputs)) goto refuse;
+    for (int64_t i = 0; i < net->activation_count; i++) {
+        net->layouts[i] = laid_out(net->layouts[i].shape);
+        if (!masked(net->layouts + i)) goto refuse;
+    }
     for (size_t i = 1; i < inputs; i++) {
         const value *tensor = NULL;
         tensor_shape *shape;
@@ -738,6 +838,7 @@ static status *create(const custom_operator *self, const api *api, const kernel_
         if (!is_constant) goto refuse;
         if ((failed = api->shape_of(tensor, &shape))) goto refuse;
         failed = api->element_count(shape, &count);
+        if (!failed) failed = api->element_type(shape, &constants[i].type);
         api->release_shape(shape);
         if (failed || (failed = api->tensor_data((value *)tensor, (void **)&constants[i].data))) goto refuse;
         constants[i].count = (int64_t)count;
@@ -760,8 +861,8 @@ static const char *name(const custom_operator *self) { return "Net"; }
 static const char *provider(const custom_operator *self) { return NULL; }
 static size_t two(const custom_operator *self) { return 2; }
 static size_t one(const custom_operator *self) { return 1; }
-static int input_type(const custom_operator *self, size_t i) { return i ? ANY_TYPE : FLOAT_TYPE; }
-static int output_type(const custom_operator *self, size_t i) { return FLOAT_TYPE; }
+static int input_type(const custom_operator *self, size_t i) { return i ? ANY : FLOAT; }
+static int output_type(const custom_operator *self, size_t i) { return FLOAT; }
 static int input_characteristic(const custom_operator *self, size_t i) { return i ? VARIADIC : REQUIRED; }
 static int output_characteristic(const custom_operator *self, size_t i) { return REQUIRED; }
 static int in_memory(const custom_operator *self, size_t i) { return 0; }
