@@ -1,5 +1,6 @@
 """A bundle of a real run: what is in it, what guards it, and what stock onnxruntime and MLflow make of it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from pipeline.data.batches import standardised
 from pipeline.data.dataset import Preprocessing
 from pipeline.deploy import bundle
 from pipeline.deploy.export import exported, lean
+from pipeline.deploy.kernels import target_here
 from pipeline.deploy.quantize import quantised
 from pipeline.environment import CHECKOUT
 from pipeline.jobs import build_job
@@ -35,6 +37,8 @@ from pipeline.rounds import network_after
 from tests.conftest import SMALL, settings
 from tests.test_shrink import pruned
 
+ENGINES = ("onnxruntime", "sparse")
+here = pytest.mark.skipif(target_here() is None, reason="no library is for this processor")
 RUN = [*SMALL, "pruning.fraction=0.6", "training.max_steps=null", "training.epochs=6"]
 
 
@@ -51,7 +55,7 @@ def made(tmp_path_factory):
     before = set(os.environ)
     with pytest.MonkeyPatch.context() as patch:
         called(patch, *RUN, *where)
-        called(patch, *RUN, *where, "task=bundle")
+        called(patch, *RUN, *where, "task=bundle", "deploy.kernels=[aarch64,x86_64-avx2]")
     assert "MLFLOW_TRACKING_URI" not in set(os.environ) - before, "MLflow's own state is left as it was"
     return place
 
@@ -126,10 +130,83 @@ def test_the_board_needs_three_packages_alone(copy):
     assert gone.stdout.strip() == "[]", gone.stderr
     checked = board(copy, "check", "--json")
     assert checked.returncode == 0, checked.stderr
-    assert set(json.loads(checked.stdout)) == {"model.onnx", "model_fp32.onnx"}
+    sparse = {"model.onnx, sparse", "model_fp32.onnx, sparse"} if target_here() else set()
+    assert set(json.loads(checked.stdout)) == {"model.onnx", "model_fp32.onnx"} | sparse
     assert json.loads(checked.stdout)["model.onnx"] == 0
     timed = json.loads(board(copy, "bench", "--json").stdout)
     assert all(0 < median <= slow for median, slow in timed.values())
+
+
+ENGINE = "engine-x86_64-avx2.so"
+WRONG = {
+    "a byte of its code": (lambda f: flip(f / ENGINE), "is not the file that was made"),
+    "no library there": (lambda f: (f / ENGINE).unlink(), "is missing"),
+    "no library at all": (
+        lambda f: told(f, lambda m: m["engine"].update(libraries={})),
+        "no library for this processor",
+    ),
+    "an onnxruntime that it was not tried with": (
+        lambda f: told(f, lambda m: m["engine"].update(onnxruntime=["1.99"])),
+        "has not been tried with onnxruntime",
+    ),
+    "an operator it does not know": (
+        lambda f: told(f, lambda m: m["engine"].update(uncovered=dict.fromkeys(m["models"], "the operator Sin"))),
+        "it does not know the operator Sin",
+    ),
+    "a library for another processor": (lambda f: swapped(f, (f / "engine-aarch64.so").read_bytes()), "cannot be used"),
+    "a file that is no library": (lambda f: swapped(f, b"a text\n"), "cannot be used"),
+    "other scores": (lambda f: told(f, lambda m: m["engine"].update(tolerance=0)), "computes something else"),
+}
+
+
+def told(folder, change):
+    """A bundle whose manifest says something else, with sums that fit."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    sums = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in sums]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def swapped(folder, content):
+    """A bundle that was made with this as its library."""
+    (folder / ENGINE).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    told(folder, lambda manifest: manifest["engine"]["libraries"][ENGINE].update(sha256=digest))
+
+
+@here
+@pytest.mark.parametrize("what", WRONG)
+def test_without_a_sound_library_onnxruntime_computes_alone_and_a_line_says_so(what, copy):
+    spoil, sentence = WRONG[what]
+    spoil(copy)
+    checked = board(copy, "check", "--json")
+    assert checked.returncode == 0
+    assert json.loads(checked.stdout) == {"model.onnx": 0, "model_fp32.onnx": 0}
+    assert sentence in checked.stderr
+    assert checked.stderr.count("\n") == (2 if what == "other scores" else 1)
+    forced = board(copy, "check", "--engine", "sparse")
+    assert forced.returncode == 1
+    assert sentence in forced.stderr
+    assert forced.stderr.count("\n") == 1
+
+
+@here
+def test_the_board_keeps_the_faster_way_and_says_which(copy):
+    pixels = np.load(copy / "golden.npz")["inputs"][0]
+    picture = copy.parent / "digit.png"
+    Image.fromarray(pixels[0]).save(picture)
+    first, second = (board(copy, "predict", str(picture), "--json") for _ in range(2))
+    assert "is the fastest here" in first.stderr
+    assert second.stderr == ""
+    ways = [json.loads(board(copy, "predict", str(picture), "--json", "--engine", each).stdout) for each in ENGINES]
+    assert json.loads(first.stdout) == json.loads(second.stdout)
+    assert json.loads(first.stdout) in ways
+    assert max(ways[0], key=ways[0].get) == max(ways[1], key=ways[1].get)
+    (choices,) = (copy.parent / "home").rglob("faster.json")
+    choices.write_text("[1]")
+    assert "is the fastest here" in board(copy, "predict", str(picture)).stderr
 
 
 def test_an_image_file_is_recognised(copy):
@@ -198,7 +275,7 @@ def test_an_answer_that_differs_is_refused(copy):
     golden["model.onnx"] = golden["model.onnx"] + 1
     np.savez(copy / "golden.npz", **golden)
     manifest = json.loads((copy / "manifest.json").read_text())
-    code = f"import run; run.check_files = lambda: None; run.check({manifest!r})"
+    code = f"import run; run.check_files = lambda: None; run.check({manifest!r}, 'auto')"
     assert "golden outputs differ by 1" in board(copy, code=code).stderr
 
 
@@ -387,12 +464,13 @@ def test_the_oldest_onnxruntime_allowed_folds_all_and_gives_the_same_bits(made, 
     code = f"""
 import numpy as np, onnx, onnxruntime
 from pipeline.deploy.pack import unpacked
+from pipeline.deploy.program import opened
 from pipeline.deploy.runtime import optimised_operators, scores, session
 assert onnxruntime.__version__ == {oldest!r}
 golden = np.load("golden.npz")
 for name in ("model.onnx", "model_fp32.onnx"):
     model = onnx.load(name)
-    assert optimised_operators(model) == optimised_operators(unpacked(model))
+    assert optimised_operators(model) == optimised_operators(unpacked(opened(model)))
     print(float(np.abs(scores(session(model), [golden["inputs"]])[0] - golden[name]).max()))
 """
     done = subprocess.run(

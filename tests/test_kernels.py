@@ -24,7 +24,7 @@ from pipeline.deploy.export import exported, lean, operators
 from pipeline.deploy.kernels import TARGETS, Target, build, library, target_here, target_of
 from pipeline.deploy.pack import packed, unpacked
 from pipeline.deploy.program import Step, one_node
-from pipeline.deploy.quantize import quantised
+from pipeline.deploy.quantize import quantised, with_float_activations
 from pipeline.errors import PipelineError
 from pipeline.networks import NETWORKS
 
@@ -339,31 +339,8 @@ def test_an_int8_network_computes_with_its_weights_and_without_rounding_activati
     one, reason = one_node(int8)
     assert reason is None
     assert np.array_equal(scores(one, inputs, engine=None), scores(int8, inputs, engine=None))
-    weights = float_of(unpacked(int8))
+    weights = with_float_activations(unpacked(int8))
     assert difference(scores(one, inputs, engine=library(target_here())), scores(weights, inputs, engine=None)) < 1e-5
-
-
-def float_of(model):
-    """An int8 model whose activations stay float: quantised and back is a clamp where the range begins at 0, else nothing."""
-    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    names, kept = {}, []
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = names.get(name, name)
-        if node.op_type == "QuantizeLinear" and not tensors[node.input[2]]:
-            high = 255 * tensors[node.input[1]]
-            bounds = [numpy_helper.from_array(each, f"{node.output[0]}.{each}") for each in (0 * high, high)]
-            model.graph.initializer.extend(bounds)
-            kept.append(helper.make_node("Clip", [node.input[0], *(each.name for each in bounds)], [node.output[0]]))
-        elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in tensors:
-            names[node.output[0]] = node.input[0]
-        else:
-            kept.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    last = names[model.graph.output[0].name]
-    model.graph.node.append(helper.make_node("Identity", [last], [model.graph.output[0].name]))
-    return model
 
 
 @here

@@ -2,6 +2,7 @@
 
 export the masked network -> float32, packed
                           -> int8 by calibration -> packed
+each as one node, which the sparse engine may take
 check all of it; write it into a temporary folder; move that into place whole
 """
 
@@ -25,10 +26,11 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from pipeline.data.dataset import AnySplit, Dataset
-from pipeline.deploy import card
+from pipeline.deploy import card, kernels
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.pack import PackedTensor, packed, unpacked
-from pipeline.deploy.quantize import quantised
+from pipeline.deploy.program import one_node, opened
+from pipeline.deploy.quantize import quantised, with_float_activations
 from pipeline.deploy.runtime import latencies, optimised_operators, scores, session
 from pipeline.deploy.shrink import macs, shrunk
 from pipeline.errors import PipelineError
@@ -39,6 +41,10 @@ TOLERANCE = 1e-4
 """Largest difference of the float model's scores from the masked network's."""
 GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
 """Largest difference from the golden outputs on another machine."""
+ENGINE_TOLERANCE = 1e-4
+"""Largest difference of the sparse engine's scores from the golden ones, relative to the largest of these."""
+ENGINE_ONNXRUNTIME = ["1.22", "1.24", "1.27", "1.32"]
+"""Versions that the sparse engine has been seen to work with; with any other a bundle computes without it."""
 GOLDEN, COMPARED = 4, 100
 BATCH = 50
 """Inputs at a time, so that activations stay small."""
@@ -51,6 +57,7 @@ BOARD = Path(__file__).with_name("board") / "run.py"
 class Models:
     """One network in the forms that are compared. ``plain`` is as PyTorch exports it; packed ones have ``facts``.
 
+    ``uncovered`` says why the sparse engine cannot compute a packed model; None where it can.
     ``macs`` are the multiply-adds of one input without dead channels.
     """
 
@@ -60,6 +67,7 @@ class Models:
     int8: ModelProto
     float32_facts: Mapping[str, PackedTensor]
     int8_facts: Mapping[str, PackedTensor]
+    uncovered: Mapping[str, str | None]
     macs: int
 
     @property
@@ -88,8 +96,10 @@ def models(
     plain, source, smaller = _exports(network, dataset, inputs, multiple)
     float32, float32_facts = packed(lean(source, metadata))
     int8, int8_facts = packed(lean(quantised(source, calibration), metadata))
+    (float32, float32_fault), (int8, int8_fault) = one_node(float32), one_node(int8)
+    uncovered = {"float32": float32_fault, "int8": int8_fault}
     computed = macs(smaller, dataset.preprocessing.apply(inputs[:1]))
-    return Models(plain, lean(plain, metadata), float32, int8, float32_facts, int8_facts, computed)
+    return Models(plain, lean(plain, metadata), float32, int8, float32_facts, int8_facts, uncovered, computed)
 
 
 def float_models(network: nn.Module, dataset: Dataset, multiple: int) -> tuple[ModelProto, ModelProto]:
@@ -121,7 +131,7 @@ def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[A
         except Exception as error:
             faults.append(f"{name}: the ONNX checker refuses it: {error}")
             continue
-        dense = unpacked(model)
+        dense = unpacked(opened(model))
         answer, expected = (scores(session(each), [inputs])[0] for each in (model, dense))
         if not np.array_equal(answer, expected):
             faults.append(f"{name}: packed and unpacked models do not give the same scores")
@@ -176,6 +186,8 @@ def make(
     size = len(content["model.onnx"])
     if deploy.max_bytes is not None and size > deploy.max_bytes:
         raise PipelineError(f"model.onnx has {size:,} bytes, deploy.max_bytes allows {deploy.max_bytes:,}")
+    told("building the sparse engine" if deploy.kernels else "timing")
+    libraries, missing = _libraries(deploy.kernels)
     told("timing")
     example = golden[:1]
     manifest = {
@@ -201,19 +213,52 @@ def make(
         "positions": positions(found.int8_facts),
         "accuracy": accuracy,
         "latency": latencies(
-            {"dense": found.dense, "float32": found.float32, "int8_dense": unpacked(found.int8), "int8": found.int8},
+            {
+                "dense": found.dense,
+                "float32": found.float32,
+                "int8_dense": unpacked(opened(found.int8)),
+                "int8": found.int8,
+            },
             example,
         ),
         "onnxruntime": {"oldest": OLDEST_ONNXRUNTIME, "newest": importlib.metadata.version("onnxruntime")},
+        "engine": {
+            "uncovered": {name: found.uncovered[kind] for name, kind in kinds.items()},
+            "libraries": {
+                name: {
+                    "machine": target.machine,
+                    "features": sorted(target.features),
+                    "sha256": hashlib.sha256(library).hexdigest(),
+                }
+                for name, (target, library) in libraries.items()
+            },
+            "missing": missing,
+            "tolerance": ENGINE_TOLERANCE,
+            "onnxruntime": ENGINE_ONNXRUNTIME,
+        },
         "versions": {
             name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "pillow")
         },
     }
     answers = {name: scores(session(model), [golden])[0] for name, model in files.items()}
+    for name, model in files.items():
+        if found.uncovered[kinds[name]] is None:
+            exact = with_float_activations(unpacked(opened(model)))
+            answers[f"{name}, sparse"] = scores(session(exact), [golden])[0]
+    content |= {name: library for name, (_, library) in libraries.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.with_name(DENSE).write_bytes(found.dense.SerializeToString())
     _write(folder, content, manifest, {"inputs": golden, **answers})
     return manifest
+
+
+def _libraries(names: Iterable[str]) -> tuple[dict[str, tuple[kernels.Target, bytes]], str | None]:
+    """The sparse engine for each target, by file; or why it cannot be built here, which no bundle fails for."""
+    try:
+        targets = [kernels.target_of(name) for name in names]
+        return {f"engine-{each.name}.so": (each, kernels.library(each).read_bytes()) for each in targets}, None
+    except PipelineError as error:
+        return {}, str(error)
 
 
 def accuracies(found: Models, network: nn.Module, dataset: Dataset, split: AnySplit) -> dict[str, float]:

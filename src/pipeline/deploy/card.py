@@ -30,6 +30,13 @@ def readme(manifest: Mapping[str, Any]) -> str:
             for name, raw, zipped, right in rows
         ),
     ]
+    engine = manifest["engine"]
+    libraries = ", ".join(f"`{name}`" for name in engine["libraries"]) or "not in this bundle"
+    uncovered = {f"{name}: {reason}" for name, reason in engine["uncovered"].items() if reason is not None}
+    sparse = f"""The sparse engine ({libraries}) computes the same files from the weights that are left, in float;
+`run.py` tries it, compares it with golden outputs, and takes the way that needs less time."""
+    if uncovered:
+        sparse = f"The sparse engine does not know all of this network ({'; '.join(sorted(uncovered))})."
     latency = manifest["latency"]["ratio"]
     timed = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}" for name, ratio in latency.items())
     macs = manifest["macs"]
@@ -41,8 +48,10 @@ Made by {manifest["method"]} (seed {manifest["seed"]}); settings {manifest["fing
 {chr(10).join(table)}
 
 Multiply-adds with a weight that is not zero: {macs["kept"]:,} of {macs["dense"]:,}. ONNX Runtime computes
-{macs["computed"]:,}: zeros in channels that are alive save bytes, not time. Time of an inference over that of the
+{macs["computed"]:,}: there zeros in channels that are alive save bytes, not time. Time of an inference over that of the
 dense float model, on the machine that made this (one thread, in turns): {timed}.
+
+{sparse}
 
     pip install -r requirements.txt
     python run.py check

@@ -9,8 +9,9 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count, product
+from string import ascii_letters
 from typing import Any
 
 import onnx
@@ -65,7 +66,10 @@ def exported(network: nn.Module, preprocess: Callable[[Tensor], Tensor], inputs:
 
 
 def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelProto:
-    """The same operators and weights under short names, with these metadata and no others."""
+    """The same operators and weights under short names (letters), with these metadata and no others.
+
+    Small constants that are equal, such as zero points, are one.
+    """
     result = ModelProto()
     result.CopyFrom(model)
     result.producer_name = result.producer_version = result.doc_string = ""
@@ -80,10 +84,16 @@ def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelP
     del graph.initializer[:]
     graph.initializer.extend(tensors)
     fixed = {value.name for value in (*graph.input, *graph.output)}
-    weights, values = count(), count()
+    short = (name for name in _letters() if name not in fixed)
     names = {name: name for name in fixed} | {"": ""}
-    for tensor in graph.initializer:
-        names[tensor.name] = f"w{next(weights)}"
+    known: dict[tuple[Any, ...], str] = {}
+    for tensor in list(graph.initializer):
+        content = (tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes())
+        if len(tensor.dims) < 2 and content in known:  # zero points, for one
+            names[tensor.name] = known[content]
+            graph.initializer.remove(tensor)
+            continue
+        names[tensor.name] = known[content] = next(short)
         array = numpy_helper.to_array(tensor)
         if array.dtype.kind == "f":  # -0.0, which a pruned weight is after a negative scale, becomes 0.0
             tensor.CopyFrom(numpy_helper.from_array(array + array.dtype.type(0), tensor.name))
@@ -94,7 +104,8 @@ def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelP
         del value.metadata_props[:]
     for node in graph.node:
         for output in node.output:
-            names.setdefault(output, f"v{next(values)}")
+            if output not in names:
+                names[output] = next(short)
     domains = {node.domain for node in graph.node}
     opsets = [each for each in result.opset_import if each.domain in domains]
     del result.opset_import[:]
@@ -103,6 +114,11 @@ def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelP
     for node in graph.node:
         _strip(node, names, opset)
     return result
+
+
+def _letters() -> Iterator[str]:
+    """a to z, A to Z, aa, ..."""
+    return ("".join(name) for length in count(1) for name in product(ascii_letters, repeat=length))
 
 
 def _strip(node: NodeProto, names: Mapping[str, str], opset: int) -> None:

@@ -224,7 +224,7 @@ def _saved(tensor: TensorProto, coding: Coding) -> int:
 def _written(name: str, coding: Coding, kind: int, shape: list[int]) -> tuple[NodeProto, list[TensorProto]]:
     """The node that rebuilds a tensor, and the tensors that it reads."""
     parts = (coding.values, *coding.streams)
-    tensors = [numpy_helper.from_array(part, f"{name}.{number}") for number, part in enumerate(parts)]
+    tensors = [numpy_helper.from_array(part, f"{name}{number}") for number, part in enumerate(parts)]
     numbers = {"shape": shape, **coding.numbers}
     node = helper.make_node(coding.name + PACKABLE[kind], [tensor.name for tensor in tensors], [name], domain=DOMAIN)
     node.attribute.extend(helper.make_attribute(key, value) for key, value in numbers.items())

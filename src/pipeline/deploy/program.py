@@ -2,7 +2,7 @@
 
 ONNX Runtime that knows nothing of the node runs the body, which is the graph as it was. With the engine's library
 registered (``kernels``) it hands the node to that, which reads the same packed weights. The program is a list of
-integers: the activations' shapes, then the steps, as ``engine.c`` declares them.
+integers: how many there are of both, the activations' shapes, then the steps, as ``engine.c`` declares them.
 """
 
 import math
@@ -86,6 +86,25 @@ def one_node(model: ModelProto) -> tuple[ModelProto, str | None]:
         return model, str(reason)
 
 
+def opened(model: ModelProto) -> ModelProto:
+    """The packed model that ``one_node`` made a model of; any other model is as it was."""
+    if not model.functions or model.functions[-1].domain != DOMAIN:
+        return model
+    result = ModelProto()
+    result.CopyFrom(model)
+    body = result.functions.pop()
+    for node in body.node:
+        for side in (node.input, node.output):
+            side[:] = [name.removeprefix("_") for name in side]
+    around = [node for node in result.graph.node if node.domain != DOMAIN]
+    del result.graph.node[:]
+    result.graph.node.extend([*around, *body.node])
+    kept = [each for each in result.opset_import if each.domain != DOMAIN]
+    del result.opset_import[:]
+    result.opset_import.extend(kept)
+    return result
+
+
 class _Lowering:
     """One model on its way to a program. Values are numbers, in the order they are made."""
 
@@ -132,7 +151,7 @@ class _Lowering:
         for node in (*self.constant, *self.body):
             copy = NodeProto()
             copy.CopyFrom(node)
-            inputs, outputs = ([name and f"b{name}" for name in side] for side in (node.input, node.output))
+            inputs, outputs = ([name and f"_{name}" for name in side] for side in (node.input, node.output))
             del copy.input[:], copy.output[:]
             copy.input.extend(inputs)
             copy.output.extend(outputs)
@@ -140,8 +159,8 @@ class _Lowering:
         return helper.make_function(
             DOMAIN,
             OPERATOR,
-            [f"b{name}" for name in (self.boundary, *self.inputs)],
-            [f"b{self.source.graph.output[0].name}"],
+            [f"_{name}" for name in (self.boundary, *self.inputs)],
+            [f"_{self.source.graph.output[0].name}"],
             nodes,
             [each for each in self.source.opset_import if each.domain != DOMAIN],
             ["program"],
@@ -421,11 +440,17 @@ def _program(shapes: Sequence[Shape], steps: Sequence[Step]) -> list[int]:
         free += [places[value] for value in {step.source, step.residual} - {None} if last[value] == number]  # type: ignore[index]
     integers = [len(found), len(steps)]
     for (channels, height, width), _ in found:
-        integers += [channels, height, width, pads.get((height, width), 0)]
+        integers += _record([channels, height, width, pads.get((height, width), 0)])
     for step in steps:
         moved = replace(step, source=places[step.source], to=places[step.to])
-        integers += replace(moved, residual=None if step.residual is None else places[step.residual]).integers
+        moved = replace(moved, residual=None if step.residual is None else places[step.residual])
+        integers += _record(moved.integers)
     return integers
+
+
+def _record(fields: Sequence[int]) -> list[int]:
+    """Which fields are not 0, a bit each, and then those: most are 0, and bytes count."""
+    return [sum(bool(field) << place for place, field in enumerate(fields)), *filter(None, fields)]
 
 
 def _attributes(node: NodeProto) -> Mapping[str, Any]:

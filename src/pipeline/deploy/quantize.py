@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -66,6 +66,36 @@ def quantised(model: ModelProto, batches: Iterable[NDArray[Any]]) -> ModelProto:
     if changed := zeros_lost(prepared, int8):
         raise PipelineError(f"int8: pruned weights of {', '.join(changed)} are not zero any more")
     return int8
+
+
+def with_float_activations(model: ModelProto) -> ModelProto:
+    """The int8 model with its weights as they are and activations that are not rounded, as the sparse engine computes.
+
+    Quantised and back is a clamp where the range begins at 0, and else nothing.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    names: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        if node.op_type == "QuantizeLinear" and tensors[node.input[2]] == 0:
+            high = 255 * tensors[node.input[1]]
+            bounds = [numpy_helper.from_array(each, f"{node.output[0]}.{each}") for each in (0 * high, high)]
+            graph.initializer.extend(bounds)
+            kept.append(helper.make_node("Clip", [node.input[0], *(each.name for each in bounds)], [node.output[0]]))
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in tensors:
+            names[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    last = graph.output[0].name
+    if last in names:
+        kept.append(helper.make_node("Identity", [names[last]], [last]))
+    del graph.node[:]
+    graph.node.extend(kept)
+    return result
 
 
 def preprocessing(model: ModelProto) -> list[str]:

@@ -32,13 +32,14 @@ Call = Callable[[Sequence[str]], str]
 class Place:
     """Somewhere that a bundle runs: ``call`` runs ``run.py`` with arguments in a copy of it and returns what it prints.
 
-    ``instructions`` counts those of one inference of a model, where they can be counted; else time is taken.
+    ``instructions`` counts those of one inference of a model, by a library if one is given, where they can be counted;
+    else time is taken.
     """
 
     name: str
     board: str
     call: Call
-    instructions: Callable[[Path], int] | None = None
+    instructions: Callable[[Path, Path | None], int] | None = None
 
 
 def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str], None]) -> dict[str, Any]:
@@ -55,22 +56,31 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str
         folder = Path(name)
         test = folder / "test.npz"
         np.savez(test, inputs=inputs, labels=labels)
-        models = _models(bundle)
+        dense = {"dense float32": (bundle.with_name(DENSE), None)}  # what the bundle is compared with
         places = {}
         with RUNNERS[runner](bundle, folder, deploy) as found:
             for place in found:
                 told(f"running the bundle on {place.name} ({place.board})")
-                places[place.name] = _seen(place, models, test)
+                places[place.name] = _seen(place, dense | _ways(bundle), test)
     return {"runner": runner, "images": len(labels), "places": places}
 
 
-def _models(bundle: Path) -> dict[str, Path]:
-    """The bundle's models, and the dense float network that they are compared with."""
+Way = tuple[Path, Path | None]
+"""A model, and the sparse engine's library if that computes it."""
+
+
+def _ways(bundle: Path) -> dict[str, Way]:
+    """The ways to compute a bundle's models on ARM, named as ``run.py`` names them."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    return {"dense float32": bundle.with_name(DENSE), **{name: bundle / name for name in manifest["models"]}}
+    found: dict[str, Way] = {name: (bundle / name, None) for name in manifest["models"]}
+    for library, told in manifest["engine"]["libraries"].items():
+        for name, reason in manifest["engine"]["uncovered"].items():
+            if told["machine"] == "aarch64" and reason is None:
+                found[f"{name}, sparse"] = (bundle / name, bundle / library)
+    return found
 
 
-def _seen(place: Place, models: Mapping[str, Path], test: Path) -> dict[str, Any]:
+def _seen(place: Place, ways: Mapping[str, Way], test: Path) -> dict[str, Any]:
     differences = json.loads(place.call(["check", "--json"]))
     seen = {
         "board": place.board,
@@ -80,13 +90,13 @@ def _seen(place: Place, models: Mapping[str, Path], test: Path) -> dict[str, Any
     }
     if place.instructions is None:
         return seen | {"milliseconds_p50_p95": json.loads(place.call(["bench", "--json"]))}
-    return seen | {"instructions": {name: place.instructions(path) for name, path in models.items()}}
+    return seen | {"instructions": {name: place.instructions(*way) for name, way in ways.items()}}
 
 
 @contextmanager
 def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
-    def instructions(processor: arm.Processor, model: Path) -> int:
-        return arm.instructions(processor, model, bundle / "golden.npz", folder)
+    def instructions(processor: arm.Processor, model: Path, library: Path | None) -> int:
+        return arm.instructions(processor, model, bundle / "golden.npz", folder, library)
 
     def call(processor: arm.Processor, arguments: Sequence[str]) -> str:
         return arm.emulated(processor, ["run.py", *arguments], bundle)

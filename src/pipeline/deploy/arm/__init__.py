@@ -159,16 +159,18 @@ def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugi
     return done.stdout
 
 
-def instructions(processor: Processor, model: Path, inputs: Path, folder: Path) -> int:
+def instructions(processor: Processor, model: Path, inputs: Path, folder: Path, library: Path | None = None) -> int:
     """Executed instructions of one inference of a model, its input the first of ``inputs``; one thread.
 
-    The median of seven, in a process whose addresses, random bytes and arguments are the same each time.
+    With a library by the sparse engine. The median of seven, in a process whose addresses, random bytes and arguments
+    are the same each time.
     """
     counts = folder / f"{processor.name}-{model.stem}.counts"
+    files = {"model.onnx": model, "inputs.npz": inputs} | ({"./engine.so": library} if library else {})
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        for name, path in (("model.onnx", model), ("inputs.npz", inputs)):
+        for name, path in files.items():
             Path(place, name).symlink_to(path.resolve())
-        emulated(processor, [str(COUNTED), "model.onnx", "inputs.npz"], Path(place), plugin=counts)
+        emulated(processor, [str(COUNTED), *files], Path(place), plugin=counts)
     marks = [int(line) for line in counts.read_text().split()]
     return round(statistics.median(later - mark for mark, later in pairwise(marks)))
 

@@ -1,4 +1,4 @@
-"""python count.py MODEL INPUTS.npz: inferences between harmless system calls, which the emulator's plugin waits for."""
+"""python count.py MODEL INPUTS.npz [LIBRARY]: inferences between harmless system calls that the emulator waits for."""
 
 import os
 import sys
@@ -10,6 +10,8 @@ import onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 options.log_severity_level = 3
+for library in sys.argv[3:]:
+    options.register_custom_ops_library(library)
 model = Path(sys.argv[1]).read_bytes()  # a path would be part of what is counted
 session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 one = {"input": np.load(sys.argv[2])["inputs"][:1]}

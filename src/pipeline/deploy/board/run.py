@@ -6,17 +6,22 @@ Needs numpy, Pillow and onnxruntime (requirements.txt), and the files that lie b
     bench           milliseconds an inference of every model, in turns
     predict IMAGE   the five likeliest classes
     score FILE.npz  accuracy of every model on the file's `inputs` and `labels`
+
+A model runs in two ways: by onnxruntime alone, and by the sparse engine, a library beside it. `predict` takes the one
+that was faster on this machine, the other commands show both; `--engine` sets one for all.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import platform
+import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +30,14 @@ import onnxruntime
 
 HERE = Path(__file__).resolve().parent
 BATCH = 100
+
+
+class Way(NamedTuple):
+    """A model and what computes it: onnxruntime, or a library with this difference from the golden outputs."""
+
+    model: str
+    library: Path | None = None
+    difference: float = 0.0
 
 
 class Refused(Exception):
@@ -38,17 +51,24 @@ def check_files() -> None:
         raise Refused(f"{sums.name} is missing: copy the whole bundle again")
     named = {}
     for line in sums.read_text(errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        named[name] = digest
+        expected, _, name = line.partition("  ")
+        named[name] = expected
     for needed in ("manifest.json", "golden.npz", "model.onnx", "run.py"):
         if needed not in named:
             raise Refused(f"SHA256SUMS does not name {needed}: copy the whole bundle again")
-    for name, digest in named.items():
+    for name, expected in named.items():
+        if name.endswith(".so"):
+            continue  # whatever is wrong with a library, there is another way
         path = HERE / name
         if not path.is_file():
             raise Refused(f"{name} is missing: copy the whole bundle again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if digest(path) != expected:
             raise Refused(f"{name} is not the file that was made: its SHA-256 differs; copy the whole bundle again")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_manifest() -> dict[str, Any]:
@@ -75,16 +95,125 @@ def number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
 
 
-def session(name: str, threads: int = 0) -> Any:
-    """A model, ready to run."""
+def session(name: str, threads: int = 0, library: Path | None = None) -> Any:
+    """A model, ready to run; with a library by the sparse engine."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if library else 3
+    if library:
+        options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(str(HERE / name), options, providers=["CPUExecutionProvider"])
 
 
-def check(manifest: dict[str, Any]) -> dict[str, float]:
-    """The largest difference from the golden outputs, by model.
+def library_of(manifest: dict[str, Any]) -> Path:
+    """The sparse engine's library for this processor.
+
+    Raises:
+        Refused: if there is none, it is not the one that was made, or this onnxruntime has not been tried with it.
+    """
+    engine = manifest["engine"]
+    told = Path("/proc/cpuinfo")
+    features = set(told.read_text().split()) if told.exists() else set()
+    fitting = [
+        name
+        for name, each in engine["libraries"].items()
+        if each["machine"] == platform.machine() and features.issuperset(each["features"])
+    ]
+    if not fitting:
+        raise Refused(engine["missing"] or f"the bundle has no library for this processor ({platform.machine()})")
+    if ".".join(onnxruntime.__version__.split(".")[:2]) not in engine["onnxruntime"]:
+        tried = ", ".join(engine["onnxruntime"])
+        raise Refused(f"{fitting[0]} has not been tried with onnxruntime {onnxruntime.__version__}, but with {tried}")
+    path = HERE / fitting[0]
+    if not path.is_file():
+        raise Refused(f"{path.name} is missing")
+    if digest(path) != engine["libraries"][path.name]["sha256"]:
+        raise Refused(f"{path.name} is not the file that was made: its SHA-256 differs")
+    return path
+
+
+def sparse(manifest: dict[str, Any], name: str) -> Way:
+    """A model by the library for this processor.
+
+    Raises:
+        Refused: if there is no such library, or what it computes is wrong.
+    """
+    if reason := manifest["engine"]["uncovered"][name]:
+        raise Refused(f"it does not know {reason}")
+    library = library_of(manifest)
+    golden = np.load(HERE / "golden.npz")
+    expected = golden[f"{name}, sparse"]
+    try:
+        scores = session(name, library=library).run(None, {"input": golden["inputs"]})[0]
+    except Exception as error:  # onnxruntime has no class of its own for a library that does not load
+        raise Refused(f"{library.name} cannot be used: {str(error).splitlines()[0]}") from error
+    difference = float(np.abs(scores - expected).max())
+    if not difference <= manifest["engine"]["tolerance"] * float(np.abs(expected).max()):
+        raise Refused(
+            f"{library.name} computes something else: the golden outputs of {name} differ by {difference:.3g}"
+        )
+    return Way(name, library, difference)
+
+
+def ways(manifest: dict[str, Any], engine: str, names: Iterable[str]) -> dict[str, Way]:
+    """The ways to compute these models that `engine` asks for; a line says why one is left out.
+
+    Raises:
+        Refused: if `engine` is sparse and the sparse engine cannot be used.
+    """
+    found: dict[str, Way] = {}
+    refusals: dict[str, list[str]] = {}
+    for name in names:
+        if engine != "sparse":
+            found[name] = Way(name)
+        if engine != "onnxruntime":
+            try:
+                found[f"{name}, sparse"] = sparse(manifest, name)
+            except Refused as refusal:
+                refusals.setdefault(str(refusal), []).append(name)
+    for reason, models in refusals.items():
+        if engine == "sparse":
+            raise Refused(f"{', '.join(models)}: no sparse engine: {reason}")
+        print(f"{', '.join(models)}: computed by onnxruntime alone: {reason}", file=sys.stderr)
+    return found
+
+
+def faster(manifest: dict[str, Any], found: dict[str, Way]) -> Way:
+    """The fastest of the ways of one model here: timed once, and kept in a file as long as nothing changes."""
+    library = next((way.library for way in found.values() if way.library), None)
+    if library is None or len(found) == 1:
+        return next(iter(found.values()))
+    kept = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rewind-pipeline" / "faster.json"
+    model = manifest["models"][found[next(iter(found))].model]["sha256"]
+    key = " ".join([model, digest(library), onnxruntime.__version__, processor()])
+    try:
+        choices = dict(json.loads(kept.read_text()))
+    except (OSError, ValueError, TypeError):
+        choices = {}
+    if choices.get(key) not in found:
+        medians = {name: statistics.median(each) for name, each in timed(found, threads=0, seconds=1.0).items()}
+        choices[key] = min(medians, key=medians.__getitem__)
+        said = ", ".join(f"{name} {each:.3f} ms" for name, each in medians.items())
+        print(f"{choices[key]} is the fastest here and computes from now on ({said})", file=sys.stderr)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(choices, indent=1))
+        except OSError:
+            pass  # it is timed again the next time
+    return found[choices[key]]
+
+
+def processor() -> str:
+    """What tells this processor from others."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    marks = ("model name", "CPU implementer", "CPU part")
+    said = [line.partition(":")[2].strip() for line in lines if line.startswith(marks)]
+    return " ".join([platform.machine(), *dict.fromkeys(said)])
+
+
+def check(manifest: dict[str, Any], engine: str) -> dict[str, float]:
+    """The largest difference from the golden outputs, by way.
 
     Raises:
         Refused: if a file, the version, an input or an answer is not the bundle's own.
@@ -93,7 +222,11 @@ def check(manifest: dict[str, Any]) -> dict[str, float]:
     check_version(manifest)
     golden = np.load(HERE / "golden.npz")
     differences = {}
-    for name, model in manifest["models"].items():
+    for way, (name, library, difference) in ways(manifest, engine, manifest["models"]).items():
+        differences[way] = difference
+        if library:
+            continue
+        model = manifest["models"][name]
         scores = session(name).run(None, {"input": golden["inputs"]})[0]
         difference = float(np.abs(scores - golden[name]).max())
         if not difference <= model["tolerance"]:
@@ -101,42 +234,48 @@ def check(manifest: dict[str, Any]) -> dict[str, float]:
                 f"{name}: its golden outputs differ by {difference:.3g}, takes at most {model['tolerance']:.3g}: "
                 "onnxruntime computes something else on this machine"
             )
-        differences[name] = difference
+        differences[way] = difference
     return differences
 
 
-def bench(manifest: dict[str, Any], threads: int, seconds: float = 3.0) -> dict[str, list[float]]:
-    """Milliseconds of one inference, [median, 95th percentile], by model; the models take turns."""
+def bench(manifest: dict[str, Any], engine: str, threads: int) -> dict[str, list[float]]:
+    """Milliseconds of one inference, [median, 95th percentile], by way."""
+    times = timed(ways(manifest, engine, manifest["models"]), threads, seconds=3.0)
+    return {name: [float(np.percentile(each, share)) for share in (50, 95)] for name, each in times.items()}
+
+
+def timed(found: dict[str, Way], threads: int, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of single inferences by way; the ways take turns."""
     one = np.load(HERE / "golden.npz")["inputs"][:1]
-    sessions = {name: session(name, threads) for name in manifest["models"]}
-    times: dict[str, list[float]] = {name: [] for name in sessions}
+    sessions = {name: session(way.model, threads, way.library) for name, way in found.items()}
+    times: dict[str, list[float]] = {way: [] for way in sessions}
     for each in sessions.values():
         each.run(None, {"input": one})
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        for name, each in sessions.items():
+        for way, each in sessions.items():
             begin = time.perf_counter()
             each.run(None, {"input": one})
-            times[name].append((time.perf_counter() - begin) * 1000)
-    return {name: [float(np.percentile(each, share)) for share in (50, 95)] for name, each in times.items()}
+            times[way].append((time.perf_counter() - begin) * 1000)
+    return times
 
 
-def score(manifest: dict[str, Any], file: str) -> dict[str, float]:
-    """Share of the file's inputs whose likeliest class is the label, by model."""
+def score(manifest: dict[str, Any], engine: str, file: str) -> dict[str, float]:
+    """Share of the file's inputs whose likeliest class is the label, by way."""
     try:
         given = np.load(file)
         inputs, labels = given["inputs"], given["labels"]
     except (OSError, ValueError, KeyError) as error:
         raise Refused(f"{file}: {error}; takes an .npz file with inputs and labels") from error
     found = {}
-    for name in manifest["models"]:
-        model = session(name)
+    for way, (name, library, _) in ways(manifest, engine, manifest["models"]).items():
+        model = session(name, library=library)
         right = 0
         for first in range(0, len(labels), BATCH):
             part = slice(first, first + BATCH)
             scores = model.run(None, {"input": inputs[part]})[0]
             right += int((scores.argmax(1) == labels[part]).sum())
-        found[name] = right / len(labels)
+        found[way] = right / len(labels)
     return found
 
 
@@ -163,9 +302,11 @@ def pixels_of(manifest: dict[str, Any], file: str) -> np.ndarray[Any, Any]:
     return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))[None]
 
 
-def predict(manifest: dict[str, Any], file: str) -> dict[str, float]:
+def predict(manifest: dict[str, Any], engine: str, file: str) -> dict[str, float]:
     """Class and probability of the five likeliest."""
-    scores = session("model.onnx").run(None, {"input": pixels_of(manifest, file)})[0][0]
+    pixels = pixels_of(manifest, file)
+    way = faster(manifest, ways(manifest, engine, ["model.onnx"]))
+    scores = session(way.model, library=way.library).run(None, {"input": pixels})[0][0]
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     names = manifest["classes"] or [str(each) for each in range(len(shares))]
@@ -178,6 +319,7 @@ def main() -> int:
     parser.add_argument("command", choices=["check", "bench", "predict", "score"])
     parser.add_argument("file", nargs="?")
     parser.add_argument("--threads", type=int, default=1, help="threads of bench")
+    parser.add_argument("--engine", choices=["auto", "onnxruntime", "sparse"], default="auto", help="what computes")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
     if given.command in ("predict", "score") and given.file is None:
@@ -186,13 +328,13 @@ def main() -> int:
         manifest = read_manifest()
         found: dict[str, Any]
         if given.command == "check":
-            found = check(manifest)
+            found = check(manifest, given.engine)
         elif given.command == "bench":
-            found = bench(manifest, given.threads)
+            found = bench(manifest, given.engine, given.threads)
         elif given.command == "predict":
-            found = predict(manifest, given.file)
+            found = predict(manifest, given.engine, given.file)
         else:
-            found = score(manifest, given.file)
+            found = score(manifest, given.engine, given.file)
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         return 1

@@ -796,6 +796,17 @@ static int fits(const network *net, int64_t inputs) {
     return net->layouts[net->steps[net->step_count - 1].from].shape.height == 0;
 }
 
+/* Reads a record: which of its fields are not 0, a bit each, and then those. Returns where the next one is; null at the end. */
+static const int64_t *told(const int64_t *at, const int64_t *end, void *record, int fields) {
+    if (!at || at >= end) return NULL;
+    for (int64_t i = 0, present = *at++; i < fields; i++) {
+        if (!(present >> i & 1)) continue;
+        if (at >= end) return NULL;
+        memcpy((int64_t *)record + i, at++, sizeof *at);
+    }
+    return at;
+}
+
 static status *create(const custom_operator *self, const api *api, const kernel_info *info, void **kernel) {
     size_t size = 0, inputs = 0;
     status *failed = api->integers(info, "program", NULL, &size);
@@ -810,21 +821,15 @@ static status *create(const custom_operator *self, const api *api, const kernel_
     net->api = api;
     net->activation_count = program[0], net->step_count = program[1];
     wrong = "rewind sparse engine: the program is not one that this library knows";
-    if (program[0] < 1 || program[1] < 2 || program[0] > 1 << 16 || program[1] > 1 << 16 ||
-        (int64_t)size != 2 + program[0] * SHAPE_FIELDS + program[1] * STEP_FIELDS)
-        goto refuse;
+    if (!in_range(program[0], 1, 1 << 16) || !in_range(program[1], 2, 1 << 16)) goto refuse;
     net->layouts = calloc(net->activation_count, sizeof *net->layouts);
     net->steps = calloc(net->step_count, sizeof *net->steps);
     net->layers = calloc(net->step_count, sizeof *net->layers);
     if (!net->layouts || !net->steps || !net->layers) goto refuse;
-    const int64_t *at = program + 2;
-    for (int64_t i = 0; i < net->activation_count; i++, at += SHAPE_FIELDS) {
-        shape s;
-        memcpy(&s, at, sizeof s);
-        net->layouts[i] = (layout){.shape = s};
-    }
-    memcpy(net->steps, at, sizeof(step) * net->step_count);
-    if (!fits(net, inputs)) goto refuse;
+    const int64_t *at = program + 2, *end = program + size;
+    for (int64_t i = 0; i < net->activation_count; i++) at = told(at, end, &net->layouts[i].shape, SHAPE_FIELDS);
+    for (int64_t i = 0; i < net->step_count; i++) at = told(at, end, net->steps + i, STEP_FIELDS);
+    if (at != end || !fits(net, inputs)) goto refuse;
     for (int64_t i = 0; i < net->activation_count; i++) {
         net->layouts[i] = laid_out(net->layouts[i].shape);
         if (!masked(net->layouts + i)) goto refuse;
