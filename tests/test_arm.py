@@ -45,7 +45,11 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
     for place in first["places"].values():
         assert place["bit_identical"]["model.onnx"]
         assert place["accuracy"]["model.onnx"] == pytest.approx(manifest["accuracy"]["test"]["int8"], abs=0.1)
+        assert place["accuracy"]["model.onnx, sparse"] == pytest.approx(
+            manifest["accuracy"]["test"]["float32"], abs=0.1
+        )
         counts = place["instructions"]
+        assert counts.keys() == {"dense float32"} | place["accuracy"].keys()
         assert counts["model_fp32.onnx"] == pytest.approx(counts["dense float32"], rel=0.01)
     assert (
         first["places"]["cortex-a76"]["instructions"]["model.onnx"]

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import onnx
@@ -23,10 +24,11 @@ from pipeline.deploy import arm, kernels
 from pipeline.deploy.export import exported, lean, operators
 from pipeline.deploy.kernels import TARGETS, Target, build, library, target_here, target_of
 from pipeline.deploy.pack import packed, unpacked
-from pipeline.deploy.program import Step, one_node
+from pipeline.deploy.program import Step, one_node, opened
 from pipeline.deploy.quantize import quantised, with_float_activations
 from pipeline.errors import PipelineError
 from pipeline.networks import NETWORKS
+from pipeline.settings import Deploy
 
 here = pytest.mark.skipif(target_here() is None, reason="no library is for this processor")
 TOLERANCE = 1e-5
@@ -101,6 +103,22 @@ def packed_of(name, density):
     return packed(lean(model))[0], inputs
 
 
+def same_nodes(found, model):
+    """Whether two models are the same but for the order of their nodes."""
+    nodes = [sorted(node.SerializeToString() for node in each.graph.node) for each in (found, model)]
+    for each in (found, model):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(each)
+        del copy.graph.node[:]
+        nodes.append(copy.SerializeToString(deterministic=True))
+    return nodes[0] == nodes[1] and nodes[2] == nodes[3]
+
+
+def test_bundles_take_the_targets_that_there_are():
+    (names, _) = get_args(get_type_hints(Deploy)["kernels"])
+    assert set(get_args(names)) == {target.name for target in TARGETS}
+
+
 @here
 @pytest.mark.parametrize("density", [1.0, 0.3, 0.1, 0.02])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in NETS])
@@ -108,6 +126,7 @@ def test_the_engine_computes_what_the_body_computes_and_the_body_what_it_was_mad
     model, inputs = packed_of(name, density)
     made, reason = one_node(model)
     assert reason is None
+    assert same_nodes(opened(made), model)
     onnx.checker.check_model(made, full_check=True)
     expected = scores(model, inputs, engine=None, optimised=tmp_path / "before.onnx")
     assert np.array_equal(scores(made, inputs, engine=None, optimised=tmp_path / "body.onnx"), expected)
@@ -258,6 +277,28 @@ def test_the_engine_computes_what_the_body_computes_on_arm(processor, tmp_path):
     assert float(arm.emulated(processor, ["-c", COMPARED], tmp_path)) < TOLERANCE
 
 
+@here
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1.20.1", "1.22.1", "1.24.4", "1.27.0"])
+def test_older_onnxruntimes_take_the_library_and_compute_the_same(version, tmp_path):
+    """Their interface is declared by hand, not by their headers."""
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "old"]
+    subprocess.run([*install, f"onnxruntime=={version}"], check=True)
+    model, inputs = sparse_of("cifar_resnet", 0.1)
+    (tmp_path / "engine.so").write_bytes(library(target_here()).read_bytes())
+    np.save(tmp_path / "inputs.npy", inputs[:3])
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "old")}
+    code = f"{COMPARED}\nassert onnxruntime.__version__ == {version!r} and (found[0] != found[1]).any()"
+    for kind in (model, quantised(model, [inputs])):
+        (tmp_path / "model.onnx").write_bytes(one_node(packed(lean(kind))[0])[0].SerializeToString())
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        if kind is model:
+            assert float(done.stdout) < TOLERANCE
+
+
 SANITIZED = """
 import ctypes, sys
 from pathlib import Path
@@ -333,8 +374,10 @@ def test_sanitizers_find_nothing(tmp_path):
 
 
 @here
-def test_an_int8_network_computes_with_its_weights_and_without_rounding_activations():
-    model, inputs = sparse_of("small_cnn", 0.2)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in NETS])
+def test_an_int8_network_computes_with_its_weights_and_without_rounding_activations(name):
+    model, inputs = sparse_of(name, 0.2)
+    inputs = inputs[:4]
     int8 = packed(lean(quantised(model, [inputs])))[0]
     one, reason = one_node(int8)
     assert reason is None

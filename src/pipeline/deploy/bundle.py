@@ -43,7 +43,7 @@ GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
 """Largest difference from the golden outputs on another machine."""
 ENGINE_TOLERANCE = 1e-4
 """Largest difference of the sparse engine's scores from the golden ones, relative to the largest of these."""
-ENGINE_ONNXRUNTIME = ["1.22", "1.24", "1.27", "1.32"]
+ENGINE_ONNXRUNTIME = ["1.20", "1.22", "1.24", "1.27", "1.32"]
 """Versions that the sparse engine has been seen to work with; with any other a bundle computes without it."""
 GOLDEN, COMPARED = 4, 100
 BATCH = 50

@@ -189,7 +189,7 @@ def _choices(model: ModelProto) -> dict[str, Coding]:
     """The coding of every tensor that gets smaller by one, in bytes of the file, the functions included."""
     savings: dict[str, dict[str, tuple[int, Coding]]] = {}
     for tensor in model.graph.initializer:
-        if tensor.data_type not in PACKABLE:
+        if tensor.data_type not in PACKABLE or len(tensor.dims) < 2:  # weights, but no biases and scales
             continue
         flat = numpy_helper.to_array(tensor).ravel()
         if len(flat) < 2 or np.signbit(flat[flat == 0]).any():  # -0.0 is not the zero that comes back
