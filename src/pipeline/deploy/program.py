@@ -119,9 +119,8 @@ class _Lowering:
         self.boundary = self.body[0].input[0]
         self.made = {name: node for node in self.constant for name in node.output}
         self.coders = {node.output[0]: node.input[0] for node in self.body if node.op_type in _CODED}
-        self.uses = Counter(
-            self._root(name) for node in self.body if node.op_type not in _CODED for name in node.input if name
-        )
+        self.readers = Counter(name for node in self.body for name in node.input)
+        self.readers.update(output.name for output in model.graph.output)
         used = {name for node in (*self.constant, *self.body) for name in node.input}
         self.inputs = [name for name in self.constants if name in used]
 
@@ -188,11 +187,11 @@ class _Lowering:
         self.shapes.append(shape)
         return len(self.shapes) - 1
 
-    def _root(self, name: str) -> str:
-        """The value that a name stands for behind quantisation."""
-        while name in self.coders:
+    def _alone(self, name: str) -> bool:
+        """Whether a value has one reader, and what it was before quantisation has no other either."""
+        while self.readers[name] == 1 and name in self.coders:
             name = self.coders[name]
-        return name
+        return self.readers[name] == 1
 
     def _emit(self, node: NodeProto, step: Step) -> None:
         self.steps.append(step)
@@ -215,8 +214,8 @@ class _Lowering:
         """Clamps a value, in the step that makes it where nothing else reads it."""
         source = self.numbers[node.input[0]]
         producer = self._producer(source)
-        alone = self.uses[self._root(node.input[0])] <= 1
-        if alone and producer.kind in ("convolution", "linear", "add") and producer.ceiling is None:
+        clamping = ("convolution", "linear", "add", "max_pool", "average_pool", "mean")
+        if self._alone(node.input[0]) and producer.kind in clamping and producer.ceiling is None:
             self.steps[self.steps.index(producer)] = replace(producer, relu=True, ceiling=ceiling)
             self.numbers[node.output[0]] = source
         else:
@@ -333,7 +332,7 @@ class _Lowering:
         for (name, one), (_, other) in (pairs, pairs[::-1]):
             producer = self._producer(one)
             free = producer.kind == "convolution" and not producer.relu and producer.residual is None
-            if free and self.uses[self._root(name)] == 1:
+            if free and self._alone(name):
                 self.steps.remove(producer)
                 self._emit(node, replace(producer, residual=other))
                 return

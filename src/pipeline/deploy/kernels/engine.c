@@ -24,11 +24,17 @@
 #endif
 
 #if defined(__AVX512F__)
-enum { LANES = 16, MOST = 24, MOST_TOGETHER = 6 };
+enum { LANES = 16, MOST = 28, MOST_TOGETHER = 6 };
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif defined(__AVX2__)
 enum { LANES = 8, MOST = 12, MOST_TOGETHER = 2 };
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #else
-enum { LANES = 4, MOST = 24, MOST_TOGETHER = 6 };
+enum { LANES = 4, MOST = 28, MOST_TOGETHER = 6 };
+#define EVEN_LANES 0, 2, 4, 6
+#define ODD_LANES 1, 3, 5, 7
 #endif
 enum { TOGETHER = 4 }; /* filters; MOST vectors of sums of one filter fit into the registers, MOST_TOGETHER of four */
 
@@ -162,6 +168,7 @@ typedef struct { /* filters, `rows` at a time: group g has the taps starts[g] to
     int32_t *offsets; /* of a tap, from the output that it is for */
     float *weights;   /* taps x rows */
     float *bias;
+    vector *caps; /* with a Relu: what each place of a plane may be at most; 0 between the rows */
 } layer;
 
 typedef struct workspace {
@@ -303,6 +310,22 @@ static int made_of(const step *s, const layout *from, const float *dense, int64_
     return 1;
 }
 
+static float ceiling_of(const step *s) {
+    uint32_t word = (uint32_t)s->ceiling;
+    float result;
+    memcpy(&result, &word, 4);
+    return s->ceiling ? result : INFINITY;
+}
+
+static int capped(const step *s, const layout *to, layer *made) {
+    if (!s->relu || !to->shape.height) return 1;
+    int64_t size = vectors_of(to) * LANES;
+    float *caps = malloc(sizeof(float) * size);
+    made->caps = (vector *)caps;
+    for (int64_t i = 0; caps && i < size; i++) caps[i] = ((int32_t *)to->inside)[i] ? ceiling_of(s) : 0;
+    return caps != NULL;
+}
+
 /* Decodes and lists the weights of a step; 0 if its inputs do not fit to it. */
 static int weighted(const network *net, const step *s, const constant *inputs, layer *made) {
     const layout *from = net->layouts + s->from;
@@ -319,7 +342,7 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
     if (fits && scale)
         for (int64_t i = 0; i < outputs * filter; i++)
             dense[i] *= ((const float *)scale->data)[scale->count == 1 ? 0 : i / filter];
-    fits = fits && made_of(s, from, dense, outputs, channels, made);
+    fits = fits && made_of(s, from, dense, outputs, channels, made) && capped(s, net->layouts + s->to, made);
     free(dense);
     if (!fits) return 0;
     for (int64_t o = 0; bias && o < outputs; o++)
@@ -334,50 +357,55 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
 typedef struct { /* N vectors of the outputs of one group of filters */
     const float *in, *weights, *bias, *residual;
     const int32_t *offsets;
+    const vector *caps;
     const lanes *inside;
-    int64_t taps, rows, plane, relu;
-    float ceiling, *out;
+    int64_t taps, rows, plane;
+    float *out;
 } block;
 
 #if defined(__clang__)
 #define UNROLLED _Pragma("clang loop unroll(full)")
 #else
-#define UNROLLED _Pragma("GCC unroll 24")
+#define UNROLLED _Pragma("GCC unroll 28")
 #endif
 
 /* M and N are constants, so that all sums are registers. */
+static inline __attribute__((always_inline)) void tapped(const int M, const int N, vector *sums, const float *in,
+                                                         const float *weights) {
+    __asm__("" : "+r"(in)); /* one pointer, not N of them */
+    if (M == 1) {
+        UNROLLED for (int n = 0; n < N; n++) sums[n] += weights[0] * *(const vector *)(in + n * LANES);
+        return;
+    }
+    vector x[MOST_TOGETHER];
+    UNROLLED for (int n = 0; n < N; n++) x[n] = *(const vector *)(in + n * LANES);
+    UNROLLED for (int m = 0; m < M; m++) {
+        UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] += weights[m] * x[n];
+    }
+}
+
 static inline __attribute__((always_inline)) void computed(const int M, const int N, const block *b) {
     vector sums[MOST];
-    UNROLLED for (int i = 0; i < M * N; i++) sums[i] = (vector){0} + b->bias[i / N];
-    const int32_t *offsets = b->offsets;
-    const float *weights = b->weights;
-    for (int64_t tap = 0; tap < b->taps; tap++, weights += M) {
-        const float *in = b->in + offsets[tap];
-        __asm__("" : "+r"(in)); /* one pointer, not N of them */
-        if (M == 1) {
-            UNROLLED for (int n = 0; n < N; n++) sums[n] += weights[0] * *(const vector *)(in + n * LANES);
-            continue;
-        }
-        vector x[MOST_TOGETHER];
-        UNROLLED for (int n = 0; n < N; n++) x[n] = *(const vector *)(in + n * LANES);
-        UNROLLED for (int m = 0; m < M; m++) {
-            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] += weights[m] * x[n];
+    UNROLLED for (int m = 0; m < M; m++) {
+        vector bias = (vector){0} + b->bias[m];
+        if (b->residual) {
+            const vector *residual = (const vector *)(b->residual + (m < b->rows ? m : 0) * b->plane);
+            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = residual[n] + bias;
+        } else {
+            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = bias;
         }
     }
+    const int32_t *offsets = b->offsets;
+    const float *weights = b->weights;
+    for (int64_t tap = 0; tap < b->taps; tap++, weights += M) tapped(M, N, sums, b->in + offsets[tap], weights);
     UNROLLED for (int m = 0; m < M; m++) {
         if (m >= b->rows) return;
-        const float *residual = b->residual + m * b->plane;
         vector *out = (vector *)(b->out + m * b->plane);
-        if (b->residual) {
-            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] += *(const vector *)(residual + n * LANES);
+        if (b->caps) {
+            UNROLLED for (int n = 0; n < N; n++) out[n] = smaller(larger(sums[m * N + n], (vector){0}), b->caps[n]);
+        } else {
+            UNROLLED for (int n = 0; n < N; n++) out[n] = (vector)((lanes)sums[m * N + n] & b->inside[n]);
         }
-        if (b->relu) {
-            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = larger(sums[m * N + n], (vector){0});
-        }
-        if (b->ceiling < INFINITY) {
-            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = smaller(sums[m * N + n], (vector){0} + b->ceiling);
-        }
-        UNROLLED for (int n = 0; n < N; n++) out[n] = (vector)((lanes)sums[m * N + n] & b->inside[n]);
     }
 }
 
@@ -392,7 +420,7 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
 #else
 #define TO_MOST(DO, M)                                                                                          \
     TWELVE(DO, M) DO(M, 13) DO(M, 14) DO(M, 15) DO(M, 16) DO(M, 17) DO(M, 18) DO(M, 19) DO(M, 20) DO(M, 21) \
-        DO(M, 22) DO(M, 23) DO(M, 24)
+        DO(M, 22) DO(M, 23) DO(M, 24) DO(M, 25) DO(M, 26) DO(M, 27) DO(M, 28)
 #define TO_MOST_TOGETHER SIX
 #endif
 TO_MOST(BLOCK, 1)
@@ -401,15 +429,6 @@ TO_MOST_TOGETHER(BLOCK, 4)
 static void (*const ALONE[MOST])(const block *) = {TO_MOST(NAME, 1)};
 static void (*const JOINED[MOST_TOGETHER])(const block *) = {TO_MOST_TOGETHER(NAME, 4)};
 
-static float floor_of(const step *s) { return s->relu ? 0 : -INFINITY; }
-
-static float ceiling_of(const step *s) {
-    uint32_t word = (uint32_t)s->ceiling;
-    float result;
-    memcpy(&result, &word, 4);
-    return s->ceiling ? result : INFINITY;
-}
-
 /* Groups `begin` to `end` of a convolution: outside pieces of the plane, whose inputs stay near, inside filters. */
 static void convolved(const network *net, const step *s, const layer *l, float **activations, int64_t begin, int64_t end) {
     const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
@@ -417,12 +436,13 @@ static void convolved(const network *net, const step *s, const layer *l, float *
     const float *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
     float *out = activations[s->to] + to->first;
     int64_t vectors = vectors_of(to), most = l->rows == 1 ? MOST : MOST_TOGETHER;
-    int64_t pieces = (vectors + most - 1) / most, each = (vectors + pieces - 1) / pieces;
-    block b = {.plane = to->plane, .relu = s->relu, .ceiling = ceiling_of(s)};
-    for (int64_t v = 0; v < vectors; v += each) {
-        int64_t count = vectors - v < each ? vectors - v : each, at = v * LANES;
+    int64_t pieces = (vectors + most - 1) / most;
+    block b = {.plane = to->plane};
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        int64_t v = vectors * piece / pieces, count = vectors * (piece + 1) / pieces - v, at = v * LANES;
         b.in = in + at;
         b.inside = to->inside + v;
+        b.caps = l->caps ? l->caps + v : NULL;
         for (int64_t group = begin; group < end; group++) {
             int64_t first = group * l->rows, start = l->starts[group];
             b.weights = l->weights + start * l->rows;
@@ -441,6 +461,8 @@ static void convolved(const network *net, const step *s, const layer *l, float *
 }
 
 /* ---- Linear layers ---- */
+
+static float floor_of(const step *s) { return s->relu ? 0 : -INFINITY; }
 
 static float clamped(const step *s, float value) { return fminf(fmaxf(value, floor_of(s)), ceiling_of(s)); }
 
@@ -469,7 +491,7 @@ static void multiplied(const network *net, const step *s, const layer *l, float 
     }
 }
 
-/* ---- All that has no weights, for channels `begin` to `end` of the result ---- */
+/* ---- All that has no weights, for channels `begin` to `end` of the result; split and flattened: of what they read ---- */
 
 static void copied_in(const layout *to, const float *in, float *out) {
     if (!to->shape.height) memcpy(out, in, sizeof(float) * to->shape.channels);
@@ -479,22 +501,39 @@ static void copied_in(const layout *to, const float *in, float *out) {
                    sizeof(float) * to->shape.width);
 }
 
+static vector every_second(const float *in) {
+    const vector *pair = (const vector *)in;
+    return __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
+}
+
+/* A row to the rows of its phases, `next` floats apart. */
+static inline void dealt(const float *restrict in, float *restrict out, int64_t width, int64_t stride, int64_t phases,
+                         int64_t next) {
+    const float *end = in + width;
+    if (stride == 2 && phases == 2)
+        for (; in + 2 * LANES <= end; in += 2 * LANES, out += LANES) {
+            const vector *pair = (const vector *)in;
+            *(vector *)out = __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
+            *(vector *)(out + next) = __builtin_shufflevector(pair[0], pair[1], ODD_LANES);
+        }
+    for (int64_t phase = 0; phase < phases; phase++) {
+        float *written = out + phase * next;
+        for (const float *read = in + phase; read < end; read += stride) *written++ = *read;
+    }
+}
+
 static void split(const step *s, const layout *from, const layout *to, const float *in, float *out, int64_t begin,
                   int64_t end) {
-    for (int64_t c = begin; c < end; c++) {
-        int64_t phase = c / from->shape.channels, top = phase / s->stride, left = phase % s->stride;
-        const float *plane = in + from->first + c % from->shape.channels * from->plane;
-        for (int64_t y = 0; y < to->shape.height && y * s->stride + top < from->shape.height; y++) {
-            const float *row = plane + (y * s->stride + top) * from->row + left;
-            float *written = out + to->first + c * to->plane + y * to->row;
-            int64_t width = (from->shape.width - left + s->stride - 1) / s->stride;
-            if (width > to->shape.width) width = to->shape.width;
-            if (s->stride == 2) /* a constant stride is what compilers turn into vectors */
-                for (int64_t x = 0; x < width; x++) written[x] = row[2 * x];
-            else
-                for (int64_t x = 0; x < width; x++) written[x] = row[s->stride * x];
+    const int64_t stride = s->stride, width = from->shape.width, height = from->shape.height;
+    const int64_t phases = to->shape.channels == from->shape.channels ? 1 : stride;
+    const int64_t next = from->shape.channels * to->plane, step_in = stride * from->row, step_out = to->row;
+    for (int64_t c = begin; c < end; c++)
+        for (int64_t top = 0; top < phases; top++) {
+            const float *row = in + from->first + c * from->plane + top * from->row;
+            float *written = out + to->first + c * to->plane + top * phases * next;
+            for (int64_t y = top; y < height; y += stride, row += step_in, written += step_out)
+                dealt(row, written, width, stride, phases, next);
         }
-    }
 }
 
 static void added(const step *s, const layout *to, const float *in, const float *other, float *out, int64_t begin,
@@ -513,14 +552,15 @@ static void added(const step *s, const layout *to, const float *in, const float 
 
 static float joined(int maximum, float a, float b) { return !maximum ? a + b : a > b ? a : b; }
 
-/* One row of a window's column: out[x] joined with in[x * stride]; constant strides are what compilers vectorise. */
+/* One row of a window's column: out[x] joined with in[x * stride]. */
 static void swept(int maximum, int64_t stride, const float *in, float *out, int64_t count) {
-    if (stride == 1 && maximum)
-        for (int64_t x = 0; x < count; x++) out[x] = joined(1, out[x], in[x]);
-    else if (stride == 2 && maximum)
-        for (int64_t x = 0; x < count; x++) out[x] = joined(1, out[x], in[2 * x]);
-    else
-        for (int64_t x = 0; x < count; x++) out[x] = joined(maximum, out[x], in[stride * x]);
+    int64_t x = 0;
+    if (maximum && stride <= 2)
+        for (; x + LANES <= count; x += LANES) {
+            vector given = stride == 1 ? *(const vector *)(in + x) : every_second(in + 2 * x);
+            *(vector *)(out + x) = larger(*(vector *)(out + x), given);
+        }
+    for (; x < count; x++) out[x] = joined(maximum, out[x], in[stride * x]);
 }
 
 static int64_t within(int64_t begin, int64_t length, int64_t size) { /* how much of a window lies in the plane */
@@ -616,7 +656,7 @@ static status *inferred(const network *net, float **activations, const float *in
             memcpy(out, activations[s->from], sizeof(float) * from->shape.channels);
             continue;
         }
-        int64_t units = s->kind == FLATTEN ? from->shape.channels : to->shape.channels, cost = units * to->plane;
+        int64_t units = s->kind == FLATTEN || s->kind == SPLIT ? from->shape.channels : to->shape.channels, cost = units * to->plane;
         if (l->rows) {
             units = (l->outputs + l->rows - 1) / l->rows;
             cost = l->starts[units] * l->rows * to->plane;
@@ -719,7 +759,8 @@ static status *compute(void *kernel, kernel_context *context) {
 static void destroy(void *kernel) {
     network *net = kernel;
     for (int64_t i = 0; net->layers && i < net->step_count; i++)
-        free(net->layers[i].starts), free(net->layers[i].offsets), free(net->layers[i].weights), free(net->layers[i].bias);
+        free(net->layers[i].starts), free(net->layers[i].offsets), free(net->layers[i].weights), free(net->layers[i].bias),
+            free(net->layers[i].caps);
     for (int64_t i = 0; net->layouts && i < net->activation_count; i++) free(net->layouts[i].inside);
     for (workspace *space = net->idle, *next; space; space = next) {
         next = space->next;
@@ -753,6 +794,7 @@ static int fitting(const step *s, const network *net, int64_t inputs) {
     int64_t phases = area == 1 ? 1 : s->stride * s->stride, part = phases * s->groups;
     int weighted = s->kind == CONVOLUTION || s->kind == LINEAR;
     if (s->residual && !same(net->layouts[s->residual - 1].shape, out)) return 0;
+    if (s->ceiling && !s->relu) return 0;
     if (weighted && out.channels * (in.channels / part) >= INT32_MAX / area) return 0;
     if (weighted && (s->weights < 1 || s->weights + streams > inputs || !in_range(s->scale, 0, inputs - 1) ||
                      !in_range(s->bias, 0, inputs - 1) || !in_range(s->bias_scale, 0, inputs - 1)))
@@ -760,8 +802,8 @@ static int fitting(const step *s, const network *net, int64_t inputs) {
     switch (s->kind) {
         case SPLIT:
             return in.height && out.height == (in.height + s->stride - 1) / s->stride &&
-                   out.width == (in.width + s->stride - 1) / s->stride && out.channels % in.channels == 0 &&
-                   out.channels / in.channels <= s->stride * s->stride;
+                   out.width == (in.width + s->stride - 1) / s->stride &&
+                   (out.channels == in.channels || out.channels == in.channels * s->stride * s->stride);
         case CONVOLUTION:
             return in.height && in.height == out.height && in.width == out.width && in.pad == out.pad &&
                    in.channels % part == 0 && out.channels % s->groups == 0 && reaches(s, from);
