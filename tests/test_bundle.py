@@ -1,6 +1,7 @@
 """A bundle of a real run: what is in it, what guards it, and what stock onnxruntime and MLflow make of it."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -190,6 +191,14 @@ def test_without_a_sound_library_onnxruntime_computes_alone_and_a_line_says_so(w
     assert forced.returncode == 1
     assert sentence in forced.stderr
     assert forced.stderr.count("\n") == 1
+
+
+def test_a_bundle_needs_no_compiler(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    assert bundle._libraries(["aarch64"]) == ({}, "the sparse engine cannot be built: pip install ziglang")
 
 
 @here
