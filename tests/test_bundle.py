@@ -20,14 +20,14 @@ import onnxruntime
 import pytest
 import torch
 from mlflow import MlflowClient
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from PIL import Image
 
 from pipeline.__main__ import main
 from pipeline.data import load
 from pipeline.data.batches import standardised
 from pipeline.data.dataset import Preprocessing
-from pipeline.deploy import bundle
+from pipeline.deploy import bundle, runtime
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import target_here
 from pipeline.deploy.quantize import quantised
@@ -199,6 +199,24 @@ def test_a_bundle_needs_no_compiler(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
     assert bundle._libraries(["aarch64"]) == ({}, "the sparse engine cannot be built: pip install ziglang")
+
+
+def test_int8_products_are_added_exactly():
+    """Pairs of 255 x 127 overflow the 16 bits in which x86 without VNNI adds them."""
+    nodes = [
+        helper.make_node("Conv", ["input", "weight"], ["sums"]),
+        helper.make_node("GlobalAveragePool", ["sums"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["scores"]),
+    ]
+    values = [
+        helper.make_tensor_value_info(*each) for each in (("input", 1, [None, 16, 4, 4]), ("scores", 1, [None, 4]))
+    ]
+    weight = numpy_helper.from_array(np.ones((4, 16, 1, 1), np.float32), "weight")
+    graph = helper.make_graph(nodes, "graph", values[:1], values[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    inputs = np.ones((2, 16, 4, 4), np.float32)
+    (scores,) = runtime.scores(runtime.session(lean(quantised(model, [inputs]))), [inputs])
+    assert np.allclose(scores, 16, rtol=0.01)
 
 
 @here

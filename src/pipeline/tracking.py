@@ -287,6 +287,8 @@ class Tracker:
         import numpy as np
         import onnx
 
+        from pipeline.deploy.runtime import EXACT
+
         golden = np.load(folder / "golden.npz")
         with tempfile.TemporaryDirectory() as place:
             mlflow.onnx.save_model(
@@ -296,6 +298,7 @@ class Tracker:
                 input_example=golden["inputs"],
                 pip_requirements=(folder / "requirements.txt").read_text().split(),
                 onnx_execution_providers=["CPUExecutionProvider"],
+                onnx_session_options={"extra_session_config": EXACT},
                 save_as_external_data=False,
             )
             self.client.log_artifacts(run_id, str(Path(place) / "model"), path)

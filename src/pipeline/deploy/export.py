@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, one_line
@@ -68,7 +68,7 @@ def exported(network: nn.Module, preprocess: Callable[[Tensor], Tensor], inputs:
 def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelProto:
     """The same operators and weights under short names (letters), with these metadata and no others.
 
-    Small constants that are equal, such as zero points, are one.
+    Small constants that are equal, such as zero points of activations, are one.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -89,7 +89,8 @@ def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelP
     known: dict[tuple[Any, ...], str] = {}
     for tensor in list(graph.initializer):
         content = (tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes())
-        if len(tensor.dims) < 2 and content in known:  # zero points, for one
+        # not int8: ONNX Runtime's exact sums (runtime.EXACT) replace the zero points of weights, one by one
+        if len(tensor.dims) < 2 and tensor.data_type != TensorProto.INT8 and content in known:
             names[tensor.name] = known[content]
             graph.initializer.remove(tensor)
             continue

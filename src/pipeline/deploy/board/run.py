@@ -100,6 +100,7 @@ def session(name: str, threads: int = 0, library: Path | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4 if library else 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # else x86 without VNNI overflows in int8
     if library:
         options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(str(HERE / name), options, providers=["CPUExecutionProvider"])
