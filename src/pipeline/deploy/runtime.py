@@ -18,7 +18,7 @@ from pipeline.deploy.export import INPUT, operators
 
 Session = Any
 EXACT = {"session.x64quantprecision": "1"}
-"""Of a session: x86 processors without VNNI add int8 products in 16 bits, which overflow, unless they are told not to."""
+"""Of a session: x86 without VNNI adds int8 products in 16 bits, which overflow, unless it is told not to."""
 
 
 def session(model: ModelProto, *, threads: int = 1, save: Path | None = None) -> Session:
