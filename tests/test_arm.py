@@ -55,7 +55,7 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
         first["places"]["cortex-a76"]["instructions"]["model.onnx"]
         < first["places"]["cortex-a72"]["instructions"]["model.onnx"]
     )
-    second = verified(monkeypatch, made, "deploy.images=100")
+    second = verified(monkeypatch, made, "deploy.images=10")
     for name, place in first["places"].items():
         assert second["places"][name]["instructions"] == place["instructions"]
 
