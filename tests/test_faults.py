@@ -17,7 +17,7 @@ ONE_FAULT = {
     "pruning.fraction=20%": 'pruning.fraction: got "20%", takes a share above 0 and below 1',
     "pruning.fraction=1/0": 'pruning.fraction: got "1/0", takes a share',
     "pruning.fraction=null": "pruning.fraction: got null with pruning.rounds=14 and pruning.target_density=null, takes",
-    "pruning.criterion=magnitud": 'pruning.criterion: got "magnitud", takes magnitude or random',
+    "pruning.criterion=magnitud": 'pruning.criterion: got "magnitud", takes magnitude or magnitude_per_mac or random',
     "pruning.scope=everything": 'pruning.scope: got "everything", takes global or layer',
     "pruning.exclude=output": 'pruning.exclude: got "output", takes a list, each item text',
     "pruning.exclude=[conv9]": "pruning.exclude: got 'conv9', which matches no layer; the layers are features.0",

@@ -31,6 +31,7 @@ def run_title(pruning: Pruning, retraining: Retraining) -> str:
     what = ("random " if pruning.criterion == "random" else "") + f"{pruning.structure}s"
     if pruning.shares is not None:
         what += f" by {pruning.policy or 'given shares'}"
+    what += " by magnitude per MAC" if pruning.criterion == "magnitude_per_mac" else ""
     name = method_name(retraining)
     return name if what == "weights" else f"{name} ({what.replace('random weights', 'random pruning')})"
 

@@ -279,10 +279,10 @@ def _cut(job: Job, weights: Mapping[str, Tensor], masks: Masks, index: int) -> d
     def draws(name: str) -> Generator:
         return generator(job.seed, index, "random criterion", name)
 
+    places = positions(job.network, job.dataset.example)
     if job.groups:
-        places = positions(job.network, job.dataset.example)
         return cut_filters(job.pruning, weights, masks, index, draws, job.groups, places)
-    return cut_weights(job.pruning, weights, masks, index, draws)
+    return cut_weights(job.pruning, weights, masks, index, draws, places)
 
 
 def dense_round(job: Job) -> Round:

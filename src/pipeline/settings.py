@@ -198,8 +198,11 @@ class Pruning:
     fraction: ProperShare | None
     """Share of the surviving weights that one round removes (of filters: so many that at least this share goes); null
     for that by which ``rounds`` rounds end at ``target_density``."""
-    criterion: Literal["magnitude", "random"]
+    criterion: Literal["magnitude", "magnitude_per_mac", "random"]
     """What scores a weight or a filter; the lowest scores go."""
+    mac_strength: NotNegative
+    """Of ``magnitude_per_mac``: a magnitude is divided by the multiply-adds of its weight to this power; 0 is plain
+    magnitude."""
     norm: Literal["l1", "l2"]
     """How the magnitudes of a filter's weights make one score."""
     scope: Literal["global", "layer"]
@@ -340,7 +343,9 @@ def dense_identity(settings: Settings) -> dict[str, Any]:
     return plain({"seed": settings.seed, **identity})
 
 
-LATER: dict[str, Any] = {"structure": "weight", "norm": "l1", "measure": "weights", "shares": None, "policy": None}
+LATER: dict[str, Any] = {
+    "structure": "weight", "mac_strength": 0.5, "norm": "l1", "measure": "weights", "shares": None, "policy": None,
+}  # fmt: skip
 """Pruning settings that came later, at the values that earlier runs had: they are the same runs still."""
 
 
@@ -464,11 +469,19 @@ def _impossible(settings: Settings) -> Iterator[str]:
 
 def _impossible_shares(pruning: Pruning) -> Iterator[str]:
     given = "policy" if pruning.policy is not None else "shares"
+    given_shares = getattr(pruning, given) is not None
+    if pruning.criterion == "magnitude_per_mac" and pruning.structure == "filter":
+        yield "pruning.criterion: got magnitude_per_mac with pruning.structure=filter, takes magnitude or random"
+    if pruning.criterion == "magnitude_per_mac" and (pruning.scope == "layer" or given_shares):
+        yield (
+            "pruning.criterion: got magnitude_per_mac where weights compete within their layer, which all save the "
+            "same multiply-adds; takes magnitude or random, or pruning.scope=global without shares"
+        )
     if pruning.measure == "macs" and pruning.structure == "weight":
         yield "pruning.measure: got macs with pruning.structure=weight, takes weights"
     if pruning.shares is not None and pruning.policy is not None:
         yield f"pruning.policy: got {pruning.policy!r} beside pruning.shares, takes null: one of them says what stays"
-    if getattr(pruning, given) is not None and pruning.target_density is not None:
+    if given_shares and pruning.target_density is not None:
         yield f"pruning.target_density: got {pruning.target_density}, but pruning.{given} says how far; takes null"
 
 

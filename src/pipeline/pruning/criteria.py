@@ -19,20 +19,26 @@ def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(weight.shape, generator=generator)
 
 
-CRITERIA: Mapping[str, Criterion] = {"magnitude": magnitude, "random": random}
+CRITERIA: Mapping[str, Criterion] = {"magnitude": magnitude, "magnitude_per_mac": magnitude, "random": random}
 
 
 class Scores(Mapping[str, Tensor]):
     """Scores by name, made when they are looked at: so those of one tensor at a time take memory."""
 
     def __init__(
-        self, criterion: Criterion, weights: Mapping[str, Tensor], generator: Callable[[str], torch.Generator]
+        self,
+        criterion: Criterion,
+        weights: Mapping[str, Tensor],
+        generator: Callable[[str], torch.Generator],
+        prices: Mapping[str, float] | None = None,
     ) -> None:
-        """``generator`` makes a new one for a tensor's name, the same each time."""
+        """``generator`` makes a new one for a tensor's name, the same each time; ``prices`` divide a tensor's scores."""
         self.criterion, self.weights, self.generator = criterion, weights, generator
+        self.prices = prices
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.criterion(self.weights[name], self.generator(name))
+        scores = self.criterion(self.weights[name], self.generator(name))
+        return scores if self.prices is None else scores / self.prices[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)

@@ -21,10 +21,21 @@ Generators = Callable[[str], torch.Generator]
 
 
 def cut_weights(
-    pruning: Pruning, weights: Mapping[str, Tensor], masks: Masks, index: int, generator: Generators
+    pruning: Pruning,
+    weights: Mapping[str, Tensor],
+    masks: Masks,
+    index: int,
+    generator: Generators,
+    positions: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """The masks of round ``index`` where single weights go, from weights and masks at the end of the round before."""
-    scores = Scores(CRITERIA[pruning.criterion], weights, generator)
+    """The masks of round ``index`` where single weights go, from weights and masks at the end of the round before.
+
+    ``positions`` as ``costs.positions`` counts them: the multiply-adds that a weight's removal saves.
+    """
+    prices = None
+    if pruning.criterion == "magnitude_per_mac":
+        prices = {name: max(1, positions[name]) ** pruning.mac_strength for name in masks}
+    scores = Scores(CRITERIA[pruning.criterion], weights, generator, prices)
     if pruning.shares is not None:
         sizes = {name: mask.numel() for name, mask in masks.items()}
         return keep(scores, masks, shared(pruning, sizes, named, index))
@@ -48,7 +59,7 @@ def cut_filters(
     groups: Sequence[ChannelGroup],
     positions: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """As ``cut_weights``, where whole channels of ``groups`` go; ``positions`` as ``costs.positions`` counts them."""
+    """As ``cut_weights``, where whole channels of ``groups`` go."""
     if pruning.criterion == "random":
         scores = {group.name: torch.rand(group.size, generator=generator(group.name)) for group in groups}
     else:
