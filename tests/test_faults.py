@@ -18,6 +18,8 @@ ONE_FAULT = {
     "pruning.fraction=1/0": 'pruning.fraction: got "1/0", takes a share',
     "pruning.fraction=null": "pruning.fraction: got null with pruning.rounds=14 and pruning.target_density=null, takes",
     "pruning.criterion=magnitud": 'pruning.criterion: got "magnitud", takes magnitude or magnitude_per_mac or random',
+    "pruning.mac_strength=-1": "pruning.mac_strength: got -1, takes a number from 0",
+    "deploy.measure=every": 'deploy.measure: got "every", takes outcome or all',
     "pruning.scope=everything": 'pruning.scope: got "everything", takes global or layer',
     "pruning.exclude=output": 'pruning.exclude: got "output", takes a list, each item text',
     "pruning.exclude=[conv9]": "pruning.exclude: got 'conv9', which matches no layer; the layers are features.0",
@@ -71,6 +73,9 @@ SEVERAL = {
     ("pruning.target_density=0.05", "pruning.empty_layer=0.1"): ["pruning.empty_layer: got 0.1"],
     ("model=resnet20", "model.arguments.depth=21"): ["depth=21 is not 6n + 2"],
     ("~seed",): ["seed: missing"],
+    ("pruning=per_mac", "pruning.scope=layer"): ["pruning.criterion: got magnitude_per_mac where weights compete within"],
+    ("pruning=per_mac", "pruning.shares={'*': 0.5}"): ["got magnitude_per_mac where weights compete within"],
+    ("pruning=per_mac", "pruning.structure=filter"): ["got magnitude_per_mac with pruning.structure=filter, takes"],
     ("seed=[",): [""],
     ("~nothing",): ["nothing"],
 }  # fmt: skip

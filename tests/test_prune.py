@@ -1,5 +1,6 @@
 """The pruning step against ``torch.nn.utils.prune``, closed forms and invariants."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,9 +11,11 @@ from torch import nn
 from torch.nn.utils import prune as reference
 
 from pipeline.pruning.criteria import CRITERIA, Scores
+from pipeline.pruning.cut import cut_weights
 from pipeline.pruning.masks import density, digest, kept, ones_like
 from pipeline.pruning.prune import CHUNK, emptied, lowest, prune, removal_count
 from pipeline.randomness import generator
+from tests.conftest import settings as configured
 
 shapes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5)
 fractions = st.floats(0.05, 0.95)
@@ -167,6 +170,30 @@ def test_random_pruning_depends_on_the_generator_alone():
     ]
     assert digest(draw[0]) == digest(draw[1]) != digest(draw[2])
     assert density(draw[2]) == 0.5
+
+
+@given(shapes=shapes, seed=st.integers(0, 2**31), strength=st.sampled_from([0.0, 0.5, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_magnitude_per_mac_gives_the_masks_of_torch_for_those_scores(shapes, seed, strength):
+    """Strength 0 is plain magnitude; a layer that is never applied costs as much as one that is applied once."""
+    draws = torch.Generator().manual_seed(seed)
+    weights = {f"layer{i}.weight": torch.randn(shape, generator=draws) for i, shape in enumerate(shapes)}
+    positions = {name: 4**number // 4 for number, name in enumerate(weights)}
+    layers = [nn.Linear(b, a, bias=False) for a, b in shapes]
+    scores = {}
+    for layer, (name, weight) in zip(layers, weights.items(), strict=True):
+        layer.weight.data.copy_(weight)
+        scores[layer, "weight"] = weight.abs() / max(1, positions[name]) ** strength
+    reference.global_unstructured(list(scores), reference.L1Unstructured, importance_scores=scores, amount=0.4)
+    asked = configured("pruning=per_mac", f"pruning.mac_strength={strength}", "pruning.fraction=0.4").pruning
+    masks = cut_weights(asked, weights, ones_like(weights), 1, generator, positions)
+    for layer, mask in zip(layers, masks.values(), strict=True):
+        kept_by_torch = int(layer.weight_mask.sum()) if reference.is_pruned(layer) else layer.weight.numel()
+        assert int(mask.sum()) == kept_by_torch
+        assert torch.equal(getattr(layer, "weight_mask", torch.ones_like(layer.weight)).bool(), mask)
+    if strength == 0:
+        plain = dataclasses.replace(asked, criterion="magnitude")
+        assert digest(cut_weights(plain, weights, ones_like(weights), 1, generator, {})) == digest(masks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

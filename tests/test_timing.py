@@ -1,11 +1,12 @@
 """What rounds take, here and on ARM; and the bake-off's methods, searches included, as one sweep."""
 
+import csv
 import json
 
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.deploy import arm
+from pipeline.deploy import arm, kernels
 from tests.conftest import SMALL
 from tests.test_sweep import typed  # noqa: F401
 from tests.test_tracking import history, runs
@@ -35,21 +36,48 @@ def test_the_time_of_the_dense_and_the_last_round_is_taken_once_and_tracked(meas
     files = sorted((tmp_path / "runs").glob("**/timing.json"))
     assert len(files) == 2
     first = [path.read_text() for path in files]
-    assert [step for step, _ in figures["latency_ratio"]] == [0, 1]
-    assert all(value > 0 for _, value in figures["latency_ms"])
+    for way in ("", "int8_", "sparse_"):
+        assert [step for step, _ in figures[f"{way}latency_ratio"]] == [0, 1]
+        assert all(value > 0 for _, value in figures[f"{way}latency_ms"])
     assert "instructions" not in figures
-    assert out.splitlines()[-1].split()[-1] == "-"
+    lines = out.splitlines()[-6:]
+    assert [line.split()[3] for line in lines] == ["float32", "int8", "sparse"] * 2
+    assert lines[-1].split()[-1] == "-"
     again, _ = measured()
-    assert again.splitlines()[-3:] == out.splitlines()[-3:]
+    assert again.splitlines()[-6:] == lines
     assert [path.read_text() for path in files] == first
     # taken again, the later figure counts, be it the lower
     told = json.loads(first[0])
-    files[0].write_text(json.dumps(told | {"latency_ms": 1e-6, "taken_ms": told["taken_ms"] + 1}))
+    faster = {"milliseconds": told["milliseconds"] | {"float32": 1e-6}, "taken_ms": told["taken_ms"] + 1}
+    files[0].write_text(json.dumps(told | faster))
     measured()
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow' / 'mlflow.db'}")
     index = 0 if "dense" in files[0].parts else 1
     (found,) = [run for run in runs(client, "round") if run.data.tags["round"] == str(index)]
     assert found.data.metrics["latency_ms"] == 1e-6
+
+
+def test_times_of_all_rounds_are_in_the_report(typed, monkeypatch, tmp_path):  # noqa: F811
+    """Without a library for this processor there is no third way; what is not timed has no figure."""
+    monkeypatch.setattr(arm, "missing", lambda: "no ARM in this test")
+    monkeypatch.setattr(kernels, "target_here", lambda: None)
+    command = [*SMALL, "pruning.rounds=2", f"artifacts={tmp_path / 'artifacts'}"]
+    typed(*command)
+    status, _ = typed(*command, "task=measure")
+    assert status == 0
+    typed(*command, "task=report")
+    report = tmp_path / "artifacts" / "report"
+    rows = list(csv.DictReader((report / "rounds.csv").open()))
+    assert [bool(row["latency_ms"]) for row in rows] == [True, False, True]
+    assert "sparse_latency_ms" not in rows[0]
+    status, out = typed(*command, "task=measure", "deploy.measure=all")
+    assert (status, len(out.splitlines())) == (0, 7)
+    typed(*command, "task=report")
+    rows = list(csv.DictReader((report / "rounds.csv").open()))
+    assert all(float(row["latency_ms"]) > 0 and float(row["int8_latency_ms"]) > 0 for row in rows)
+    assert float(json.loads((report / "metrics.json").read_text())["latency_ms"]) == float(rows[-1]["latency_ms"])
+    assert (report / "accuracy_vs_time.png").exists()
+    assert not (report / "accuracy_vs_instructions.png").exists()
 
 
 @pytest.mark.slow
@@ -58,10 +86,12 @@ def test_fewer_filters_are_fewer_instructions_on_arm(measured, tmp_path):
     if reason := arm.missing():
         pytest.skip(reason)
     _, figures = measured()
-    (_, dense), (_, pruned) = figures["instructions"]
-    assert pruned < dense
-    kept = [json.loads(path.read_text())["instructions"] for path in (tmp_path / "runs").glob("**/timing.json")]
-    assert sorted(kept) == [pruned, dense]
+    for name in ("instructions", "int8_instructions", "sparse_instructions"):
+        (_, dense), (_, pruned) = figures[name]
+        assert pruned < dense
+        way = {"instructions": "float32"}.get(name, name.split("_")[0])
+        files = (tmp_path / "runs").glob("**/timing.json")
+        assert sorted(json.loads(path.read_text())["instructions"][way] for path in files) == [pruned, dense]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ LOSSES = (0.0, 0.005, 0.01)
 """Losses of accuracy against the dense network for which the density reached is told."""
 FIGURES = (
     "density", "test_accuracy", "validation_accuracy", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes",
-    "latency_ratio", "instructions",
+    "latency_ratio", "instructions", "sparse_latency_ratio", "sparse_instructions",
 )  # fmt: skip
 """What a comparison reads of a round."""
 NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for name in names} - {"model.weights"} | {
@@ -255,25 +255,32 @@ ENDS: Mapping[str, tuple[str, Callable[[Mapping[str, Spread], Mapping[str, Sprea
     "multiply-adds": ("macs_kept", lambda last, dense: last["macs_kept"].median / dense["macs_kept"].median),
     "bytes, int8": ("int8_bytes", lambda last, dense: last["int8_bytes"].median / dense["int8_bytes"].median),
     "time here": ("latency_ratio", lambda last, dense: last["latency_ratio"].median),
+    "time here, engine": ("sparse_latency_ratio", lambda last, dense: last["sparse_latency_ratio"].median),
     "ARM instructions": (
         "instructions",
         lambda last, dense: last["instructions"].median / dense["instructions"].median,
+    ),
+    "ARM, engine": (
+        "sparse_instructions",
+        lambda last, dense: last["sparse_instructions"].median / dense["instructions"].median,
     ),
 }
 """Costs at the end of a run, each as a share of the dense network's: a label, and the figure that must be there."""
 
 
 def _ends(methods: Sequence[Method]) -> str:
-    lines = [["method", "rounds", "test accuracy", *ENDS], ["---", *["---:"] * (2 + len(ENDS))]]
+    known = {label: end for label, end in ENDS.items() if any(end[0] in each.points[-1].figures for each in methods)}
+    lines = [["method", "rounds", "test accuracy", *known], ["---", *["---:"] * (2 + len(known))]]
     for method, name in zip(methods, titles(methods).values(), strict=True):
         last, dense = method.points[-1], method.points[0].figures
         accuracy = f"{last.accuracy * 100:.2f}" if last.seeds > 1 else f"{last.accuracy.median * 100:.2f}"
-        known = [(share(last.figures, dense) if key in last.figures else None) for key, share in ENDS.values()]
-        lines.append([name, str(last.index), accuracy, *("-" if each is None else f"{each:.3f}" for each in known)])
+        shares = [(share(last.figures, dense) if key in last.figures else None) for key, share in known.values()]
+        lines.append([name, str(last.index), accuracy, *("-" if each is None else f"{each:.3f}" for each in shares)])
     return (
         "What is left at the end of the runs, as shares of the dense network's (medians). Time is that of ONNX "
         "Runtime's float model on one thread of the machine that measured it, instructions those of one inference on "
-        "an emulated Raspberry Pi 4 (task=measure takes both).\n\n" + markdown_table(lines)
+        "an emulated Raspberry Pi 4, both also by the sparse engine (task=measure takes them).\n\n"
+        + markdown_table(lines)
     )
 
 

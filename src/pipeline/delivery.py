@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import outcome
+from pipeline import outcome, timing
 from pipeline.deploy import bundle, verify
 from pipeline.errors import PipelineError
 from pipeline.jobs import build_job, stoppable
@@ -50,7 +50,8 @@ def write_report(settings: Settings, runs: Path, folder: Path) -> list[Path]:
         with suppress(PipelineError):  # a network that cannot be exported has no bytes
             sizes = outcome.measured(job, rounds, settings.deploy, lambda index: None)
     title = f"{settings.name}, seed {settings.seed}"
-    return outcome.write(folder, rounds, sizes, chosen(rounds, settings.pruning), job.method, title)
+    timings = [each.figures if each else {} for each in timing.kept(job, rounds, settings.deploy)]
+    return outcome.write(folder, rounds, sizes, timings, chosen(rounds, settings.pruning), job.method, title)
 
 
 def verify_bundle(settings: Settings, folder: Path, out: Path, told: Callable[[str], None]) -> dict[str, Any]:

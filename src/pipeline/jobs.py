@@ -238,7 +238,7 @@ def sync_job(job: Job, settings: Settings, runs: Path) -> str:
 def measure_job(job: Job, settings: Settings, runs: Path, told: Callable[[str], None]) -> str:
     """Takes the time of the dense network and of a round's, shows it to MLflow too, and returns a table.
 
-    The round is that of ``deploy.round``, or the one that a bundle is made of.
+    The round is that of ``deploy.round``, or the one that a bundle is made of; or all are, by ``deploy.measure``.
 
     Raises:
         PipelineError: if there is no complete pruned round, or its network cannot be exported.
@@ -247,7 +247,9 @@ def measure_job(job: Job, settings: Settings, runs: Path, told: Callable[[str], 
     from pipeline.tracking import Tracker
 
     every = rounds.recorded(job)
-    done = [every[0], rounds.wanted(every, settings.deploy.round, job.pruning)]
+    done = every
+    if settings.deploy.measure == "outcome":
+        done = [every[0], rounds.wanted(every, settings.deploy.round, job.pruning)]
     with (
         job.ledger.locked(),
         Tracker(settings, runs, job.ledger, job.title, print, reopen=False) as tracker,

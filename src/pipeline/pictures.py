@@ -16,7 +16,9 @@ COSTS = {
     "kB of the int8 file": ("int8_bytes", 1e-3),
     "million multiply-adds kept": ("macs_kept", 1e-6),
     "time here (% of dense)": ("latency_ratio", 100.0),
+    "time here, sparse engine (% of dense)": ("sparse_latency_ratio", 100.0),
     "million ARM instructions": ("instructions", 1e-6),
+    "million ARM instructions, sparse engine": ("sparse_instructions", 1e-6),
 }
 """What accuracy is drawn against: a label, and the figure with its factor."""
 
@@ -44,15 +46,17 @@ def accuracy_curves(curves: Mapping[str, Sequence[Round]], title: str) -> Figure
     return figure
 
 
-def accuracy_by_bytes(rounds: Sequence[Round], sizes: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """Test accuracy against bytes on disk: packed float and int8 of every round, and the plain dense export."""
+def accuracy_by_cost(lines: Mapping[str, Sequence[tuple[float, Round]]], cost: str, title: str) -> Figure:
+    """Test accuracy against what a network costs: a line a form of it; a form with one round is a star."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    accuracy = [r.figures["test_accuracy"] * 100 for r in rounds]
-    for kind, label in (("float32_bytes", "packed float32"), ("int8_bytes", "packed int8")):
-        axes.plot([each[kind] / 1000 for each in sizes], accuracy, marker="o", markersize=4, label=label)
-    axes.plot(sizes[0]["dense_bytes"] / 1000, accuracy[0], "k*", markersize=10, label="plain export, dense")
-    axes.set(xscale="log", xlabel="kB on disk", ylabel="test accuracy of the masked network (%)", title=title)
+    for label, points in lines.items():
+        costs, accuracy = zip(*((x, each.figures["test_accuracy"] * 100) for x, each in points), strict=True)
+        if len(points) > 1:
+            axes.plot(costs, accuracy, marker="o", markersize=4, label=label)
+        else:
+            axes.plot(costs, accuracy, "k*", markersize=10, label=label)
+    axes.set(xscale="log", xlabel=cost, ylabel="test accuracy of the masked network (%)", title=title)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.invert_xaxis()

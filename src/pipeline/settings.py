@@ -274,6 +274,8 @@ class Deploy:
     """How much validation accuracy int8 may lose against float32 (0.01 is one point)."""
     max_bytes: Count | None
     """How big the bundle's model may be; null for no limit."""
+    measure: Literal["outcome", "all"]
+    """Which rounds ``task=measure`` takes beside the dense network: ``round``, or all (with ARM half a minute each)."""
     sizes: bool
     """Whether a run ends with the bytes of every round's files (seconds a round)."""
     calibration_images: Count

@@ -85,7 +85,8 @@ def layers_csv(round_: Round) -> str:
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

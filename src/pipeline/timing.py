@@ -1,47 +1,60 @@
-"""``task=measure``: what a round's network takes beside the dense one, here in milliseconds and on ARM in instructions.
+"""``task=measure``: what a round's network takes beside the dense one, in milliseconds here and instructions on ARM.
 
-The float network without its dead channels against the dense one, by ONNX Runtime on one thread, taking turns.
+In three ways, each without its dead channels: float32 and int8 by ONNX Runtime, float32 by the sparse engine. One
+thread, one input; the ways take turns with the dense float network.
 """
 
 import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
 
-from pipeline.deploy import arm, bundle
+from pipeline.deploy import arm, bundle, kernels
 from pipeline.deploy.runtime import latencies
 from pipeline.environment import environment
+from pipeline.errors import PipelineError
 from pipeline.ledger import Round, write_file
 from pipeline.rounds import Job, ledger_of, network_after
 from pipeline.settings import Deploy
 
 BOARD = arm.PROCESSORS[0]
+WAYS = ("float32", "int8", "sparse")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One round's network: milliseconds of an inference and their ratio to the dense network's; instructions on ARM.
+    """One round's network, by way: milliseconds of an inference, their ratio to the dense network's, ARM instructions.
 
-    ``instructions`` are None where no ARM can be emulated; ``processor`` is that of the milliseconds.
+    A way is missing where the engine does not cover the network or cannot be built, ``instructions`` is empty where no
+    ARM can be emulated. ``processor`` is that of the milliseconds.
     """
 
-    latency_ms: float
-    latency_ratio: float
-    instructions: int | None
+    milliseconds: Mapping[str, float]
+    ratios: Mapping[str, float]
+    instructions: Mapping[str, int]
     processor: str
     width_multiple: int
+    calibration_images: int
     taken_ms: int
 
     @property
     def figures(self) -> dict[str, float]:
-        """In numbers, for tracking."""
-        known = {"latency_ms": self.latency_ms, "latency_ratio": self.latency_ratio}
-        return known if self.instructions is None else known | {"instructions": self.instructions}
+        """In numbers, for tracking; those of float32 have bare names."""
+        parts = {"latency_ms": self.milliseconds, "latency_ratio": self.ratios, "instructions": self.instructions}
+        return {
+            name if way == "float32" else f"{way}_{name}": values[way]
+            for name, values in parts.items()
+            for way in WAYS
+            if way in values
+        }
 
 
 def measured(job: Job, rounds: Sequence[Round], deploy: Deploy, told: Callable[[str], None]) -> list[Timing]:
@@ -53,23 +66,31 @@ def measured(job: Job, rounds: Sequence[Round], deploy: Deploy, told: Callable[[
     return [_kept(job, each, deploy) or _taken(job, each, deploy, told) for each in rounds]
 
 
+def kept(job: Job, rounds: Sequence[Round], deploy: Deploy) -> list[Timing | None]:
+    """The timing of rounds as far as it is kept beside them."""
+    return [_kept(job, each, deploy) for each in rounds]
+
+
 def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
     """Lines for a person."""
-    head = ("round", "density", "MACs kept", "ms", "of dense", "ARM instructions", "of dense")
+    head = ("round", "density", "MACs kept", "way", "ms", "of dense", "ARM instructions", "of dense")
     rows = [head]
+    dense = timings[0].instructions.get("float32")
     for round_, each in zip(rounds, timings, strict=True):
-        counts = (each.instructions, timings[0].instructions)
-        rows.append(
-            (
-                str(round_.index),
-                f"{round_.density:.4f}",
-                f"{round_.macs_kept / round_.macs_dense:.4f}",
-                f"{each.latency_ms:.4f}",
-                f"{each.latency_ratio:.3f}",
-                "-" if counts[0] is None else f"{counts[0]:,}",
-                "-" if counts[0] is None or counts[1] is None else f"{counts[0] / counts[1]:.3f}",
+        for way, milliseconds in each.milliseconds.items():
+            count = each.instructions.get(way)
+            rows.append(
+                (
+                    str(round_.index),
+                    f"{round_.density:.4f}",
+                    f"{round_.macs_kept / round_.macs_dense:.4f}",
+                    way,
+                    f"{milliseconds:.4f}",
+                    f"{each.ratios[way]:.3f}",
+                    "-" if count is None else f"{count:,}",
+                    "-" if count is None or dense is None else f"{count / dense:.3f}",
+                )
             )
-        )
     return "\n".join("".join(f"{cell:>{len(name) + 3}}" for cell, name in zip(row, head, strict=True)) for row in rows)
 
 
@@ -82,30 +103,60 @@ def _kept(job: Job, round_: Round, deploy: Deploy) -> Timing | None:
         timing = Timing(**json.loads(_path(job, round_).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    same = timing.width_multiple == deploy.width_multiple and timing.processor == environment()["processor"]
-    return timing if same and (timing.instructions is not None or arm.missing()) else None
+    same = timing.width_multiple == deploy.width_multiple and timing.calibration_images == deploy.calibration_images
+    if not same or timing.processor != environment()["processor"]:
+        return None
+    return timing if timing.instructions or arm.missing() else None
 
 
 def _taken(job: Job, round_: Round, deploy: Deploy, told: Callable[[str], None]) -> Timing:
     told(f"measuring round {round_.index}")
-    dense, model = bundle.float_models(network_after(job, round_.index), job.dataset, deploy.width_multiple)
+    network = network_after(job, round_.index)
+    found = bundle.models(network, job.dataset, deploy.calibration_images, deploy.width_multiple)
+    models = {"float32": found.float32, "int8": found.int8}
+    if found.uncovered["float32"] is None:
+        models["sparse"] = found.float32
     one, _ = next(bundle.first(job.dataset.raw("validation"), 1))
-    times = latencies({"dense": dense, "float32": model}, one)
-    instructions = None
-    if arm.missing() is None:
-        told(f"counting the instructions of round {round_.index} on an emulated {BOARD.board}")
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            (folder / "model.onnx").write_bytes(model.SerializeToString())
-            np.savez(folder / "inputs.npz", allow_pickle=False, inputs=one)
-            instructions = arm.instructions(BOARD, folder / "model.onnx", folder / "inputs.npz", folder)
+    here = _library(kernels.target_here())
+    times = latencies({"dense": found.dense} | _possible(models, here), one, libraries={"sparse": here} if here else {})
     timing = Timing(
-        times["milliseconds"]["float32"],
-        times["ratio"]["float32"],
-        instructions,
+        {way: each for way, each in times["milliseconds"].items() if way != "dense"},
+        {way: each for way, each in times["ratio"].items() if way != "dense"},
+        {} if arm.missing() else _counted(models, one, lambda way: told(f"round {round_.index}, {way}: {COUNTING}")),
         str(environment()["processor"]),
         deploy.width_multiple,
+        deploy.calibration_images,
         time.time_ns() // 1_000_000,
     )
     write_file(_path(job, round_), json.dumps(dataclasses.asdict(timing)).encode())
     return timing
+
+
+COUNTING = f"counting instructions on an emulated {BOARD.board}"
+
+
+def _counted(models: Mapping[str, ModelProto], one: NDArray[np.generic], told: Callable[[str], None]) -> dict[str, int]:
+    """Instructions of one inference on the board, by way."""
+    library = _library(kernels.target_of("aarch64"))
+    counts = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "inputs.npz", allow_pickle=False, inputs=one)
+        for way, model in _possible(models, library).items():
+            told(way)
+            file = folder / f"{way}.onnx"
+            file.write_bytes(model.SerializeToString())
+            own = library if way == "sparse" else None
+            counts[way] = arm.instructions(BOARD, file, folder / "inputs.npz", folder, own)
+    return counts
+
+
+def _possible(models: Mapping[str, ModelProto], library: Path | None) -> dict[str, ModelProto]:
+    return {way: model for way, model in models.items() if way != "sparse" or library is not None}
+
+
+def _library(target: kernels.Target | None) -> Path | None:
+    """The sparse engine for a target; None where it cannot be built here."""
+    with suppress(PipelineError):
+        return None if target is None else kernels.library(target)
+    return None

@@ -102,13 +102,6 @@ def models(
     return Models(plain, lean(plain, metadata), float32, int8, float32_facts, int8_facts, uncovered, computed)
 
 
-def float_models(network: nn.Module, dataset: Dataset, multiple: int) -> tuple[ModelProto, ModelProto]:
-    """The whole network and the packed one without dead channels, in float32, as ``models`` makes them."""
-    inputs = torch.from_numpy(next(first(dataset.raw("train"), BATCH))[0])
-    plain, source, _ = _exports(network, dataset, inputs, multiple)
-    return lean(plain), packed(lean(source))[0]
-
-
 def _exports(
     network: nn.Module, dataset: Dataset, inputs: Tensor, multiple: int
 ) -> tuple[ModelProto, ModelProto, nn.Module]:

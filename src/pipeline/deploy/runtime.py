@@ -21,13 +21,18 @@ EXACT = {"session.x64quantprecision": "1"}
 """Of a session: x86 without VNNI adds int8 products in 16 bits, which overflow, unless it is told not to."""
 
 
-def session(model: ModelProto, *, threads: int = 1, save: Path | None = None) -> Session:
-    """A model, ready to run; ``save`` names a file that the graph that really runs is written to."""
+def session(model: ModelProto, *, threads: int = 1, save: Path | None = None, library: Path | None = None) -> Session:
+    """A model, ready to run; ``save`` names a file that the graph that really runs is written to.
+
+    With a ``library`` of the sparse engine that computes what it covers.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     for key, value in EXACT.items():
         options.add_session_config_entry(key, value)
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     if save is not None:
         options.optimized_model_filepath = str(save)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -46,9 +51,17 @@ def optimised_operators(model: ModelProto) -> Counter[str]:
         return operators(onnx.load(file))
 
 
-def latencies(models: Mapping[str, ModelProto], one: NDArray[Any], seconds: float = 2.0) -> dict[str, Any]:
-    """Milliseconds of one inference by model (median), and ratios to the first: one thread, the models take turns."""
-    sessions = {name: session(model) for name, model in models.items()}
+def latencies(
+    models: Mapping[str, ModelProto],
+    one: NDArray[Any],
+    seconds: float = 2.0,
+    libraries: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
+    """Milliseconds of one inference by model (median), and ratios to the first: one thread, the models take turns.
+
+    Those that ``libraries`` name run by the sparse engine.
+    """
+    sessions = {name: session(model, library=(libraries or {}).get(name)) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for each in sessions.values():
         scores(each, [one] * 3)

@@ -32,7 +32,7 @@ class Scores(Mapping[str, Tensor]):
         generator: Callable[[str], torch.Generator],
         prices: Mapping[str, float] | None = None,
     ) -> None:
-        """``generator`` makes a new one for a tensor's name, the same each time; ``prices`` divide a tensor's scores."""
+        """``generator`` makes a new one for a tensor's name, the same each time; ``prices`` divide its scores."""
         self.criterion, self.weights, self.generator = criterion, weights, generator
         self.prices = prices
 
