@@ -74,7 +74,7 @@ SEVERAL = {
     ("model=resnet20", "model.arguments.depth=21"): ["depth=21 is not 6n + 2"],
     ("~seed",): ["seed: missing"],
     ("pruning=per_mac", "pruning.scope=layer"): ["pruning.criterion: got magnitude_per_mac where weights compete within"],
-    ("pruning=per_mac", "pruning.shares={'*': 0.5}"): ["got magnitude_per_mac where weights compete within"],
+    ("pruning=per_mac", "pruning.shares={output: 0.5}"): ["got magnitude_per_mac where weights compete within"],
     ("pruning=per_mac", "pruning.structure=filter"): ["got magnitude_per_mac with pruning.structure=filter, takes"],
     ("seed=[",): [""],
     ("~nothing",): ["nothing"],

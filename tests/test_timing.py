@@ -67,13 +67,13 @@ def test_times_of_all_rounds_are_in_the_report(typed, monkeypatch, tmp_path):  #
     assert status == 0
     typed(*command, "task=report")
     report = tmp_path / "artifacts" / "report"
-    rows = list(csv.DictReader((report / "rounds.csv").open()))
+    rows = list(csv.DictReader((report / "rounds.csv").read_text().splitlines()))
     assert [bool(row["latency_ms"]) for row in rows] == [True, False, True]
     assert "sparse_latency_ms" not in rows[0]
     status, out = typed(*command, "task=measure", "deploy.measure=all")
     assert (status, len(out.splitlines())) == (0, 7)
     typed(*command, "task=report")
-    rows = list(csv.DictReader((report / "rounds.csv").open()))
+    rows = list(csv.DictReader((report / "rounds.csv").read_text().splitlines()))
     assert all(float(row["latency_ms"]) > 0 and float(row["int8_latency_ms"]) > 0 for row in rows)
     assert float(json.loads((report / "metrics.json").read_text())["latency_ms"]) == float(rows[-1]["latency_ms"])
     assert (report / "accuracy_vs_time.png").exists()

@@ -91,7 +91,8 @@ def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
                     "-" if count is None or dense is None else f"{count / dense:.3f}",
                 )
             )
-    return "\n".join("".join(f"{cell:>{len(name) + 3}}" for cell, name in zip(row, head, strict=True)) for row in rows)
+    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    return "\n".join("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _path(job: Job, round_: Round) -> Path:
