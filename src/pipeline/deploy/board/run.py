@@ -30,6 +30,8 @@ import onnxruntime
 
 HERE = Path(__file__).resolve().parent
 BATCH = 100
+VNNI = {"avx512_vnni", "avx_vnni"}
+"""x86 without these overflows in int8 unless onnxruntime is told not to; with them that would double the time."""
 
 
 class Way(NamedTuple):
@@ -95,12 +97,19 @@ def number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
 
 
+def features() -> set[str]:
+    """What this processor can do, as far as the system tells."""
+    told = Path("/proc/cpuinfo")
+    return set(told.read_text().split()) if told.exists() else set()
+
+
 def session(name: str, threads: int = 0, library: Path | None = None) -> Any:
     """A model, ready to run; with a library by the sparse engine."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4 if library else 3
-    options.add_session_config_entry("session.x64quantprecision", "1")  # else x86 without VNNI overflows in int8
+    if VNNI.isdisjoint(features()):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if library:
         options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(str(HERE / name), options, providers=["CPUExecutionProvider"])
@@ -113,12 +122,11 @@ def library_of(manifest: dict[str, Any]) -> Path:
         Refused: if there is none, it is not the one that was made, or this onnxruntime has not been tried with it.
     """
     engine = manifest["engine"]
-    told = Path("/proc/cpuinfo")
-    features = set(told.read_text().split()) if told.exists() else set()
+    known = features()
     fitting = [
         name
         for name, each in engine["libraries"].items()
-        if each["machine"] == platform.machine() and features.issuperset(each["features"])
+        if each["machine"] == platform.machine() and known.issuperset(each["features"])
     ]
     if not fitting:
         raise Refused(engine["missing"] or f"the bundle has no library for this processor ({platform.machine()})")
