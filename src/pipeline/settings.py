@@ -346,7 +346,7 @@ def dense_identity(settings: Settings) -> dict[str, Any]:
 
 
 LATER: dict[str, Any] = {
-    "structure": "weight", "mac_strength": 0.5, "norm": "l1", "measure": "weights", "shares": None, "policy": None,
+    "structure": "weight", "mac_strength": 0.2, "norm": "l1", "measure": "weights", "shares": None, "policy": None,
 }  # fmt: skip
 """Pruning settings that came later, at the values that earlier runs had: they are the same runs still."""
 
