@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import images, jobs, pruning, sweeps, training
+from benchmarks import engine, images, jobs, pruning, sweeps, training
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
 from pipeline.environment import CHECKOUT, environment
@@ -14,6 +14,8 @@ from pipeline.environment import CHECKOUT, environment
 PAGE = CHECKOUT / "docs" / "benchmarks.md"
 TURNS = 5
 SIZES = (250_000, 2_500_000, 25_000_000, 250_000_000)
+ENGINE_TURNS = 15
+ENGINE_CASES = [(name, density) for name in engine.NETS for density in ((0.1, 0.05) if "50" in name else (1.0, 0.05))]
 PAPERS_STEPS = 11 * 71_108
 
 
@@ -29,6 +31,7 @@ def page(source: Path) -> Iterator[str]:
     yield from training_speed(source)
     yield from pruning_step()
     yield from whole_jobs(source)
+    yield from sparse_engine()
 
 
 def training_speed(source: Path) -> Iterator[str]:
@@ -113,6 +116,30 @@ def whole_jobs(source: Path) -> Iterator[str]:
             ["all else: pruning, ledger, tracking", f"{job.share_outside - job.to_first_step / job.whole:.1%}"],
         ],
     )
+
+
+def sparse_engine() -> Iterator[str]:
+    yield "## The sparse engine, milliseconds of one image"
+    yield (
+        "Random weights with an Erdos-Renyi kernel's densities, against the dense network by ONNX Runtime's float on "
+        f"one thread; {ENGINE_TURNS} turns of three inferences."
+    )
+    heads, rows = ["", "density", "MACs left", "ONNX Runtime", "engine", "faster by", "two threads over one"], []
+    for name, density in ENGINE_CASES:
+        found = in_turns(engine.contestants(name, density, (1, 2)), ENGINE_TURNS)
+        one, two = found[engine.engine(1)], found[engine.engine(2)]
+        rows.append(
+            [
+                name,
+                f"{density:g}",
+                f"{engine.macs_left(name, density):.3f}",
+                f"{spread(found[engine.FLOAT]):.2f}",
+                f"{spread(one):.2f}",
+                f"{ratio(found[engine.FLOAT], one):.2f}",
+                f"{ratio(one, two):.2f}",
+            ]
+        )
+    yield table(heads, rows)
 
 
 def main() -> None:

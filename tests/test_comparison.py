@@ -110,6 +110,7 @@ def test_the_tables_mark_fewer_seeds():
         ["0.5120", "-", "80.00 (80.00 to 80.00)"],
     ]
     assert lines[8] == ["b (1 of 2 seeds)", "6", "0.8000", "0.8000", "0.8000", "0.800 M", "4,999"]
+    assert lines[10] == ["method", "rounds", "test accuracy", "weights", "multiply-adds", "bytes, int8"]
     assert lines[12] == ["b (1 of 2 seeds)", "1", "95.00", "0.800", "0.800", "1.000"]
     assert lines[16] == ["b (1 of 2 seeds)", "-", "1 of 1"]
     rows = list(csv.DictReader(io.StringIO(comparison.medians_csv(methods))))

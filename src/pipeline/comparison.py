@@ -6,7 +6,7 @@ Pure: tracked runs in, tables out. Accuracies are shares of 1.
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -250,32 +250,30 @@ def _reached(methods: Sequence[Method]) -> str:
     )
 
 
-ENDS: Mapping[str, tuple[str, Callable[[Mapping[str, Spread], Mapping[str, Spread]], float]]] = {
-    "weights": ("density", lambda last, dense: last["density"].median),
-    "multiply-adds": ("macs_kept", lambda last, dense: last["macs_kept"].median / dense["macs_kept"].median),
-    "bytes, int8": ("int8_bytes", lambda last, dense: last["int8_bytes"].median / dense["int8_bytes"].median),
-    "time here": ("latency_ratio", lambda last, dense: last["latency_ratio"].median),
-    "time here, engine": ("sparse_latency_ratio", lambda last, dense: last["sparse_latency_ratio"].median),
-    "ARM instructions": (
-        "instructions",
-        lambda last, dense: last["instructions"].median / dense["instructions"].median,
-    ),
-    "ARM, engine": (
-        "sparse_instructions",
-        lambda last, dense: last["sparse_instructions"].median / dense["instructions"].median,
-    ),
+ENDS: Mapping[str, tuple[str, str | None]] = {
+    "weights": ("density", None),
+    "multiply-adds": ("macs_kept", "macs_kept"),
+    "bytes, int8": ("int8_bytes", "int8_bytes"),
+    "time here": ("latency_ratio", None),
+    "time here, engine": ("sparse_latency_ratio", None),
+    "ARM instructions": ("instructions", "instructions"),
+    "ARM, engine": ("sparse_instructions", "instructions"),
 }
-"""Costs at the end of a run, each as a share of the dense network's: a label, and the figure that must be there."""
+"""Costs at the end of a run: a label, its figure, and that of the dense network it is a share of (None: it is one)."""
 
 
 def _ends(methods: Sequence[Method]) -> str:
-    known = {label: end for label, end in ENDS.items() if any(end[0] in each.points[-1].figures for each in methods)}
+    measured = {figure for each in methods for figure in each.points[-1].figures}
+    known = {label: end for label, end in ENDS.items() if end[0] in measured}
     lines = [["method", "rounds", "test accuracy", *known], ["---", *["---:"] * (2 + len(known))]]
     for method, name in zip(methods, titles(methods).values(), strict=True):
         last, dense = method.points[-1], method.points[0].figures
         accuracy = f"{last.accuracy * 100:.2f}" if last.seeds > 1 else f"{last.accuracy.median * 100:.2f}"
-        shares = [(share(last.figures, dense) if key in last.figures else None) for key, share in known.values()]
-        lines.append([name, str(last.index), accuracy, *("-" if each is None else f"{each:.3f}" for each in shares)])
+        shares = [
+            f"{last.figures[figure].median / (dense[of].median if of else 1):.3f}" if figure in last.figures else "-"
+            for figure, of in known.values()
+        ]
+        lines.append([name, str(last.index), accuracy, *shares])
     return (
         "What is left at the end of the runs, as shares of the dense network's (medians). Time is that of ONNX "
         "Runtime's float model on one thread of the machine that measured it, instructions those of one inference on "

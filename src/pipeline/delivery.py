@@ -50,7 +50,7 @@ def write_report(settings: Settings, runs: Path, folder: Path) -> list[Path]:
         with suppress(PipelineError):  # a network that cannot be exported has no bytes
             sizes = outcome.measured(job, rounds, settings.deploy, lambda index: None)
     title = f"{settings.name}, seed {settings.seed}"
-    timings = [each.figures if each else {} for each in timing.kept(job, rounds, settings.deploy)]
+    timings = timing.kept(job, rounds, settings.deploy)
     return outcome.write(folder, rounds, sizes, timings, chosen(rounds, settings.pruning), job.method, title)
 
 

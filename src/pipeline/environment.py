@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -68,6 +69,13 @@ def environment() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "host_cores": os.cpu_count() or 0,
     }
+
+
+def processor_features() -> frozenset[str]:
+    """What this processor can do, in the words of ``/proc/cpuinfo``; empty where a system has no such file."""
+    told = Path("/proc/cpuinfo")
+    lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", told.read_text() if told.exists() else "", re.MULTILINE)
+    return frozenset(lines[0].split() if lines else ())
 
 
 def describe_environment() -> str:

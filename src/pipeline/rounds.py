@@ -17,7 +17,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +92,11 @@ class Job:
     def title(self) -> str:
         """What tells the run apart from those of its experiment."""
         return f"{self.method}, seed {self.seed}"
+
+    @cached_property
+    def positions(self) -> Mapping[str, int]:
+        """How many times an input uses each weight of a layer, as ``costs.positions`` counts it."""
+        return positions(self.network, self.dataset.example)
 
     @property
     def dense_span(self) -> Span:
@@ -279,10 +284,9 @@ def _cut(job: Job, weights: Mapping[str, Tensor], masks: Masks, index: int) -> d
     def draws(name: str) -> Generator:
         return generator(job.seed, index, "random criterion", name)
 
-    places = positions(job.network, job.dataset.example)
     if job.groups:
-        return cut_filters(job.pruning, weights, masks, index, draws, job.groups, places)
-    return cut_weights(job.pruning, weights, masks, index, draws, places)
+        return cut_filters(job.pruning, weights, masks, index, draws, job.groups, job.positions)
+    return cut_weights(job.pruning, weights, masks, index, draws, job.positions)
 
 
 def dense_round(job: Job) -> Round:
@@ -432,7 +436,7 @@ def _in_order(masks: Masks, like: Masks) -> dict[str, Tensor]:
 def _layers(job: Job, masks: Masks) -> tuple[Any, ...]:
     parameters = dict(job.network.named_parameters())
     sizes = {name: parameters[name].numel() for name in weight_layers(job.network)}
-    return layer_costs(sizes, positions(job.network, job.dataset.example), masks)
+    return layer_costs(sizes, job.positions, masks)
 
 
 def _tell(job: Job, event: str, *arguments: Any, **named: Any) -> None:

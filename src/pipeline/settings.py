@@ -454,6 +454,13 @@ def _impossible(settings: Settings) -> Iterator[str]:
                 f"takes pruning.rounds={needed} or more, or null"
             )
     yield from _impossible_shares(pruning)
+    if pruning.criterion == "magnitude_per_mac" and pruning.structure == "filter":
+        yield "pruning.criterion: got magnitude_per_mac with pruning.structure=filter, takes magnitude or random"
+    if pruning.criterion == "magnitude_per_mac" and (pruning.scope == "layer" or given):
+        yield (
+            "pruning.criterion: got magnitude_per_mac where weights compete within their layer, which all save the "
+            "same multiply-adds; takes magnitude or random, or pruning.scope=global without shares"
+        )
     amc = settings.amc
     if (settings.task == "search" or pruning.policy == "search") and training.devices * training.nodes > 1:
         yield "training.devices: got several processes for a search, takes training.devices=1 and training.nodes=1"
@@ -471,19 +478,11 @@ def _impossible(settings: Settings) -> Iterator[str]:
 
 def _impossible_shares(pruning: Pruning) -> Iterator[str]:
     given = "policy" if pruning.policy is not None else "shares"
-    given_shares = getattr(pruning, given) is not None
-    if pruning.criterion == "magnitude_per_mac" and pruning.structure == "filter":
-        yield "pruning.criterion: got magnitude_per_mac with pruning.structure=filter, takes magnitude or random"
-    if pruning.criterion == "magnitude_per_mac" and (pruning.scope == "layer" or given_shares):
-        yield (
-            "pruning.criterion: got magnitude_per_mac where weights compete within their layer, which all save the "
-            "same multiply-adds; takes magnitude or random, or pruning.scope=global without shares"
-        )
     if pruning.measure == "macs" and pruning.structure == "weight":
         yield "pruning.measure: got macs with pruning.structure=weight, takes weights"
     if pruning.shares is not None and pruning.policy is not None:
         yield f"pruning.policy: got {pruning.policy!r} beside pruning.shares, takes null: one of them says what stays"
-    if given_shares and pruning.target_density is not None:
+    if getattr(pruning, given) is not None and pruning.target_density is not None:
         yield f"pruning.target_density: got {pruning.target_density}, but pruning.{given} says how far; takes null"
 
 

@@ -3,13 +3,12 @@
 import ctypes
 import dataclasses
 import os
-import re
 import shutil
 import sys
-from pathlib import Path
 
 import torch
 
+from pipeline.environment import processor_features
 from pipeline.errors import SettingsError
 from pipeline.settings import Training
 
@@ -38,9 +37,7 @@ def fast_bfloat16() -> bool:
     """Whether the device multiplies bfloat16 in hardware: a GPU from Ampere on, AMX, AVX512-BF16, ARM's BF16."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
-    return bool(flags) and bool({"amx_bf16", "avx512_bf16", "bf16"} & set(flags[0].split()))
+    return not processor_features().isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def has_compiler() -> bool:

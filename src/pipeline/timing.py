@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from pipeline.deploy import arm, bundle, kernels
-from pipeline.deploy.runtime import latencies
+from pipeline.deploy.runtime import latencies, session
 from pipeline.environment import environment
 from pipeline.errors import PipelineError
 from pipeline.ledger import Round, write_file
@@ -66,9 +66,10 @@ def measured(job: Job, rounds: Sequence[Round], deploy: Deploy, told: Callable[[
     return [_kept(job, each, deploy) or _taken(job, each, deploy, told) for each in rounds]
 
 
-def kept(job: Job, rounds: Sequence[Round], deploy: Deploy) -> list[Timing | None]:
-    """The timing of rounds as far as it is kept beside them."""
-    return [_kept(job, each, deploy) for each in rounds]
+def kept(job: Job, rounds: Sequence[Round], deploy: Deploy) -> list[dict[str, float]]:
+    """Figures of every round's timing; empty where none is kept beside it."""
+    found = (_kept(job, each, deploy) for each in rounds)
+    return [{} if each is None else each.figures for each in found]
 
 
 def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
@@ -114,16 +115,17 @@ def _taken(job: Job, round_: Round, deploy: Deploy, told: Callable[[str], None])
     told(f"measuring round {round_.index}")
     network = network_after(job, round_.index)
     found = bundle.models(network, job.dataset, deploy.calibration_images, deploy.width_multiple)
-    models = {"float32": found.float32, "int8": found.int8}
-    if found.uncovered["float32"] is None:
-        models["sparse"] = found.float32
     one, _ = next(bundle.first(job.dataset.raw("validation"), 1))
-    here = _library(kernels.target_here())
-    times = latencies({"dense": found.dense} | _possible(models, here), one, libraries={"sparse": here} if here else {})
+    here = _ways(found, kernels.target_here())
+    times = latencies(
+        {"dense": session(found.dense)}
+        | {way: session(model, library=library) for way, (model, library) in here.items()},
+        one,
+    )
     timing = Timing(
-        {way: each for way, each in times["milliseconds"].items() if way != "dense"},
-        {way: each for way, each in times["ratio"].items() if way != "dense"},
-        {} if arm.missing() else _counted(models, one, lambda way: told(f"round {round_.index}, {way}: {COUNTING}")),
+        {way: times["milliseconds"][way] for way in here},
+        {way: times["ratio"][way] for way in here},
+        {} if arm.missing() else _counted(_ways(found, kernels.target_of("aarch64")), one, round_, told),
         str(environment()["processor"]),
         deploy.width_multiple,
         deploy.calibration_images,
@@ -133,31 +135,29 @@ def _taken(job: Job, round_: Round, deploy: Deploy, told: Callable[[str], None])
     return timing
 
 
-COUNTING = f"counting instructions on an emulated {BOARD.board}"
+def _ways(found: bundle.Models, target: kernels.Target | None) -> dict[str, tuple[ModelProto, Path | None]]:
+    """Each way's model and library; no sparse one where it is not covered, or no library is or can be built."""
+    ways: dict[str, tuple[ModelProto, Path | None]] = {"float32": (found.float32, None), "int8": (found.int8, None)}
+    if target is not None and found.uncovered["float32"] is None:
+        with suppress(PipelineError):
+            ways["sparse"] = (found.float32, kernels.library(target))
+    return ways
 
 
-def _counted(models: Mapping[str, ModelProto], one: NDArray[np.generic], told: Callable[[str], None]) -> dict[str, int]:
+def _counted(
+    ways: Mapping[str, tuple[ModelProto, Path | None]],
+    one: NDArray[np.generic],
+    round_: Round,
+    told: Callable[[str], None],
+) -> dict[str, int]:
     """Instructions of one inference on the board, by way."""
-    library = _library(kernels.target_of("aarch64"))
     counts = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "inputs.npz", allow_pickle=False, inputs=one)
-        for way, model in _possible(models, library).items():
-            told(way)
+        for way, (model, library) in ways.items():
+            told(f"counting the instructions of round {round_.index}, {way}, on an emulated {BOARD.board}")
             file = folder / f"{way}.onnx"
             file.write_bytes(model.SerializeToString())
-            own = library if way == "sparse" else None
-            counts[way] = arm.instructions(BOARD, file, folder / "inputs.npz", folder, own)
+            counts[way] = arm.instructions(BOARD, file, folder / "inputs.npz", folder, library)
     return counts
-
-
-def _possible(models: Mapping[str, ModelProto], library: Path | None) -> dict[str, ModelProto]:
-    return {way: model for way, model in models.items() if way != "sparse" or library is not None}
-
-
-def _library(target: kernels.Target | None) -> Path | None:
-    """The sparse engine for a target; None where it cannot be built here."""
-    with suppress(PipelineError):
-        return None if target is None else kernels.library(target)
-    return None

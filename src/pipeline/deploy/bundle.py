@@ -207,10 +207,10 @@ def make(
         "accuracy": accuracy,
         "latency": latencies(
             {
-                "dense": found.dense,
-                "float32": found.float32,
-                "int8_dense": unpacked(opened(found.int8)),
-                "int8": found.int8,
+                "dense": session(found.dense),
+                "float32": session(found.float32),
+                "int8_dense": session(unpacked(opened(found.int8))),
+                "int8": session(found.int8),
             },
             example,
         ),

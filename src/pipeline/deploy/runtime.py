@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from pipeline.deploy.export import INPUT, operators
+from pipeline.environment import processor_features
 
 Session = Any
 EXACT = {"session.x64quantprecision": "1"}
@@ -25,12 +26,6 @@ With VNNI the sums are exact anyway, and this would double the time of int8.
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 
-def sums_exactly() -> bool:
-    """Whether this processor adds int8 products without overflow, as far as ``/proc/cpuinfo`` tells."""
-    told = Path("/proc/cpuinfo")
-    return told.exists() and not VNNI.isdisjoint(told.read_text().split())
-
-
 def session(model: ModelProto, *, threads: int = 1, save: Path | None = None, library: Path | None = None) -> Session:
     """A model, ready to run; ``save`` names a file that the graph that really runs is written to.
 
@@ -39,8 +34,9 @@ def session(model: ModelProto, *, threads: int = 1, save: Path | None = None, li
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    for key, value in ({} if sums_exactly() else EXACT).items():
-        options.add_session_config_entry(key, value)
+    if VNNI.isdisjoint(processor_features()):
+        for key, value in EXACT.items():
+            options.add_session_config_entry(key, value)
     if library is not None:
         options.register_custom_ops_library(str(library))
     if save is not None:
@@ -61,18 +57,9 @@ def optimised_operators(model: ModelProto) -> Counter[str]:
         return operators(onnx.load(file))
 
 
-def latencies(
-    models: Mapping[str, ModelProto],
-    one: NDArray[Any],
-    seconds: float = 2.0,
-    libraries: Mapping[str, Path] | None = None,
-) -> dict[str, Any]:
-    """Milliseconds of one inference by model (median), and ratios to the first: one thread, the models take turns.
-
-    Those that ``libraries`` name run by the sparse engine.
-    """
-    sessions = {name: session(model, library=(libraries or {}).get(name)) for name, model in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in models}
+def latencies(sessions: Mapping[str, Session], one: NDArray[Any], seconds: float = 2.0) -> dict[str, Any]:
+    """Milliseconds of one inference by session (median), and ratios to the first: they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sessions}
     for each in sessions.values():
         scores(each, [one] * 3)
     end = time.perf_counter() + seconds

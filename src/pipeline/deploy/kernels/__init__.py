@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.environment import cache_folder
+from pipeline.environment import cache_folder, processor_features
 from pipeline.errors import PipelineError
 
 SOURCE = Path(__file__).with_name("engine.c")
@@ -65,8 +65,7 @@ def target_of(name: str) -> Target:
 
 def target_here() -> Target | None:
     """The best target for this machine's processor, if there is one."""
-    told = Path("/proc/cpuinfo")
-    features = set(told.read_text().split()) if told.exists() else set()
+    features = processor_features()
     return next((each for each in TARGETS if each.machine == platform.machine() and each.features <= features), None)
 
 
