@@ -55,6 +55,10 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
         first["places"]["cortex-a76"]["instructions"]["model.onnx"]
         < first["places"]["cortex-a72"]["instructions"]["model.onnx"]
     )
+    for model in ("model.onnx, sparse", "model_fp32.onnx, sparse"):  # the Pi 5 has the library that computes in float16
+        half, whole = (first["places"][each] for each in ("cortex-a76", "cortex-a72"))
+        assert half["instructions"][model] < whole["instructions"][model]
+        assert half["golden_difference"][model] > whole["golden_difference"][model]
     second = verified(monkeypatch, made, "deploy.images=10")
     for name, place in first["places"].items():
         assert second["places"][name]["instructions"] == place["instructions"]

@@ -56,7 +56,7 @@ def made(tmp_path_factory):
     before = set(os.environ)
     with pytest.MonkeyPatch.context() as patch:
         called(patch, *RUN, *where)
-        called(patch, *RUN, *where, "task=bundle", "deploy.kernels=[aarch64,x86_64-avx2]")
+        called(patch, *RUN, *where, "task=bundle", "deploy.kernels=[aarch64,x86_64-avx2,aarch64-fp16]")
     assert "MLFLOW_TRACKING_URI" not in set(os.environ) - before, "MLflow's own state is left as it was"
     return place
 
@@ -156,7 +156,10 @@ WRONG = {
     ),
     "a library for another processor": (lambda f: swapped(f, (f / "engine-aarch64.so").read_bytes()), "cannot be used"),
     "a file that is no library": (lambda f: swapped(f, b"a text\n"), "cannot be used"),
-    "other scores": (lambda f: told(f, lambda m: m["engine"].update(tolerance=0)), "computes something else"),
+    "other scores": (
+        lambda f: told(f, lambda m: [each.update(tolerance=0) for each in m["engine"]["libraries"].values()]),
+        "computes something else",
+    ),
 }
 
 
@@ -191,6 +194,12 @@ def test_without_a_sound_library_onnxruntime_computes_alone_and_a_line_says_so(w
     assert forced.returncode == 1
     assert sentence in forced.stderr
     assert forced.stderr.count("\n") == 1
+
+
+def test_the_best_library_for_a_processor_comes_first(made):
+    engine = json.loads((made / "artifacts" / "bundle" / "manifest.json").read_text())["engine"]
+    assert list(engine["libraries"]) == ["engine-x86_64-avx2.so", "engine-aarch64-fp16.so", "engine-aarch64.so"]
+    assert "`engine-aarch64-fp16.so` computes in float16" in (made / "artifacts" / "bundle" / "README.md").read_text()
 
 
 def test_a_bundle_needs_no_compiler(monkeypatch):

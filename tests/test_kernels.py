@@ -266,16 +266,29 @@ print(float(np.abs(found[1] - found[0]).max() / np.abs(found[0]).max()))
 """
 
 
+def difference_on_arm(processor, target, name, density, folder):
+    """Of the engine's scores from the body's, relative to the largest."""
+    if reason := arm.missing():
+        pytest.skip(reason)
+    model, inputs = packed_of(name, density)
+    (folder / "model.onnx").write_bytes(one_node(model)[0].SerializeToString())
+    (folder / "engine.so").write_bytes(library(target_of(target)).read_bytes())
+    np.save(folder / "inputs.npy", inputs[:3])
+    return float(arm.emulated(processor, ["-c", COMPARED], folder))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", arm.PROCESSORS, ids=lambda each: each.name)
 def test_the_engine_computes_what_the_body_computes_on_arm(processor, tmp_path):
-    if reason := arm.missing():
-        pytest.skip(reason)
-    model, inputs = packed_of("cifar_resnet", 0.1)
-    (tmp_path / "model.onnx").write_bytes(one_node(model)[0].SerializeToString())
-    (tmp_path / "engine.so").write_bytes(library(target_of("aarch64")).read_bytes())
-    np.save(tmp_path / "inputs.npy", inputs[:3])
-    assert float(arm.emulated(processor, ["-c", COMPARED], tmp_path)) < TOLERANCE
+    assert difference_on_arm(processor, "aarch64", "cifar_resnet", 0.1, tmp_path) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("density", [1.0, 0.1])
+@pytest.mark.parametrize("name", ["small_cnn", "lenet_300_100", "cifar_resnet", "vgg16", "mobilenet_v2"])
+def test_float16_is_as_near_as_its_eleven_bits_allow(name, density, tmp_path):
+    found = difference_on_arm(arm.PROCESSORS[1], "aarch64-fp16", name, density, tmp_path)
+    assert 2**-13 < found < kernels.TOLERANCE["float16"] / 2
 
 
 @here
@@ -444,13 +457,12 @@ def test_what_the_engine_does_not_cover_stays_as_it_is_and_says_why(layer, reaso
 
 
 @pytest.mark.slow
-def test_a_library_has_the_same_bytes_whoever_builds_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("target", ["aarch64", "aarch64-fp16"])
+def test_a_library_has_the_same_bytes_whoever_builds_it(target, tmp_path, monkeypatch):
     for name in ("one", "two"):
         monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(tmp_path / "cache"))
-        build(target_of("aarch64"), tmp_path / name)
-    assert (
-        (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == library(target_of("aarch64")).read_bytes()
-    )
+        build(target_of(target), tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == library(target_of(target)).read_bytes()
     assert str(kernels.SOURCE.parent).encode() not in (tmp_path / "one").read_bytes()
 
 

@@ -41,8 +41,6 @@ TOLERANCE = 1e-4
 """Largest difference of the float model's scores from the masked network's."""
 GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
 """Largest difference from the golden outputs on another machine."""
-ENGINE_TOLERANCE = 1e-4
-"""Largest difference of the sparse engine's scores from the golden ones, relative to the largest of these."""
 ENGINE_ONNXRUNTIME = ["1.20", "1.22", "1.24", "1.27", "1.32"]
 """Versions that the sparse engine has been seen to work with; with any other a bundle computes without it."""
 GOLDEN, COMPARED = 4, 100
@@ -221,12 +219,13 @@ def make(
                 name: {
                     "machine": target.machine,
                     "features": sorted(target.features),
+                    "precision": target.precision,
+                    "tolerance": kernels.TOLERANCE[target.precision],
                     "sha256": hashlib.sha256(library).hexdigest(),
                 }
                 for name, (target, library) in libraries.items()
             },
             "missing": missing,
-            "tolerance": ENGINE_TOLERANCE,
             "onnxruntime": ENGINE_ONNXRUNTIME,
         },
         "versions": {
@@ -246,9 +245,9 @@ def make(
 
 
 def _libraries(names: Iterable[str]) -> tuple[dict[str, tuple[kernels.Target, bytes]], str | None]:
-    """The sparse engine for each target, by file; or why it cannot be built here, which no bundle fails for."""
+    """The sparse engine for each target, by file, best first; or why none can be built here."""
     try:
-        targets = [kernels.target_of(name) for name in names]
+        targets = sorted(map(kernels.target_of, names), key=kernels.TARGETS.index)
         return {f"engine-{each.name}.so": (each, kernels.library(each).read_bytes()) for each in targets}, None
     except PipelineError as error:
         return {}, str(error)

@@ -35,6 +35,9 @@ def readme(manifest: Mapping[str, Any]) -> str:
     uncovered = {f"{name}: {reason}" for name, reason in engine["uncovered"].items() if reason is not None}
     sparse = f"""The sparse engine ({libraries}) computes the same files from the weights that are left, in float;
 `run.py` tries it, compares it with golden outputs, and takes the way that needs less time."""
+    for name, each in engine["libraries"].items():
+        if each["precision"] == "float16":
+            sparse += f"\n`{name}` computes in float16: scores differ by up to {each['tolerance']:.0%} of the largest."
     if uncovered:
         sparse = f"The sparse engine does not know all of this network ({'; '.join(sorted(uncovered))})."
     latency = manifest["latency"]["ratio"]

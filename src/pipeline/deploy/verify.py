@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,14 +32,15 @@ Call = Callable[[Sequence[str]], str]
 class Place:
     """Somewhere that a bundle runs: ``call`` runs ``run.py`` with arguments in a copy of it and returns what it prints.
 
-    ``instructions`` counts those of one inference of a model, by a library if one is given, where they can be counted;
-    else time is taken.
+    ``instructions`` counts those of one inference of a model, by a library if one is given, where they can be counted
+    (on a processor with ``features``); else time is taken.
     """
 
     name: str
     board: str
     call: Call
     instructions: Callable[[Path, Path | None], int] | None = None
+    features: frozenset[str] = frozenset()
 
 
 def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str], None]) -> dict[str, Any]:
@@ -56,12 +57,11 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str
         folder = Path(name)
         test = folder / "test.npz"
         np.savez(test, inputs=inputs, labels=labels)
-        dense = {"dense float32": (bundle.with_name(DENSE), None)}  # what the bundle is compared with
         places = {}
         with RUNNERS[runner](bundle, folder, deploy) as found:
             for place in found:
                 told(f"running the bundle on {place.name} ({place.board})")
-                places[place.name] = _seen(place, dense | _ways(bundle), test)
+                places[place.name] = _seen(place, bundle, test)
     return {"runner": runner, "images": len(labels), "places": places}
 
 
@@ -69,18 +69,23 @@ Way = tuple[Path, Path | None]
 """A model, and the sparse engine's library if that computes it."""
 
 
-def _ways(bundle: Path) -> dict[str, Way]:
-    """The ways to compute a bundle's models on ARM, named as ``run.py`` names them."""
+def _ways(bundle: Path, features: frozenset[str]) -> dict[str, Way]:
+    """The dense network, and the ways that ``run.py`` computes a bundle's models on such an ARM, named as there."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    found: dict[str, Way] = {name: (bundle / name, None) for name in manifest["models"]}
-    for library, told in manifest["engine"]["libraries"].items():
-        for name, reason in manifest["engine"]["uncovered"].items():
-            if told["machine"] == "aarch64" and reason is None:
-                found[f"{name}, sparse"] = (bundle / name, bundle / library)
+    found: dict[str, Way] = {"dense float32": (bundle.with_name(DENSE), None)}
+    found |= {name: (bundle / name, None) for name in manifest["models"]}
+    libraries = (
+        bundle / library
+        for library, told in manifest["engine"]["libraries"].items()
+        if told["machine"] == "aarch64" and features.issuperset(told["features"])
+    )
+    if library := next(libraries, None):
+        covered = (name for name, reason in manifest["engine"]["uncovered"].items() if reason is None)
+        found |= {f"{name}, sparse": (bundle / name, library) for name in covered}
     return found
 
 
-def _seen(place: Place, ways: Mapping[str, Way], test: Path) -> dict[str, Any]:
+def _seen(place: Place, bundle: Path, test: Path) -> dict[str, Any]:
     differences = json.loads(place.call(["check", "--json"]))
     seen = {
         "board": place.board,
@@ -90,6 +95,7 @@ def _seen(place: Place, ways: Mapping[str, Way], test: Path) -> dict[str, Any]:
     }
     if place.instructions is None:
         return seen | {"milliseconds_p50_p95": json.loads(place.call(["bench", "--json"]))}
+    ways = _ways(bundle, place.features)
     return seen | {"instructions": {name: place.instructions(*way) for name, way in ways.items()}}
 
 
@@ -104,7 +110,11 @@ def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
     arm.root()
     yield [
         Place(
-            each.name, f"{each.board}, emulated by {arm.emulator()}", partial(call, each), partial(instructions, each)
+            each.name,
+            f"{each.board}, emulated by {arm.emulator()}",
+            partial(call, each),
+            partial(instructions, each),
+            frozenset(each.features.split()),
         )
         for each in arm.PROCESSORS
     ]

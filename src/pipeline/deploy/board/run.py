@@ -157,7 +157,8 @@ def sparse(manifest: dict[str, Any], name: str) -> Way:
     except Exception as error:  # onnxruntime has no class of its own for a library that does not load
         raise Refused(f"{library.name} cannot be used: {str(error).splitlines()[0]}") from error
     difference = float(np.abs(scores - expected).max())
-    if not difference <= manifest["engine"]["tolerance"] * float(np.abs(expected).max()):
+    tolerance = manifest["engine"]["libraries"][library.name]["tolerance"]
+    if not difference <= tolerance * float(np.abs(expected).max()):
         raise Refused(
             f"{library.name} computes something else: the golden outputs of {name} differ by {difference:.3g}"
         )

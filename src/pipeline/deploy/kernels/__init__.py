@@ -15,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
 
@@ -30,12 +31,16 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Target:
-    """Processors that one library is for: those that have all of ``features``, as ``/proc/cpuinfo`` names them."""
+    """Processors that one library is for: those that have all of ``features``, as ``/proc/cpuinfo`` names them.
+
+    It computes in float32, or in float16 where that is its ``precision``.
+    """
 
     name: str
     machine: str
     processor: str
     features: frozenset[str] = frozenset()
+    precision: Literal["float32", "float16"] = "float32"
 
     @property
     def options(self) -> list[str]:
@@ -43,9 +48,12 @@ class Target:
         return ["-target", f"{self.machine}-linux-gnu.2.17", f"-mcpu={self.processor}"]
 
 
+TOLERANCE = {"float32": 1e-4, "float16": 3e-2}
+"""Largest difference of a library's scores from those of float32, relative to the largest of these."""
 TARGETS = (
     Target("x86_64-avx512", "x86_64", "x86_64_v4", frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})),
     Target("x86_64-avx2", "x86_64", "x86_64_v3", frozenset({"avx2", "fma", "bmi2"})),
+    Target("aarch64-fp16", "aarch64", "generic+fullfp16", frozenset({"fphp", "asimdhp"}), "float16"),
     Target("aarch64", "aarch64", "generic"),
 )
 """The best for a processor comes first."""
@@ -64,9 +72,10 @@ def target_of(name: str) -> Target:
 
 
 def target_here() -> Target | None:
-    """The best target for this machine's processor, if there is one."""
+    """The best target for this machine's processor that computes in float32, if there is one."""
     features = processor_features()
-    return next((each for each in TARGETS if each.machine == platform.machine() and each.features <= features), None)
+    exact = (each for each in TARGETS if each.precision == "float32" and each.machine == platform.machine())
+    return next((each for each in exact if each.features <= features), None)
 
 
 def library(target: Target) -> Path:

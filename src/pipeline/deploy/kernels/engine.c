@@ -12,6 +12,9 @@
  *
  * A convolution of stride s reads s * s planes made before, (row mod s, column mod s) of its input, at stride 1.
  * Weights arrive coded as the model stores them (pack.py) and are decoded once, when a session is made.
+ *
+ * A `number` is what is computed in: a float, or a half of one where the compiler is told that the processor computes
+ * in these, twice as many at a time.
  */
 #include <math.h>
 #include <pthread.h>
@@ -24,15 +27,27 @@
 #endif
 
 #if defined(__AVX512F__)
+typedef float number;
+typedef int32_t lane;
 enum { LANES = 16, MOST = 28, MOST_TOGETHER = 6 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif defined(__AVX2__)
+typedef float number;
+typedef int32_t lane;
 enum { LANES = 8, MOST = 12, MOST_TOGETHER = 2 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
+#elif defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+typedef _Float16 number;
+typedef int16_t lane;
+enum { LANES = 8, MOST = 24, MOST_TOGETHER = 6 };
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #else
-enum { LANES = 4, MOST = 28, MOST_TOGETHER = 6 };
+typedef float number;
+typedef int32_t lane;
+enum { LANES = 4, MOST = 24, MOST_TOGETHER = 6 };
 #define EVEN_LANES 0, 2, 4, 6
 #define ODD_LANES 1, 3, 5, 7
 #endif
@@ -41,10 +56,13 @@ enum { TOGETHER = 4 }; /* filters; MOST vectors of sums of one filter fit into t
 /* What a tap of several filters costs, in taps of one: measured, see docs/kernels.md. */
 static const double TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;
 
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef number vector __attribute__((vector_size(sizeof(number) * LANES), aligned(sizeof(number)), may_alias));
+typedef lane lanes __attribute__((vector_size(sizeof(lane) * LANES), aligned(sizeof(lane)), may_alias));
 
-#if defined(__ARM_NEON) && defined(__aarch64__)
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+static inline vector larger(vector a, vector b) { return (vector)vmaxq_f16((float16x8_t)a, (float16x8_t)b); }
+static inline vector smaller(vector a, vector b) { return (vector)vminq_f16((float16x8_t)a, (float16x8_t)b); }
+#elif defined(__ARM_NEON) && defined(__aarch64__)
 static inline vector larger(vector a, vector b) { return (vector)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 static inline vector smaller(vector a, vector b) { return (vector)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 #else /* compilers see one instruction in each on x86 */
@@ -156,7 +174,7 @@ typedef struct {
 
 enum { SHAPE_FIELDS = sizeof(shape) / 8, STEP_FIELDS = sizeof(step) / 8 };
 
-typedef struct { /* floats from row to row, from plane to plane, before the first element, and in all */
+typedef struct { /* numbers from row to row, from plane to plane, before the first element, and in all */
     shape shape;
     int64_t row, plane, first, size;
     lanes *inside; /* of a plane's vectors: all ones in the rows, zero between them */
@@ -166,14 +184,14 @@ typedef struct { /* filters, `rows` at a time: group g has the taps starts[g] to
     int64_t rows, outputs;
     int64_t *starts;
     int32_t *offsets; /* of a tap, from the output that it is for */
-    float *weights;   /* taps x rows */
-    float *bias;
+    number *weights;  /* taps x rows */
+    number *bias;
     vector *caps; /* with a Relu: what each place of a plane may be at most; 0 between the rows */
 } layer;
 
 typedef struct workspace {
     struct workspace *next;
-    float *memory, **activations;
+    number *memory, **activations;
 } workspace;
 
 typedef struct {
@@ -188,11 +206,12 @@ typedef struct {
 
 static int64_t rounded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 
+/* Planes begin where vectors do: what a 1x1 convolution loads crosses no line of the cache. */
 static layout laid_out(shape s) {
     if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels), NULL};
     int64_t row = s.width + s.pad, margin = s.pad * row;
-    int64_t plane = rounded(s.height * row) + margin, first = margin + s.pad;
-    return (layout){s, row, plane, first, first + s.channels * plane + margin + LANES, NULL};
+    int64_t plane = rounded(rounded(s.height * row) + margin), first = rounded(margin + s.pad);
+    return (layout){s, row, plane, first, rounded(first + s.channels * plane + margin + LANES), NULL};
 }
 
 static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.width : 1); }
@@ -200,7 +219,7 @@ static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.
 static int64_t vectors_of(const layout *l) { return rounded(l->shape.height * l->row) / LANES; }
 
 static int masked(layout *l) {
-    int32_t *inside = calloc(vectors_of(l) * LANES + 1, sizeof *inside);
+    lane *inside = calloc(vectors_of(l) * LANES + 1, sizeof *inside);
     l->inside = (lanes *)inside;
     for (int64_t y = 0; inside && y < l->shape.height; y++)
         for (int64_t x = 0; x < l->shape.width; x++) inside[y * l->row + x] = -1;
@@ -303,8 +322,8 @@ static int made_of(const step *s, const layout *from, const float *dense, int64_
     int64_t groups = (outputs + made->rows - 1) / made->rows;
     made->starts = malloc(sizeof(int64_t) * (groups + 1));
     made->offsets = malloc(sizeof(int32_t) * (count + 1));
-    made->weights = malloc(sizeof(float) * (count * made->rows + 1));
-    made->bias = calloc(groups * made->rows, sizeof(float));
+    made->weights = malloc(sizeof(number) * (count * made->rows + 1));
+    made->bias = calloc(groups * made->rows, sizeof(number));
     if (!made->starts || !made->offsets || !made->weights || !made->bias) return 0;
     taps(s, from, dense, outputs, inputs, made->rows, made);
     return 1;
@@ -320,9 +339,9 @@ static float ceiling_of(const step *s) {
 static int capped(const step *s, const layout *to, layer *made) {
     if (!s->relu || !to->shape.height) return 1;
     int64_t size = vectors_of(to) * LANES;
-    float *caps = malloc(sizeof(float) * size);
+    number *caps = malloc(sizeof(number) * size);
     made->caps = (vector *)caps;
-    for (int64_t i = 0; caps && i < size; i++) caps[i] = ((int32_t *)to->inside)[i] ? ceiling_of(s) : 0;
+    for (int64_t i = 0; caps && i < size; i++) caps[i] = ((lane *)to->inside)[i] ? ceiling_of(s) : 0;
     return caps != NULL;
 }
 
@@ -355,12 +374,12 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
 /* ---- Convolution ---- */
 
 typedef struct { /* N vectors of the outputs of one group of filters */
-    const float *in, *weights, *bias, *residual;
+    const number *in, *weights, *bias, *residual;
     const int32_t *offsets;
     const vector *caps;
     const lanes *inside;
     int64_t taps, rows, plane;
-    float *out;
+    number *out;
 } block;
 
 #if defined(__clang__)
@@ -369,12 +388,20 @@ typedef struct { /* N vectors of the outputs of one group of filters */
 #define UNROLLED _Pragma("GCC unroll 28")
 #endif
 
+#if defined(__aarch64__)
+#define KEPT(weight) __asm__("" : "+w"(weight)) /* loaded in pairs, multiplied by from there */
+#else
+#define KEPT(weight)
+#endif
+
 /* M and N are constants, so that all sums are registers. */
-static inline __attribute__((always_inline)) void tapped(const int M, const int N, vector *sums, const float *in,
-                                                         const float *weights) {
+static inline __attribute__((always_inline)) void tapped(const int M, const int N, vector *sums, const number *in,
+                                                         const number *weights) {
     __asm__("" : "+r"(in)); /* one pointer, not N of them */
     if (M == 1) {
-        UNROLLED for (int n = 0; n < N; n++) sums[n] += weights[0] * *(const vector *)(in + n * LANES);
+        number weight = weights[0];
+        KEPT(weight);
+        UNROLLED for (int n = 0; n < N; n++) sums[n] += weight * *(const vector *)(in + n * LANES);
         return;
     }
     vector x[MOST_TOGETHER];
@@ -387,7 +414,8 @@ static inline __attribute__((always_inline)) void tapped(const int M, const int 
 static inline __attribute__((always_inline)) void computed(const int M, const int N, const block *b) {
     vector sums[MOST];
     UNROLLED for (int m = 0; m < M; m++) {
-        vector bias = (vector){0} + b->bias[m];
+        vector bias;
+        UNROLLED for (int i = 0; i < LANES; i++) bias[i] = b->bias[m];
         if (b->residual) {
             const vector *residual = (const vector *)(b->residual + (m < b->rows ? m : 0) * b->plane);
             UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = residual[n] + bias;
@@ -395,17 +423,22 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
             UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = bias;
         }
     }
+    const number *in = b->in, *weights = b->weights;
     const int32_t *offsets = b->offsets;
-    const float *weights = b->weights;
-    for (int64_t tap = 0; tap < b->taps; tap++, weights += M) tapped(M, N, sums, b->in + offsets[tap], weights);
+    for (int64_t pairs = b->taps / 2; pairs > 0; pairs--, offsets += 2, weights += 2 * M) { /* half the counting */
+        tapped(M, N, sums, in + offsets[0], weights);
+        tapped(M, N, sums, in + offsets[1], weights + M);
+    }
+    if (b->taps % 2) tapped(M, N, sums, in + offsets[0], weights);
     UNROLLED for (int m = 0; m < M; m++) {
         if (m >= b->rows) return;
-        vector *out = (vector *)(b->out + m * b->plane);
+        vector *sum = sums + m * N, *out = (vector *)(b->out + m * b->plane);
         if (b->caps) {
-            UNROLLED for (int n = 0; n < N; n++) out[n] = smaller(larger(sums[m * N + n], (vector){0}), b->caps[n]);
+            UNROLLED for (int n = 0; n < N; n++) sum[n] = smaller(larger(sum[n], (vector){0}), b->caps[n]);
         } else {
-            UNROLLED for (int n = 0; n < N; n++) out[n] = (vector)((lanes)sums[m * N + n] & b->inside[n]);
+            UNROLLED for (int n = 0; n < N; n++) sum[n] = (vector)((lanes)sum[n] & b->inside[n]);
         }
+        UNROLLED for (int n = 0; n < N; n++) out[n] = sum[n];
     }
 }
 
@@ -414,13 +447,18 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
 #define TWO(DO, M) DO(M, 1) DO(M, 2)
 #define SIX(DO, M) TWO(DO, M) DO(M, 3) DO(M, 4) DO(M, 5) DO(M, 6)
 #define TWELVE(DO, M) SIX(DO, M) DO(M, 7) DO(M, 8) DO(M, 9) DO(M, 10) DO(M, 11) DO(M, 12)
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#define TWENTY_FOUR(DO, M)                                                                                                \
+    TWELVE(DO, M) DO(M, 13) DO(M, 14) DO(M, 15) DO(M, 16) DO(M, 17) DO(M, 18) DO(M, 19) DO(M, 20) DO(M, 21) DO(M, 22) \
+        DO(M, 23) DO(M, 24)
+#define TWENTY_EIGHT(DO, M) TWENTY_FOUR(DO, M) DO(M, 25) DO(M, 26) DO(M, 27) DO(M, 28)
+#if defined(__AVX512F__)
+#define TO_MOST TWENTY_EIGHT
+#define TO_MOST_TOGETHER SIX
+#elif defined(__AVX2__)
 #define TO_MOST TWELVE
 #define TO_MOST_TOGETHER TWO
 #else
-#define TO_MOST(DO, M)                                                                                          \
-    TWELVE(DO, M) DO(M, 13) DO(M, 14) DO(M, 15) DO(M, 16) DO(M, 17) DO(M, 18) DO(M, 19) DO(M, 20) DO(M, 21) \
-        DO(M, 22) DO(M, 23) DO(M, 24) DO(M, 25) DO(M, 26) DO(M, 27) DO(M, 28)
+#define TO_MOST TWENTY_FOUR
 #define TO_MOST_TOGETHER SIX
 #endif
 TO_MOST(BLOCK, 1)
@@ -430,11 +468,11 @@ static void (*const ALONE[MOST])(const block *) = {TO_MOST(NAME, 1)};
 static void (*const JOINED[MOST_TOGETHER])(const block *) = {TO_MOST_TOGETHER(NAME, 4)};
 
 /* Groups `begin` to `end` of a convolution: outside pieces of the plane, whose inputs stay near, inside filters. */
-static void convolved(const network *net, const step *s, const layer *l, float **activations, int64_t begin, int64_t end) {
+static void convolved(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
     const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
-    const float *in = activations[s->from] + from->first;
-    const float *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
-    float *out = activations[s->to] + to->first;
+    const number *in = activations[s->from] + from->first;
+    const number *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
+    number *out = activations[s->to] + to->first;
     int64_t vectors = vectors_of(to), most = l->rows == 1 ? MOST : MOST_TOGETHER;
     int64_t pieces = (vectors + most - 1) / most;
     block b = {.plane = to->plane};
@@ -466,15 +504,15 @@ static float floor_of(const step *s) { return s->relu ? 0 : -INFINITY; }
 
 static float clamped(const step *s, float value) { return fminf(fmaxf(value, floor_of(s)), ceiling_of(s)); }
 
-static void multiplied(const network *net, const step *s, const layer *l, float **activations, int64_t begin, int64_t end) {
-    const float *in = activations[s->from];
-    float *out = activations[s->to];
+static void multiplied(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
+    const number *in = activations[s->from];
+    number *out = activations[s->to];
     for (int64_t group = begin; group < end; group++) {
         const int32_t *offsets = l->offsets + l->starts[group];
-        const float *weights = l->weights + l->starts[group] * l->rows;
+        const number *weights = l->weights + l->starts[group] * l->rows;
         int64_t count = l->starts[group + 1] - l->starts[group], tap = 0;
         if (l->rows == 1) {
-            float sums[4] = {l->bias[group]};
+            number sums[4] = {l->bias[group]};
             for (; tap + 4 <= count; tap += 4)
                 for (int i = 0; i < 4; i++) sums[i] += weights[tap + i] * in[offsets[tap + i]];
             for (; tap < count; tap++) sums[0] += weights[tap] * in[offsets[tap]];
@@ -493,23 +531,23 @@ static void multiplied(const network *net, const step *s, const layer *l, float 
 
 /* ---- All that has no weights, for channels `begin` to `end` of the result; split and flattened: of what they read ---- */
 
-static void copied_in(const layout *to, const float *in, float *out) {
-    if (!to->shape.height) memcpy(out, in, sizeof(float) * to->shape.channels);
+static void copied_in(const layout *to, const float *in, number *out) {
+    int64_t rows = to->shape.height ? to->shape.height : 1, width = to->shape.height ? to->shape.width : 1;
     for (int64_t c = 0; c < to->shape.channels; c++)
-        for (int64_t y = 0; y < to->shape.height; y++)
-            memcpy(out + to->first + c * to->plane + y * to->row, in + (c * to->shape.height + y) * to->shape.width,
-                   sizeof(float) * to->shape.width);
+        for (int64_t y = 0; y < rows; y++)
+            for (int64_t x = 0; x < width; x++)
+                out[to->first + c * to->plane + y * to->row + x] = in[(c * rows + y) * width + x];
 }
 
-static vector every_second(const float *in) {
+static vector every_second(const number *in) {
     const vector *pair = (const vector *)in;
     return __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
 }
 
 /* A row to the rows of its phases, `next` floats apart. */
-static inline void dealt(const float *restrict in, float *restrict out, int64_t width, int64_t stride, int64_t phases,
+static inline void dealt(const number *restrict in, number *restrict out, int64_t width, int64_t stride, int64_t phases,
                          int64_t next) {
-    const float *end = in + width;
+    const number *end = in + width;
     if (stride == 2 && phases == 2)
         for (; in + 2 * LANES <= end; in += 2 * LANES, out += LANES) {
             const vector *pair = (const vector *)in;
@@ -517,26 +555,26 @@ static inline void dealt(const float *restrict in, float *restrict out, int64_t 
             *(vector *)(out + next) = __builtin_shufflevector(pair[0], pair[1], ODD_LANES);
         }
     for (int64_t phase = 0; phase < phases; phase++) {
-        float *written = out + phase * next;
-        for (const float *read = in + phase; read < end; read += stride) *written++ = *read;
+        number *written = out + phase * next;
+        for (const number *read = in + phase; read < end; read += stride) *written++ = *read;
     }
 }
 
-static void split(const step *s, const layout *from, const layout *to, const float *in, float *out, int64_t begin,
+static void split(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
                   int64_t end) {
     const int64_t stride = s->stride, width = from->shape.width, height = from->shape.height;
     const int64_t phases = to->shape.channels == from->shape.channels ? 1 : stride;
     const int64_t next = from->shape.channels * to->plane, step_in = stride * from->row, step_out = to->row;
     for (int64_t c = begin; c < end; c++)
         for (int64_t top = 0; top < phases; top++) {
-            const float *row = in + from->first + c * from->plane + top * from->row;
-            float *written = out + to->first + c * to->plane + top * phases * next;
+            const number *row = in + from->first + c * from->plane + top * from->row;
+            number *written = out + to->first + c * to->plane + top * phases * next;
             for (int64_t y = top; y < height; y += stride, row += step_in, written += step_out)
                 dealt(row, written, width, stride, phases, next);
         }
 }
 
-static void added(const step *s, const layout *to, const float *in, const float *other, float *out, int64_t begin,
+static void added(const step *s, const layout *to, const number *in, const number *other, number *out, int64_t begin,
                   int64_t end) {
     float low = floor_of(s), high = ceiling_of(s);
     for (int64_t c = begin; c < end; c++)
@@ -550,10 +588,10 @@ static void added(const step *s, const layout *to, const float *in, const float 
         }
 }
 
-static float joined(int maximum, float a, float b) { return !maximum ? a + b : a > b ? a : b; }
+static number joined(int maximum, number a, number b) { return !maximum ? a + b : a > b ? a : b; }
 
 /* One row of a window's column: out[x] joined with in[x * stride]. */
-static void swept(int maximum, int64_t stride, const float *in, float *out, int64_t count) {
+static void swept(int maximum, int64_t stride, const number *in, number *out, int64_t count) {
     int64_t x = 0;
     if (maximum && stride <= 2)
         for (; x + LANES <= count; x += LANES) {
@@ -568,14 +606,14 @@ static int64_t within(int64_t begin, int64_t length, int64_t size) { /* how much
     return end - (begin < 0 ? 0 : begin);
 }
 
-static void pooled(const step *s, const layout *from, const layout *to, const float *in, float *out, int64_t begin,
+static void pooled(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
                    int64_t end) {
     int maximum = s->kind == MAX_POOL;
     int64_t high = from->shape.height, wide = from->shape.width, area = s->kernel_height * s->kernel_width;
     for (int64_t c = begin; c < end; c++)
         for (int64_t y = 0; y < to->shape.height; y++) {
-            float *row = out + to->first + c * to->plane + y * to->row;
-            const float *plane = in + from->first + c * from->plane;
+            number *row = out + to->first + c * to->plane + y * to->row;
+            const number *plane = in + from->first + c * from->plane;
             int64_t top = y * s->stride - s->pad;
             for (int64_t x = 0; x < to->shape.width; x++) row[x] = maximum ? -INFINITY : 0;
             for (int64_t v = top < 0 ? 0 : top; v < top + s->kernel_height && v < high; v++)
@@ -593,7 +631,7 @@ static void pooled(const step *s, const layout *from, const layout *to, const fl
         }
 }
 
-static void averaged(const step *s, const layout *from, const float *in, float *out, int64_t begin, int64_t end) {
+static void averaged(const step *s, const layout *from, const number *in, number *out, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++) {
         const vector *plane = (const vector *)(in + from->first + c * from->plane);
         vector sums = {0};
@@ -604,11 +642,11 @@ static void averaged(const step *s, const layout *from, const float *in, float *
     }
 }
 
-static void flattened(const layout *from, const float *in, float *out, int64_t begin, int64_t end) {
+static void flattened(const layout *from, const number *in, number *out, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++)
         for (int64_t y = 0; y < from->shape.height; y++)
             memcpy(out + (c * from->shape.height + y) * from->shape.width, in + from->first + c * from->plane + y * from->row,
-                   sizeof(float) * from->shape.width);
+                   sizeof(number) * from->shape.width);
 }
 
 /* ---- A whole inference ---- */
@@ -617,7 +655,7 @@ typedef struct { /* one step of one inference, in parts for several threads */
     const network *net;
     const step *step;
     const layer *layer;
-    float **activations;
+    number **activations;
     int64_t units, parts;
 } work;
 
@@ -625,8 +663,8 @@ static void worked(void *given, size_t part) {
     const work *w = given;
     const step *s = w->step;
     const layout *from = w->net->layouts + s->from, *to = w->net->layouts + s->to;
-    const float *in = w->activations[s->from], *other = s->residual ? w->activations[s->residual - 1] : NULL;
-    float *out = w->activations[s->to];
+    const number *in = w->activations[s->from], *other = s->residual ? w->activations[s->residual - 1] : NULL;
+    number *out = w->activations[s->to];
     int64_t begin = w->units * (int64_t)part / w->parts, end = w->units * ((int64_t)part + 1) / w->parts;
     switch (s->kind) {
         case SPLIT: split(s, from, to, in, out, begin, end); break;
@@ -643,7 +681,7 @@ static void worked(void *given, size_t part) {
 enum { PARTS = 16, WORTH_A_THREAD = 1 << 18 }; /* multiply-adds below which a step stays on its thread */
 
 /* From `in` (input of one image) to `out` (its scores). With a context, long steps are shared among its threads. */
-static status *inferred(const network *net, float **activations, const float *in, float *out, const kernel_context *context) {
+static status *inferred(const network *net, number **activations, const float *in, float *out, const kernel_context *context) {
     for (int64_t i = 0; i < net->step_count; i++) {
         const step *s = net->steps + i;
         const layer *l = net->layers + i;
@@ -653,10 +691,11 @@ static status *inferred(const network *net, float **activations, const float *in
             continue;
         }
         if (s->kind == OUTPUT) {
-            memcpy(out, activations[s->from], sizeof(float) * from->shape.channels);
+            for (int64_t o = 0; o < from->shape.channels; o++) out[o] = activations[s->from][o];
             continue;
         }
-        int64_t units = s->kind == FLATTEN || s->kind == SPLIT ? from->shape.channels : to->shape.channels, cost = units * to->plane;
+        int64_t units = s->kind == FLATTEN || s->kind == SPLIT ? from->shape.channels : to->shape.channels;
+        int64_t cost = units * to->plane;
         if (l->rows) {
             units = (l->outputs + l->rows - 1) / l->rows;
             cost = l->starts[units] * l->rows * to->plane;
@@ -683,12 +722,13 @@ static workspace *borrowed(network *net) {
     for (int64_t i = 0; i < net->activation_count; i++) size += net->layouts[i].size;
     workspace *made = calloc(1, sizeof *made);
     if (!made) return NULL;
-    made->memory = calloc(size, sizeof(float)); /* the zeros of all padding, for good */
-    made->activations = calloc(net->activation_count, sizeof(float *));
+    made->memory = aligned_alloc(sizeof(vector), sizeof(number) * size);
+    made->activations = calloc(net->activation_count, sizeof(number *));
     if (!made->memory || !made->activations) {
         free(made->memory), free(made->activations), free(made);
         return NULL;
     }
+    memset(made->memory, 0, sizeof(number) * size); /* the zeros of all padding, for good */
     for (int64_t i = 0, at = 0; i < net->activation_count; at += net->layouts[i++].size)
         made->activations[i] = made->memory + at;
     return made;
