@@ -26,27 +26,27 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+typedef _Float16 number;
+typedef int16_t lane;
+#else
 typedef float number;
-typedef int32_t lane;
+typedef int32_t lane; /* as wide as a number */
+#endif
+
+#if defined(__AVX512F__)
 enum { LANES = 16, MOST = 28, MOST_TOGETHER = 6 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif defined(__AVX2__)
-typedef float number;
-typedef int32_t lane;
 enum { LANES = 8, MOST = 12, MOST_TOGETHER = 2 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #elif defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
-typedef _Float16 number;
-typedef int16_t lane;
 enum { LANES = 8, MOST = 24, MOST_TOGETHER = 6 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #else
-typedef float number;
-typedef int32_t lane;
 enum { LANES = 4, MOST = 24, MOST_TOGETHER = 6 };
 #define EVEN_LANES 0, 2, 4, 6
 #define ODD_LANES 1, 3, 5, 7
