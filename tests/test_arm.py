@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shlex
+import shutil
 import stat
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from pipeline.deploy import arm, bundle
 from pipeline.errors import PipelineError
-from tests.test_bundle import RUN, called, made  # noqa: F401
+from tests.test_bundle import RUN, called, made, told  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -56,12 +57,30 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
         < first["places"]["cortex-a72"]["instructions"]["model.onnx"]
     )
     for model in ("model.onnx, sparse", "model_fp32.onnx, sparse"):  # the Pi 5 has the library that computes in float16
-        half, whole = (first["places"][each] for each in ("cortex-a76", "cortex-a72"))
-        assert half["instructions"][model] < whole["instructions"][model]
-        assert half["golden_difference"][model] > whole["golden_difference"][model]
+        half, whole = (first["places"][each]["golden_difference"][model] for each in ("cortex-a76", "cortex-a72"))
+        assert half > 10 * whole
     second = verified(monkeypatch, made, "deploy.images=10")
     for name, place in first["places"].items():
         assert second["places"][name]["instructions"] == place["instructions"]
+
+
+def test_an_engine_that_is_refused_there_is_told_with_its_reason(root, made, monkeypatch):  # noqa: F811
+    (made / "artifacts" / "bundle").rename(made / "artifacts" / "kept")
+    shutil.copytree(made / "artifacts" / "kept", made / "artifacts" / "bundle")
+    try:
+        told(
+            made / "artifacts" / "bundle",
+            lambda m: m["engine"]["libraries"]["engine-aarch64-fp16.so"].update(tolerance=0),
+        )
+        places = verified(monkeypatch, made, "deploy.images=10")["places"]
+    finally:
+        shutil.rmtree(made / "artifacts" / "bundle")
+        (made / "artifacts" / "kept").rename(made / "artifacts" / "bundle")
+    assert places["cortex-a72"]["no_engine"] is None
+    assert "model.onnx, sparse" in places["cortex-a72"]["instructions"]
+    assert "engine-aarch64-fp16.so computes something else" in places["cortex-a76"]["no_engine"]
+    for part in ("accuracy", "instructions"):
+        assert not [name for name in places["cortex-a76"][part] if name.endswith("sparse")]
 
 
 def test_a_spoilt_bundle_is_not_verified(root, made, monkeypatch, capsys):  # noqa: F811

@@ -283,6 +283,59 @@ def test_the_engine_computes_what_the_body_computes_on_arm(processor, tmp_path):
     assert difference_on_arm(processor, "aarch64", "cifar_resnet", 0.1, tmp_path) < TOLERANCE
 
 
+SPOILT = """
+import numpy as np
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library("./engine.so")
+running = onnxruntime.InferenceSession("model.onnx", options)
+good, bad = np.load("inputs.npy")
+first, _, last = (running.run(None, {"input": each[None]})[0] for each in (good, bad, good))
+assert np.isfinite(first).all() and np.array_equal(first, last), (first, last)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["aarch64", "aarch64-fp16"])
+def test_an_image_that_is_no_image_spoils_no_other_on_arm(target, tmp_path):
+    if reason := arm.missing():
+        pytest.skip(reason)
+    made, good, bad = torn()
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    (tmp_path / "engine.so").write_bytes(library(target_of(target)).read_bytes())
+    np.save(tmp_path / "inputs.npy", np.concatenate([good, bad]))
+    arm.emulated(arm.PROCESSORS[1], ["-c", SPOILT], tmp_path)
+
+
+@pytest.mark.slow
+def test_float16_executes_less(tmp_path):
+    if reason := arm.missing():
+        pytest.skip(reason)
+    model, inputs = packed_of("cifar_resnet", 0.1)
+    file, one = tmp_path / "model.onnx", tmp_path / "inputs.npz"
+    file.write_bytes(one_node(model)[0].SerializeToString())
+    np.savez(one, inputs=inputs[:1])
+    half, whole = (
+        arm.instructions(arm.PROCESSORS[1], file, one, tmp_path, library(target_of(name)))
+        for name in ("aarch64-fp16", "aarch64")
+    )
+    assert half < 0.7 * whole
+
+
+@pytest.mark.slow
+def test_means_of_large_planes_are_not_summed_in_float16(tmp_path):
+    if reason := arm.missing():
+        pytest.skip(reason)
+    layer = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    made, reason = one_node(packed(lean(exported(layer, lambda pixels: pixels, torch.zeros(2, 1, 192, 192))))[0])
+    assert reason is None
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    (tmp_path / "engine.so").write_bytes(library(target_of("aarch64-fp16")).read_bytes())
+    np.save(tmp_path / "inputs.npy", np.full((1, 1, 192, 192), 3, np.float32))
+    assert float(arm.emulated(arm.PROCESSORS[1], ["-c", COMPARED], tmp_path)) < 2**-9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("density", [1.0, 0.1])
 @pytest.mark.parametrize("name", ["small_cnn", "lenet_300_100", "cifar_resnet", "vgg16", "mobilenet_v2"])
@@ -427,6 +480,64 @@ def test_weights_that_do_not_fit_are_refused_when_a_session_is_made(change):
         session(made, engine=library(target_here()))
 
 
+FIELDS = list(Step.__dataclass_fields__)
+
+
+def changed(program, kind, **fields):
+    """A program whose steps of a kind have other values in these fields."""
+    at, found = 2, list(program[:2])
+    for number in range(program[0] + program[1]):
+        count = 4 if number < program[0] else len(FIELDS)
+        present = [place for place in range(count) if program[at] >> place & 1]
+        record = dict(zip(present, program[at + 1 : at + 1 + len(present)], strict=True))
+        at += 1 + len(present)
+        if number >= program[0] and record.get(0, 0) == kind:
+            record |= {FIELDS.index(name): value for name, value in fields.items()}
+        found += [sum(1 << place for place in record), *(record[place] for place in sorted(record))]
+    return found
+
+
+@here
+@pytest.mark.parametrize("fields", [{}, {"pad": 64}, {"stride": 2}, {"groups": 2}, {"kernel_height": 3}])
+def test_a_linear_layer_reads_a_vector_and_nothing_before_it(fields):
+    made, _ = one_node(packed_of("lenet_300_100", 0.1)[0])
+    program = next(each for each in made.graph.node if each.op_type == "Net").attribute[0]
+    before = list(program.ints)
+    program.ints[:] = changed(before, 4, **fields)
+    if not fields:
+        assert list(program.ints) == before
+        session(made, engine=library(target_here()))
+        return
+    assert list(program.ints) != before
+    with pytest.raises(Exception, match="rewind sparse engine: the program is not"):
+        session(made, engine=library(target_here()))
+
+
+def torn():
+    """A network whose planes serve turn and turn about, and an image that is no image before a good one."""
+    torch.manual_seed(0)
+    layers = [nn.MaxPool2d(2)]
+    for _ in range(4):
+        layers += [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+    layer = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *layers, nn.Flatten(), nn.Linear(16, 3))
+    model = lean(exported(layer, lambda pixels: pixels, torch.zeros(2, 1, 4, 4)))
+    good = np.random.default_rng(0).random((1, 1, 4, 4), np.float32)
+    return one_node(packed(model)[0])[0], good, np.full_like(good, np.nan)
+
+
+@here
+def test_an_image_that_is_no_image_has_no_scores_and_spoils_no_other():
+    made, good, bad = torn()
+    running = session(made, engine=library(target_here()))
+    expected = running.run(None, {"input": good})[0]
+    running.run(None, {"input": bad})
+    assert np.array_equal(running.run(None, {"input": good})[0], expected)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    made, reason = one_node(packed(lean(exported(linear, lambda pixels: pixels, torch.zeros(2, 1, 4, 4))))[0])
+    assert reason is None
+    assert np.isnan(scores(made, bad, engine=library(target_here()))).all()
+
+
 @here
 @pytest.mark.parametrize("what", ["other processor", "no library", "gone"])
 def test_a_file_that_is_no_library_of_this_machine_can_be_caught(what, tmp_path):
@@ -447,6 +558,10 @@ def test_a_file_that_is_no_library_of_this_machine_can_be_caught(what, tmp_path)
         (nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()), "a 3x3 convolution with padding 0, which changes the plane"),
         (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Hardtanh(-1, 1), nn.Flatten()), "a Clip from -1.0 to 1.0"),
         (nn.Sequential(nn.Conv2d(2, 3, (1, 3), padding=(0, 1)), nn.Flatten()), "pads of"),
+        (
+            nn.Sequential(nn.Conv2d(2, 3, 1, stride=4, padding=1), nn.Flatten()),
+            "a 1x1 convolution with padding 1 and stride 4",
+        ),
     ],
 )
 def test_what_the_engine_does_not_cover_stays_as_it_is_and_says_why(layer, reason):

@@ -257,6 +257,8 @@ class _Lowering:
         plane = ((height + 2 * pad - tall) // stride + 1, (width + 2 * pad - wide) // stride + 1)
         if plane != (math.ceil(height / stride), math.ceil(width / stride)):
             raise NotCovered(f"a {tall}x{wide} convolution with padding {pad}, which changes the plane")
+        if tall == wide == 1 and pad % stride:
+            raise NotCovered(f"a 1x1 convolution with padding {pad} and stride {stride}")
         if stride > 1:
             source = self._split(source, stride, 1 if tall == wide == 1 else stride**2)
         to, groups = self._new((weights.shape[0], *plane)), told.get("group", 1)

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -85,17 +85,29 @@ def _ways(bundle: Path, features: frozenset[str]) -> dict[str, Way]:
     return found
 
 
+def _refusal(place: Place, taken: Collection[str]) -> str | None:
+    """Why the sparse engine does not compute some model there; None where all ``taken`` ways include it."""
+    if all(f"{name}, sparse" in taken for name in taken if not name.endswith(", sparse")):
+        return None
+    try:
+        place.call(["check", "--engine", "sparse"])
+    except PipelineError as refusal:
+        return str(refusal)
+    return None
+
+
 def _seen(place: Place, bundle: Path, test: Path) -> dict[str, Any]:
     differences = json.loads(place.call(["check", "--json"]))
     seen = {
         "board": place.board,
+        "no_engine": _refusal(place, differences),
         "golden_difference": differences,
         "bit_identical": {name: difference == 0 for name, difference in differences.items()},
         "accuracy": json.loads(place.call(["score", str(test), "--json"])),
     }
     if place.instructions is None:
         return seen | {"milliseconds_p50_p95": json.loads(place.call(["bench", "--json"]))}
-    ways = _ways(bundle, place.features)
+    ways = {name: way for name, way in _ways(bundle, place.features).items() if way[1] is None or name in differences}
     return seen | {"instructions": {name: place.instructions(*way) for name, way in ways.items()}}
 
 

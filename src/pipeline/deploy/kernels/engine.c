@@ -1,7 +1,7 @@
 /* Sparse inference: a whole pruned network as one operator of ONNX Runtime.
  *
  * A plane (one channel of an activation) is stored as its rows, each followed by `pad` zeros, and planes are separated by
- * `pad` rows of zeros. Those zeros serve as the padding on every side, so a convolution over the flattened plane has no
+ * at least `pad` rows of zeros. Those zeros serve as the padding on every side, so a convolution over the flattened plane has no
  * borders: each weight that is not zero is one offset, and
  *
  *     out[i] += weight * in[i + offset]        for all i of the plane
@@ -53,18 +53,20 @@ enum { LANES = 4, MOST = 24, MOST_TOGETHER = 6 };
 #endif
 enum { TOGETHER = 4 }; /* filters; MOST vectors of sums of one filter fit into the registers, MOST_TOGETHER of four */
 
-/* What a tap of several filters costs, in taps of one: measured, see docs/kernels.md. */
+/* What a tap of several filters or of a vector of them costs, in taps of one: docs/kernels.md. */
 static const double TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;
 
 typedef number vector __attribute__((vector_size(sizeof(number) * LANES), aligned(sizeof(number)), may_alias));
 typedef lane lanes __attribute__((vector_size(sizeof(lane) * LANES), aligned(sizeof(lane)), may_alias));
+typedef float floats __attribute__((vector_size(sizeof(float) * LANES))); /* for long sums */
 
+/* Where a is no number they give b: what comes out between the rows ends as zeros whatever the image. */
 #if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
-static inline vector larger(vector a, vector b) { return (vector)vmaxq_f16((float16x8_t)a, (float16x8_t)b); }
-static inline vector smaller(vector a, vector b) { return (vector)vminq_f16((float16x8_t)a, (float16x8_t)b); }
+static inline vector larger(vector a, vector b) { return (vector)vmaxnmq_f16((float16x8_t)a, (float16x8_t)b); }
+static inline vector smaller(vector a, vector b) { return (vector)vminnmq_f16((float16x8_t)a, (float16x8_t)b); }
 #elif defined(__ARM_NEON) && defined(__aarch64__)
-static inline vector larger(vector a, vector b) { return (vector)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
-static inline vector smaller(vector a, vector b) { return (vector)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+static inline vector larger(vector a, vector b) { return (vector)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
+static inline vector smaller(vector a, vector b) { return (vector)vminnmq_f32((float32x4_t)a, (float32x4_t)b); }
 #else /* compilers see one instruction in each on x86 */
 static inline vector chosen(lanes condition, vector yes, vector no) {
     return (vector)((condition & (lanes)yes) | (~condition & (lanes)no));
@@ -267,7 +269,8 @@ static int decoded(const step *s, const constant *inputs, float *dense, int64_t 
             if (i >= stream->count) return 0;
             gap = ((const uint8_t *)stream->data)[i];
         } else {
-            for (; high < stream->count * 8 && !bit(stream->data, high); high++) gap += 1LL << s->low_bits;
+            for (; high < stream->count * 8 && !bit(stream->data, high); high++)
+                if ((gap += 1LL << s->low_bits) > size) return 0;
             if (++high > stream->count * 8 || (i + 1) * s->low_bits > low->count * 8) return 0;
             for (int64_t b = 0; b < s->low_bits; b++) gap += (int64_t)bit(low->data, i * s->low_bits + b) << b;
         }
@@ -490,19 +493,14 @@ static void convolved(const network *net, const step *s, const layer *l, number 
             b.rows = l->outputs - first < l->rows ? l->outputs - first : l->rows;
             b.out = out + first * to->plane + at;
             b.residual = residual ? residual + first * to->plane + at : NULL;
-            if (l->rows == 1)
-                ALONE[count - 1](&b);
-            else
-                JOINED[count - 1](&b);
+            (l->rows == 1 ? ALONE : JOINED)[count - 1](&b);
         }
     }
 }
 
 /* ---- Linear layers ---- */
 
-static float floor_of(const step *s) { return s->relu ? 0 : -INFINITY; }
-
-static float clamped(const step *s, float value) { return fminf(fmaxf(value, floor_of(s)), ceiling_of(s)); }
+static float clamped(const step *s, float value) { return s->relu ? fminf(fmaxf(value, 0), ceiling_of(s)) : value; }
 
 static void multiplied(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
     const number *in = activations[s->from];
@@ -544,7 +542,7 @@ static vector every_second(const number *in) {
     return __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
 }
 
-/* A row to the rows of its phases, `next` floats apart. */
+/* A row to the rows of its phases, `next` numbers apart. */
 static inline void dealt(const number *restrict in, number *restrict out, int64_t width, int64_t stride, int64_t phases,
                          int64_t next) {
     const number *end = in + width;
@@ -576,15 +574,10 @@ static void split(const step *s, const layout *from, const layout *to, const num
 
 static void added(const step *s, const layout *to, const number *in, const number *other, number *out, int64_t begin,
                   int64_t end) {
-    float low = floor_of(s), high = ceiling_of(s);
     for (int64_t c = begin; c < end; c++)
         for (int64_t y = 0; y < (to->shape.height ? to->shape.height : 1); y++) {
             int64_t at = to->first + c * to->plane + y * to->row, width = to->shape.height ? to->shape.width : 1;
-            for (int64_t i = at; i < at + width; i++) {
-                float sum = in[i] + (other ? other[i] : 0);
-                sum = sum > low ? sum : low;
-                out[i] = sum < high ? sum : high;
-            }
+            for (int64_t i = at; i < at + width; i++) out[i] = clamped(s, in[i] + (other ? other[i] : 0));
         }
 }
 
@@ -634,8 +627,8 @@ static void pooled(const step *s, const layout *from, const layout *to, const nu
 static void averaged(const step *s, const layout *from, const number *in, number *out, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++) {
         const vector *plane = (const vector *)(in + from->first + c * from->plane);
-        vector sums = {0};
-        for (int64_t v = 0; v < vectors_of(from); v++) sums += plane[v]; /* between the rows are zeros */
+        floats sums = {0}; /* between the rows are zeros */
+        for (int64_t v = 0; v < vectors_of(from); v++) sums += __builtin_convertvector(plane[v], floats);
         float sum = 0;
         for (int i = 0; i < LANES; i++) sum += sums[i];
         out[c] = clamped(s, sum / (from->shape.height * from->shape.width));
@@ -753,7 +746,7 @@ static void one_of(void *given, size_t i) {
     batch *b = given;
     workspace *space = borrowed(b->net);
     if (!space) {
-        b->failed = 1;
+        __atomic_store_n(&b->failed, 1, __ATOMIC_RELAXED);
         return;
     }
     inferred(b->net, space->activations, b->in + i * b->input_size, b->out + i * b->output_size, NULL);
@@ -847,7 +840,7 @@ static int fitting(const step *s, const network *net, int64_t inputs) {
         case CONVOLUTION:
             return in.height && in.height == out.height && in.width == out.width && in.pad == out.pad &&
                    in.channels % part == 0 && out.channels % s->groups == 0 && reaches(s, from);
-        case LINEAR: return !in.height && !out.height && area == 1 && s->stride == 1 && s->groups == 1;
+        case LINEAR: return !in.height && !out.height && area == 1 && s->stride == 1 && !s->pad && s->groups == 1;
         case ADD: return same(in, out);
         case MAX_POOL:
         case AVERAGE_POOL:
