@@ -493,7 +493,10 @@ static void convolved(const network *net, const step *s, const layer *l, number 
             b.rows = l->outputs - first < l->rows ? l->outputs - first : l->rows;
             b.out = out + first * to->plane + at;
             b.residual = residual ? residual + first * to->plane + at : NULL;
-            (l->rows == 1 ? ALONE : JOINED)[count - 1](&b);
+            if (l->rows == 1)
+                ALONE[count - 1](&b);
+            else
+                JOINED[count - 1](&b);
         }
     }
 }
