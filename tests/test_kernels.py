@@ -266,15 +266,20 @@ print(float(np.abs(found[1] - found[0]).max() / np.abs(found[0]).max()))
 """
 
 
-def difference_on_arm(processor, target, name, density, folder):
-    """Of the engine's scores from the body's, relative to the largest."""
+def said_on_arm(code, processor, target, made, inputs, folder):
+    """What a program prints there that finds a model, the engine and inputs beside it."""
     if reason := arm.missing():
         pytest.skip(reason)
-    model, inputs = packed_of(name, density)
-    (folder / "model.onnx").write_bytes(one_node(model)[0].SerializeToString())
+    (folder / "model.onnx").write_bytes(made.SerializeToString())
     (folder / "engine.so").write_bytes(library(target_of(target)).read_bytes())
-    np.save(folder / "inputs.npy", inputs[:3])
-    return float(arm.emulated(processor, ["-c", COMPARED], folder))
+    np.save(folder / "inputs.npy", inputs)
+    return arm.emulated(processor, ["-c", code], folder)
+
+
+def difference_on_arm(processor, target, name, density, folder):
+    """Of the engine's scores from the body's, relative to the largest."""
+    model, inputs = packed_of(name, density)
+    return float(said_on_arm(COMPARED, processor, target, one_node(model)[0], inputs[:3], folder))
 
 
 @pytest.mark.slow
@@ -299,13 +304,8 @@ assert np.isfinite(first).all() and np.array_equal(first, last), (first, last)
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["aarch64", "aarch64-fp16"])
 def test_an_image_that_is_no_image_spoils_no_other_on_arm(target, tmp_path):
-    if reason := arm.missing():
-        pytest.skip(reason)
     made, good, bad = torn()
-    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
-    (tmp_path / "engine.so").write_bytes(library(target_of(target)).read_bytes())
-    np.save(tmp_path / "inputs.npy", np.concatenate([good, bad]))
-    arm.emulated(arm.PROCESSORS[1], ["-c", SPOILT], tmp_path)
+    said_on_arm(SPOILT, arm.PROCESSORS[1], target, made, np.concatenate([good, bad]), tmp_path)
 
 
 @pytest.mark.slow
@@ -325,15 +325,11 @@ def test_float16_executes_less(tmp_path):
 
 @pytest.mark.slow
 def test_means_of_large_planes_are_not_summed_in_float16(tmp_path):
-    if reason := arm.missing():
-        pytest.skip(reason)
     layer = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
     made, reason = one_node(packed(lean(exported(layer, lambda pixels: pixels, torch.zeros(2, 1, 192, 192))))[0])
     assert reason is None
-    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
-    (tmp_path / "engine.so").write_bytes(library(target_of("aarch64-fp16")).read_bytes())
-    np.save(tmp_path / "inputs.npy", np.full((1, 1, 192, 192), 3, np.float32))
-    assert float(arm.emulated(arm.PROCESSORS[1], ["-c", COMPARED], tmp_path)) < 2**-9
+    inputs = np.full((1, 1, 192, 192), 3, np.float32)
+    assert float(said_on_arm(COMPARED, arm.PROCESSORS[1], "aarch64-fp16", made, inputs, tmp_path)) < 2**-9
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 /* Sparse inference: a whole pruned network as one operator of ONNX Runtime.
  *
  * A plane (one channel of an activation) is stored as its rows, each followed by `pad` zeros, and planes are separated by
- * at least `pad` rows of zeros. Those zeros serve as the padding on every side, so a convolution over the flattened plane has no
- * borders: each weight that is not zero is one offset, and
+ * at least `pad` rows of zeros. Those zeros serve as the padding on every side, so a convolution over the flattened plane
+ * has no borders: each weight that is not zero is one offset, and
  *
  *     out[i] += weight * in[i + offset]        for all i of the plane
  *
