@@ -34,11 +34,12 @@ bakeoff: setup ## Weights, filters and AMC's policies at equal epochs, with the 
 	@$(BIN)/python -m pipeline $(call JOBS,measure)
 	@$(BIN)/python -m pipeline $(AMC)=compare $(ARGS)
 
-test: setup ## Run the tests (minutes)
-	$(BIN)/python -m pytest -m "not slow"
+TESTS = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+test: setup ## Run the tests, a file on each core at a time (minutes)
+	$(TESTS) -m "not slow"
 
 test-slow: setup ## Run the slow tests: kills, whole jobs, the wheel
-	$(BIN)/python -m pytest -m slow
+	$(TESTS) -m slow
 
 lint: setup ## Check style, types and the order of imports
 	$(BIN)/ruff check .

@@ -64,6 +64,21 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
         assert second["places"][name]["instructions"] == place["instructions"]
 
 
+def test_what_was_kept_waiting_is_counted_anew(root, made, monkeypatch, tmp_path):  # noqa: F811
+    once = tmp_path / "once"
+    code = arm.COUNTED.read_text()
+    stall = f"    if _ == 3 and os.path.exists({str(once)!r}):\n        os.rmdir({str(once)!r})\n        time.sleep(6)\n"
+    counted = code.replace("    os.getppid()\n", f"{stall}    os.getppid()\n", 1)
+    assert counted != code
+    (tmp_path / "count.py").write_text(counted)
+    monkeypatch.setattr(arm, "COUNTED", tmp_path / "count.py")
+    files = [made / "artifacts" / "bundle" / name for name in ("model.onnx", "golden.npz")]
+    expected = arm.instructions(arm.PROCESSORS[0], *files, tmp_path)
+    once.mkdir()
+    assert arm.instructions(arm.PROCESSORS[0], *files, tmp_path) == expected
+    assert not once.exists()
+
+
 def test_an_engine_that_is_refused_there_is_told_with_its_reason(root, made, monkeypatch):  # noqa: F811
     (made / "artifacts" / "bundle").rename(made / "artifacts" / "kept")
     shutil.copytree(made / "artifacts" / "kept", made / "artifacts" / "bundle")
@@ -101,15 +116,14 @@ def test_a_spoilt_bundle_is_not_verified(root, made, monkeypatch, capsys):  # no
     assert written["reason"] in error
 
 
-def test_a_changed_root_is_refused(root, made, monkeypatch, tmp_path):  # noqa: F811
-    sums = root / "SHA256SUMS"
-    content = sums.read_text()
-    sums.write_text(content[:-10])
-    try:
-        with pytest.raises(PipelineError, match="a file of the ARM root has changed: delete"):
-            arm.root()
-    finally:
-        sums.write_text(content)
+def test_a_changed_root_is_refused(root, tmp_path, monkeypatch):
+    changed = tmp_path / "root"
+    shutil.copytree(root, changed, symlinks=True)
+    sums = changed / "SHA256SUMS"
+    sums.write_text(sums.read_text()[:-10])
+    monkeypatch.setattr(arm, "home", lambda: changed)
+    with pytest.raises(PipelineError, match="a file of the ARM root has changed: delete"):
+        arm.root()
 
 
 @pytest.fixture

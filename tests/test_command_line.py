@@ -285,6 +285,7 @@ def test_an_empty_store_that_was_left_unfinished_is_made_again(tmp_path):
     assert store(tmp_path).search_experiments()
 
 
+@pytest.mark.slow
 def test_resnet20_on_real_images_runs_without_a_warning(cifar10, tmp_path):
     """A few steps of the paper's experiment, as typed but for the length of an epoch."""
     process = command(

@@ -57,6 +57,7 @@ def test_the_time_of_the_dense_and_the_last_round_is_taken_once_and_tracked(meas
     assert found.data.metrics["latency_ms"] == 1e-6
 
 
+@pytest.mark.slow
 def test_times_of_all_rounds_are_in_the_report(typed, monkeypatch, tmp_path):  # noqa: F811
     """Without a library for this processor there is no third way; what is not timed has no figure."""
     monkeypatch.setattr(arm, "missing", lambda: "no ARM in this test")

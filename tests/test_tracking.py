@@ -132,7 +132,7 @@ def test_typed_again_nothing_doubles_and_more_rounds_reopen_the_run(command, cli
     [(Stopped(2), 130, "KILLED"), (Stopped(15), 143, "KILLED"), (OSError("disk full"), 1, "FAILED"), (Stop(), None, "FAILED")],
     ids=["Ctrl-C", "SIGTERM", "no space", "a bug"],
 )  # fmt: skip
-@pytest.mark.parametrize("epoch", [2, 5])
+@pytest.mark.parametrize("epoch", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_dies_has_its_true_status_and_goes_on_to_the_same_content(
     death, exit_status, run_status, epoch, command, client, tmp_path, monkeypatch
 ):
