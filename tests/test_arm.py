@@ -67,7 +67,9 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
 def test_what_was_kept_waiting_is_counted_anew(root, made, monkeypatch, tmp_path):  # noqa: F811
     once = tmp_path / "once"
     code = arm.COUNTED.read_text()
-    stall = f"    if _ == 3 and os.path.exists({str(once)!r}):\n        os.rmdir({str(once)!r})\n        time.sleep(6)\n"
+    stall = (
+        f"    if _ == 3 and os.path.exists({str(once)!r}):\n        os.rmdir({str(once)!r})\n        time.sleep(6)\n"
+    )
     counted = code.replace("    os.getppid()\n", f"{stall}    os.getppid()\n", 1)
     assert counted != code
     (tmp_path / "count.py").write_text(counted)
