@@ -6,7 +6,9 @@ import json
 import pytest
 from mlflow import MlflowClient
 
+from pipeline import rounds
 from pipeline.deploy import arm, kernels
+from pipeline.outcome import curves
 from tests.conftest import SMALL
 from tests.test_sweep import typed  # noqa: F401
 from tests.test_tracking import history, runs
@@ -55,6 +57,14 @@ def test_the_time_of_the_dense_and_the_last_round_is_taken_once_and_tracked(meas
     index = 0 if "dense" in files[0].parts else 1
     (found,) = [run for run in runs(client, "round") if run.data.tags["round"] == str(index)]
     assert found.data.metrics["latency_ms"] == 1e-6
+
+
+def test_times_are_drawn_as_shares_of_what_the_dense_network_took_in_turns_with_them(small_job):
+    """A machine that was busy in the second round drew it as slower."""
+    figures = [{"latency_ms": 5.0, "latency_ratio": 1.0}, {"latency_ms": 9.0, "latency_ratio": 0.9}]
+    picture = curves(rounds.run(small_job("pruning.rounds=1")), figures, "fine", "tuned")["accuracy_vs_time.png"]
+    (line,) = picture.axes[0].get_lines()
+    assert list(line.get_xdata()) == pytest.approx([100, 90])
 
 
 @pytest.mark.slow

@@ -164,6 +164,7 @@ def test_a_run_that_dies_has_its_true_status_and_goes_on_to_the_same_content(
 
 
 def test_another_store_by_setting_or_environment(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of such a store
     by_setting = f"sqlite:///{tmp_path / 'one.db'}"
     assert command(f"tracking.uri={by_setting}") == 0
     assert len(runs(MlflowClient(by_setting), "job")) == 1
