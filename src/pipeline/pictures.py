@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as plotly
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from plotly.colors import DEFAULT_PLOTLY_COLORS
@@ -56,12 +57,9 @@ def accuracy_by_cost(lines: Mapping[str, Sequence[tuple[float, Round]]], cost: s
             axes.plot(costs, accuracy, marker="o", markersize=4, label=label)
         else:
             axes.plot(costs, accuracy, "k*", markersize=10, label=label)
-    axes.set(xscale="log", xlabel=cost, ylabel="test accuracy of the masked network (%)", title=title)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.invert_xaxis()
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.set(ylabel="test accuracy of the masked network (%)", title=title)
+    _cost_axis(axes, cost, [x for points in lines.values() for x, _ in points])
+    figure.legend(loc="outside lower center", ncols=len(lines))
     return figure
 
 
@@ -105,15 +103,7 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
                 linewidth=0,
             )
         axes.axhline(methods[0].points[0].accuracy.median * 100, color="black", linestyle=":", linewidth=1)
-        axes.set(xlabel=label)
-        values = [x for method in methods for x in _line(method, label)[0]]
-        if max(values) > 3 * min(values):
-            axes.set(xscale="log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_locator(NullLocator())
-        axes.invert_xaxis()
-        axes.grid(alpha=0.3)
+        _cost_axis(axes, label, [x for method in methods for x in _line(method, label)[0]])
     panels[0].set(ylim=_shown(methods))
     for axes in panels[::columns]:
         axes.set(ylabel="test accuracy (%)")
@@ -161,6 +151,18 @@ def _shown(methods: Sequence[Method]) -> tuple[float, float]:
     bottom = lows[1] if len(lows) > 2 and lows[1] - lows[0] > top - lows[1] else lows[0]
     margin = 0.05 * (top - bottom) + 0.1
     return bottom - margin, top + margin
+
+
+def _cost_axis(axes: Axes, label: str, costs: Sequence[float]) -> None:
+    """Costs fall to the right; they are spaced by their logarithms where some are over three times others."""
+    axes.set(xlabel=label)
+    if max(costs) > 3 * min(costs):
+        axes.set(xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
 
 
 def _measured(methods: Sequence[Method]) -> list[str]:
