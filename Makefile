@@ -65,4 +65,4 @@ ui: setup ## Serve the MLflow UI on what has been run
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow/mlflow.db
 
 server: setup ## An MLflow server for a team, with PostgreSQL, on loopback (HOST PORT)
-	@$(BIN)/python -m pipeline.server $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+	@$(BIN)/python -m pipeline.tracking.server $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))

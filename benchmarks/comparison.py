@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from rich.progress import track
 
-from pipeline.composition import composed
-from pipeline.settings import flat
-from pipeline.tracking import embedded_uri, make_embedded_store
+from pipeline.settings.composition import composed
+from pipeline.settings.groups import flat
+from pipeline.tracking.tracker import embedded_uri, make_embedded_store
 
 METHODS = ("lr_rewinding", "weight_rewinding", "fine_tuning", "lottery_ticket", "reinitialisation")
 NAME = "digits"

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from pipeline.costs import positions
 from pipeline.deploy import kernels
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.pack import packed
 from pipeline.deploy.program import one_node
 from pipeline.deploy.runtime import scores, session
 from pipeline.networks import NETWORKS, weight_layers
+from pipeline.networks.costs import positions
 
 NETS = {
     "ResNet-20, 32x32": ("cifar_resnet", {"depth": 20}, 32, 10),

@@ -13,8 +13,8 @@ from typing import Any
 def main(file: Path) -> None:
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-    from pipeline import rounds
     from pipeline.__main__ import main as command
+    from pipeline.rounds import loop as rounds
 
     seen: dict[str, float] = {"evaluation": 0.0}
     evaluate = rounds.evaluate

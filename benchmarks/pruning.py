@@ -35,7 +35,7 @@ def prune_here(parts: list[torch.Tensor]) -> "Watched":
     from pipeline.pruning.criteria import CRITERIA, Scores
     from pipeline.pruning.masks import kept, ones_like
     from pipeline.pruning.prune import prune
-    from pipeline.speed import keep_freed_memory
+    from pipeline.training.speed import keep_freed_memory
 
     keep_freed_memory()  # as a job does
     named = {f"{number}.weight": part for number, part in enumerate(parts)}

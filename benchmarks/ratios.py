@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.comparison import Spread, spread
+from pipeline.report.comparison import Spread, spread
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import comparison
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
-from pipeline.environment import CHECKOUT, environment
+from pipeline.ground.environment import CHECKOUT, environment
 
 PAGE = CHECKOUT / "docs" / "benchmarks-sweeps.md"
 TURNS = 2

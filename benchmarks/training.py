@@ -21,17 +21,17 @@ from pytorch_lightning.callbacks import ModelPruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.composition import composed
+from pipeline.commands.run import build_job
 from pipeline.data.dataset import Part
 from pipeline.data.memory import Images, InMemory
-from pipeline.jobs import build_job
 from pipeline.networks import prunable
 from pipeline.pruning.masks import ones_like
 from pipeline.pruning.prune import prune
-from pipeline.rounds import Job
-from pipeline.settings import build
-from pipeline.speed import keep_freed_memory
-from pipeline.train import State, make_optimizer, train_round
+from pipeline.rounds.loop import Job
+from pipeline.settings.composition import composed
+from pipeline.settings.groups import build
+from pipeline.training.speed import keep_freed_memory
+from pipeline.training.train import State, make_optimizer, train_round
 
 STEPS, TIMED = 25, 20
 DENSITY = 0.1

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.composition import composed
-from pipeline.jobs import build_job
-from pipeline.rounds import Job
-from pipeline.settings import Settings, build
+from pipeline.commands.run import build_job
+from pipeline.rounds.loop import Job
+from pipeline.settings.composition import composed
+from pipeline.settings.groups import Settings, build
 
 SMALL = [
     "model.arguments.width=4",

@@ -22,7 +22,6 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import rounds
 from pipeline.amc import costs, ddpg, latency
 from pipeline.amc.compressed import Normal, accuracy, channels, importance, normals, refit, sampled
 from pipeline.amc.ddpg import Agent, Transition
@@ -35,14 +34,15 @@ from pipeline.amc.environment import (
     uniform,
     walk,
 )
-from pipeline.amc.job import search_job
 from pipeline.amc.problem import Problem
 from pipeline.amc.search import Episode, chosen, search, transitions
-from pipeline.costs import positions
-from pipeline.errors import PipelineError
-from pipeline.jobs import build_job
-from pipeline.ledger import read_tensors
+from pipeline.commands.run import build_job
+from pipeline.commands.search import search_job
+from pipeline.ground.errors import PipelineError
+from pipeline.networks.costs import positions
 from pipeline.pruning.channels import alive, without
+from pipeline.rounds import loop as rounds
+from pipeline.rounds.ledger import read_tensors
 from tests.conftest import PHOTOS, SMALL, settings
 from tests.servers import killed
 from tests.test_command_line import PROJECT

@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 
 from pipeline.deploy import arm, bundle
-from pipeline.errors import PipelineError
+from pipeline.ground.errors import PipelineError
 from tests.test_bundle import RUN, called, made, told  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -24,6 +24,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from pipeline.__main__ import main
+from pipeline.commands.run import build_job
 from pipeline.data import load
 from pipeline.data.batches import standardised
 from pipeline.data.dataset import Preprocessing
@@ -31,10 +32,9 @@ from pipeline.deploy import bundle, runtime
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import target_here
 from pipeline.deploy.quantize import quantised
-from pipeline.environment import CHECKOUT
-from pipeline.jobs import build_job
+from pipeline.ground.environment import CHECKOUT
 from pipeline.networks import build_network
-from pipeline.rounds import network_after
+from pipeline.rounds.loop import network_after
 from tests.conftest import SMALL, settings
 from tests.test_shrink import pruned
 

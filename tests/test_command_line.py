@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import sweep
 from pipeline.__main__ import main
-from pipeline.composition import CONF
-from pipeline.speed import has_compiler
-from pipeline.tracking import make_embedded_store
+from pipeline.commands import sweep
+from pipeline.settings.composition import CONF
+from pipeline.tracking.tracker import make_embedded_store
+from pipeline.training.speed import has_compiler
 from tests.conftest import PHOTOS, SMALL, settings
 from tests.test_rounds import content
 from tests.test_tracking import everything
@@ -249,7 +249,7 @@ def test_two_runs_at_once_share_the_training_of_round_0_and_the_store(tmp_path):
 
 
 def test_the_same_command_twice_at_once_is_refused(tmp_path, monkeypatch, capsys):
-    from pipeline.jobs import build_job
+    from pipeline.commands.run import build_job
 
     with build_job(settings(*SMALL), tmp_path).ledger.locked():
         second = command(*SMALL, f"runs={tmp_path}")

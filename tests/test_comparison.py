@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import comparison, conformance
-from pipeline.compare import papers_settings
-from pipeline.comparison import TrackedRun
-from pipeline.errors import PipelineError
-from pipeline.pictures import methods_figure, methods_page
+from pipeline.commands.compare import papers_settings
+from pipeline.ground.errors import PipelineError
+from pipeline.report import comparison, conformance
+from pipeline.report.comparison import TrackedRun
+from pipeline.report.pictures import methods_figure, methods_page
 from tests.conftest import settings
 
 SETTINGS = {

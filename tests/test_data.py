@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pipeline.data import load
 from pipeline.data.batches import cropped, mirrored, standardised, standardised_alike
 from pipeline.data.dataset import Part
-from pipeline.errors import SettingsError
-from pipeline.randomness import derived_seed, generator
+from pipeline.ground.errors import SettingsError
+from pipeline.ground.randomness import derived_seed, generator
 from tests.conftest import settings as composed
 
 

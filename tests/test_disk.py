@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import rounds
 from pipeline.data import load
 from pipeline.data.dataset import Part
 from pipeline.data.disk import random_box
 from pipeline.data.split import split
-from pipeline.errors import PipelineError, SettingsError
-from pipeline.randomness import generator
+from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.randomness import generator
+from pipeline.rounds import loop as rounds
 from tests.conftest import PHOTOS
 from tests.conftest import settings as composed
 from tests.test_rounds import Stop, Watch, content

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from pipeline import rounds
-from pipeline.costs import positions
 from pipeline.deploy.shrink import macs, shrunk
-from pipeline.errors import SettingsError
+from pipeline.ground.errors import SettingsError
 from pipeline.networks import build_network, prunable
+from pipeline.networks.costs import positions
 from pipeline.pruning.channels import alive, channel_groups
 from pipeline.pruning.cut import cut_filters
 from pipeline.pruning.filters import counts, keep_filters, norms, prune_filters
 from pipeline.pruning.masks import ones_like
+from pipeline.rounds import loop as rounds
 from tests.conftest import settings
 from tests.test_rounds import Stop, Watch, content
 from tests.test_zoo import MODELS

@@ -26,9 +26,9 @@ from pipeline.deploy.kernels import TARGETS, Target, build, library, target_here
 from pipeline.deploy.pack import packed, unpacked
 from pipeline.deploy.program import Step, one_node, opened
 from pipeline.deploy.quantize import quantised, with_float_activations
-from pipeline.errors import PipelineError
+from pipeline.ground.errors import PipelineError
 from pipeline.networks import NETWORKS
-from pipeline.settings import Deploy
+from pipeline.settings.groups import Deploy
 
 here = pytest.mark.skipif(target_here() is None, reason="no library is for this processor")
 TOLERANCE = 1e-5

@@ -6,9 +6,9 @@ import multiprocessing
 import pytest
 import torch
 
-from pipeline import rounds
-from pipeline.errors import PipelineError
-from pipeline.ledger import Ledger
+from pipeline.ground.errors import PipelineError
+from pipeline.rounds import loop as rounds
+from pipeline.rounds.ledger import Ledger
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pipeline.costs import density, layer_costs, positions
-from pipeline.errors import SettingsError
+from pipeline.ground.errors import SettingsError
 from pipeline.networks import build_network, prunable, weight_layers
+from pipeline.networks.costs import density, layer_costs, positions
 from pipeline.pruning.masks import ones_like
-from pipeline.settings import Model
+from pipeline.settings.groups import Model
 
 CIFAR = (3, 32, 32)
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from pipeline import outbox as module
-from pipeline.outbox import Outbox
+from pipeline.tracking import outbox as module
+from pipeline.tracking.outbox import Outbox
 
 
 @pytest.fixture

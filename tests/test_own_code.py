@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pipeline import prune_by_rewinding, rounds
+from pipeline import prune_by_rewinding
 from pipeline.__main__ import main
-from pipeline.errors import SettingsError
-from pipeline.jobs import build_job
+from pipeline.commands.run import build_job
+from pipeline.ground.errors import SettingsError
 from pipeline.networks import build_network
 from pipeline.networks.weights import read_weights
-from pipeline.settings import Model
+from pipeline.rounds import loop as rounds
+from pipeline.settings.groups import Model
 from tests.conftest import settings
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as reference
 
+from pipeline.ground.randomness import generator
 from pipeline.pruning.criteria import CRITERIA, Scores
 from pipeline.pruning.cut import cut_weights
 from pipeline.pruning.masks import density, digest, kept, ones_like
 from pipeline.pruning.prune import CHUNK, emptied, lowest, prune, removal_count
-from pipeline.randomness import generator
 from tests.conftest import settings as configured
 
 shapes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5)

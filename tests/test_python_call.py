@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline import prune_by_rewinding
-from pipeline.costs import positions
-from pipeline.errors import SettingsError
+from pipeline.ground.errors import SettingsError
 from pipeline.networks import prunable
+from pipeline.networks.costs import positions
 from tests.conftest import settings
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "transformer.py"
@@ -57,8 +57,8 @@ def test_a_network_and_data_of_ones_own_give_rounds_and_the_network_has_the_last
 
 
 def test_the_same_classes_by_the_command_line_prune_the_same_layers(example, tmp_path):
-    from pipeline import rounds
-    from pipeline.jobs import build_job
+    from pipeline.commands.run import build_job
+    from pipeline.rounds import loop as rounds
 
     chosen = settings(
         "model=custom", "model.network=transformer_example.Transformer", "model.arguments={width: 16, layers: 1}",

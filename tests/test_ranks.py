@@ -11,12 +11,12 @@ import time
 import pytest
 import torch
 
+from pipeline.commands.run import build_job
 from pipeline.data.memory import EVALUATION_BATCH
-from pipeline.errors import PipelineError, SettingsError
-from pipeline.jobs import build_job
-from pipeline.ledger import Ledger, dense_home
-from pipeline.ranks import Ranks, follows, together
-from pipeline.train import evaluate
+from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.rounds.ledger import Ledger, dense_home
+from pipeline.training.ranks import Ranks, follows, together
+from pipeline.training.train import evaluate
 from tests.conftest import PHOTOS, settings
 from tests.test_command_line import command, store
 from tests.test_rounds import content

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pipeline import rounds
-from pipeline.errors import PipelineError
-from pipeline.jobs import build_job
-from pipeline.ledger import Ledger
+from pipeline.commands.run import build_job
+from pipeline.ground.errors import PipelineError
 from pipeline.pruning.masks import kept, ones_like
 from pipeline.pruning.prune import prune
-from pipeline.train import capture, masked
+from pipeline.rounds import loop as rounds
+from pipeline.rounds.ledger import Ledger
+from pipeline.training.train import capture, masked
 from tests.conftest import settings
 
 METHODS = [

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.retraining import method_name, retraining_span, training_span
-from pipeline.schedule import held, scheduled
-from pipeline.settings import Cosine, OneCycle, Retraining, Step
+from pipeline.settings.groups import Cosine, OneCycle, Retraining, Step
+from pipeline.training.retraining import method_name, retraining_span, training_span
+from pipeline.training.schedule import held, scheduled
 from tests.conftest import settings
 
 STEP = Step("step", (0.5, 0.75), 0.1, 0.0)

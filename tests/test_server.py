@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import server
-from pipeline.errors import PipelineError
+from pipeline.ground.errors import PipelineError
+from pipeline.tracking import server
 from tests import servers
 from tests.conftest import SMALL
 from tests.test_sweep import typed_for_real
@@ -40,7 +40,7 @@ class Server:
 
     def __init__(self, folder):
         self.port = servers.free_port()
-        self.command = [sys.executable, "-m", "pipeline.server", "--folder", str(folder), "--port", str(self.port)]
+        self.command = [sys.executable, "-m", "pipeline.tracking.server", "--folder", str(folder), "--port", str(self.port)]
         self.log = folder / "log"
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()

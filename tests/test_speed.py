@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from pipeline import rounds, speed
-from pipeline.errors import SettingsError
+from pipeline.ground.errors import SettingsError
 from pipeline.networks import prunable
-from pipeline.speed import has_compiler, resolved
-from pipeline.train import evaluate
+from pipeline.rounds import loop as rounds
+from pipeline.training import speed
+from pipeline.training.speed import has_compiler, resolved
+from pipeline.training.train import evaluate
 from tests.conftest import settings
 from tests.test_rounds import Stop, Watch, content, first_steps
 

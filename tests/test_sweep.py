@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import sweep
 from pipeline.__main__ import main
-from pipeline.sweep import Note
+from pipeline.commands import sweep
+from pipeline.commands.sweep import Note
 from tests.conftest import SMALL
 from tests.servers import family, free_port, killed
 from tests.test_command_line import PROJECT
@@ -118,7 +118,7 @@ def test_what_jobs_print_is_kept_apart(typed, tmp_path):
 
 @pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]])
 def test_ctrl_c_stops_the_whole_sweep(launcher, typed, monkeypatch, tmp_path):
-    from pipeline.display import Display
+    from pipeline.report.display import Display
 
     epoch_done = Display.epoch_done
 

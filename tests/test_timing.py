@@ -6,9 +6,9 @@ import json
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import rounds
 from pipeline.deploy import arm, kernels
-from pipeline.outcome import curves
+from pipeline.report.sizes import curves
+from pipeline.rounds import loop as rounds
 from tests.conftest import SMALL
 from tests.test_sweep import typed  # noqa: F401
 from tests.test_tracking import history, runs

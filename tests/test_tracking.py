@@ -6,9 +6,9 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import tracking
 from pipeline.__main__ import Stopped, main
-from pipeline.settings import flat
+from pipeline.settings.groups import flat
+from pipeline.tracking import tracker as tracking
 from tests.conftest import SMALL, settings
 from tests.test_rounds import Stop
 
@@ -136,7 +136,7 @@ def test_typed_again_nothing_doubles_and_more_rounds_reopen_the_run(command, cli
 def test_a_run_that_dies_has_its_true_status_and_goes_on_to_the_same_content(
     death, exit_status, run_status, epoch, command, client, tmp_path, monkeypatch
 ):
-    from pipeline.display import Display
+    from pipeline.report.display import Display
 
     whole = tmp_path / "whole"
     assert command(f"runs={whole}") == 0

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.data.dataset import Part
-from pipeline.errors import PipelineError
+from pipeline.ground.errors import PipelineError
 from pipeline.networks import prunable
 from pipeline.pruning.masks import ones_like
 from pipeline.pruning.prune import prune
-from pipeline.train import State, capture, make_optimizer, masked, restore, train_round
+from pipeline.training.train import State, capture, make_optimizer, masked, restore, train_round
 
 OPTIMIZERS = {
     "SGD with momentum and decay": ["training/optimizer=sgd", "training.optimizer.weight_decay=5e-3"],

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import rounds
-from pipeline.errors import SettingsError
-from pipeline.jobs import build_job
+from pipeline.commands.run import build_job
+from pipeline.ground.errors import SettingsError
+from pipeline.rounds import loop as rounds
 from tests.conftest import SMALL, settings
 
 

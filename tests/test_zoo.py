@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import rounds
-from pipeline.composition import CONF
+from pipeline.commands.run import build_job
 from pipeline.data.dataset import Part
-from pipeline.jobs import build_job
 from pipeline.networks import NETWORKS, build_network
+from pipeline.rounds import loop as rounds
+from pipeline.settings.composition import CONF
 from tests.conftest import PHOTOS, settings
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "custom")

@@ -7,7 +7,7 @@ rounds = prune_by_rewinding(network, data_module, "training.epochs=10", "pruning
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.python_call import prune_by_rewinding
+    from pipeline.commands.python_call import prune_by_rewinding
 
 __all__ = ["prune_by_rewinding"]
 
@@ -15,7 +15,7 @@ __all__ = ["prune_by_rewinding"]
 def __getattr__(name: str) -> Any:
     """Loads what the package offers when it is asked for, so that the command line starts without it."""
     if name == "prune_by_rewinding":
-        from pipeline.python_call import prune_by_rewinding
+        from pipeline.commands.python_call import prune_by_rewinding
 
         return prune_by_rewinding
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

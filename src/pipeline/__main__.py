@@ -26,9 +26,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.composition import CONF, lenient, sentence
-from pipeline.errors import PipelineError, SettingsError, Stopped, one_line
-from pipeline.settings import OwnData, Settings, build
+from pipeline.ground.errors import PipelineError, SettingsError, Stopped, one_line
+from pipeline.settings.composition import CONF, lenient, sentence
+from pipeline.settings.groups import OwnData, Settings, build
 
 
 def main() -> None:
@@ -70,8 +70,8 @@ SWEEPING: set[int] = set()
 
 def run_sweep(overrides: list[str]) -> None:
     """The jobs of a command with ``-m``: all of them, whatever becomes of one, by the launcher that Hydra was given."""
-    from pipeline import sweep
-    from pipeline.environment import runs_folder
+    from pipeline.commands import sweep
+    from pipeline.ground.environment import runs_folder
 
     jobs = sweep.planned(overrides, runs_folder)
     sweep.cleared(jobs)
@@ -103,7 +103,7 @@ def run_sweep(overrides: list[str]) -> None:
 
 def run_in_sweep(config: DictConfig) -> None:
     """One job of a sweep, in whatever process: its outcome goes to its note. It raises Ctrl-C alone, and only here."""
-    from pipeline import sweep
+    from pipeline.commands import sweep
 
     hydra_config = HydraConfig.get()
     folder, number, here = Path(hydra_config.sweep.dir), hydra_config.job.num, hydra_config.runtime.cwd
@@ -146,7 +146,7 @@ def _tried(settings: Settings, task: Callable[[Settings, Path], None]) -> tuple[
 
     Only what is no fault of the user's is raised.
     """
-    from pipeline.environment import runs_folder
+    from pipeline.ground.environment import runs_folder
 
     try:
         task(settings, runs_folder(settings.runs))
@@ -173,8 +173,8 @@ def _tried(settings: Settings, task: Callable[[Settings, Path], None]) -> tuple[
 
 def run(settings: Settings, runs: Path) -> None:
     """``task=run``: the loop over rounds, shown and tracked."""
-    from pipeline.amc.job import with_policy
-    from pipeline.jobs import build_job, run_job
+    from pipeline.commands.run import build_job, run_job
+    from pipeline.commands.search import with_policy
 
     with_policy(settings, runs)
     run_job(build_job(settings, runs), settings, runs)
@@ -182,14 +182,14 @@ def run(settings: Settings, runs: Path) -> None:
 
 def sync(settings: Settings, runs: Path) -> None:
     """``task=sync``."""
-    from pipeline.jobs import build_job, sync_job
+    from pipeline.commands.run import build_job, sync_job
 
     print(sync_job(build_job(settings, runs), settings, runs))
 
 
 def search_policy(settings: Settings, runs: Path) -> None:
     """``task=search``."""
-    from pipeline.amc.job import search_job, search_of
+    from pipeline.commands.search import search_job, search_of
 
     search_job(search_of(settings, runs), settings, runs)
 
@@ -198,7 +198,7 @@ def measure(settings: Settings, runs: Path) -> None:
     """``task=measure``."""
     from rich.console import Console
 
-    from pipeline.jobs import build_job, measure_job
+    from pipeline.commands.run import build_job, measure_job
 
     with Console(stderr=True).status("loading") as status:
         table = measure_job(build_job(settings, runs), settings, runs, status.update)
@@ -207,9 +207,9 @@ def measure(settings: Settings, runs: Path) -> None:
 
 def show_plan(settings: Settings, runs: Path) -> None:
     """``task=plan``."""
-    from pipeline.jobs import build_job, stoppable
-    from pipeline.plan import plan
-    from pipeline.ranks import together
+    from pipeline.commands.plan import plan
+    from pipeline.commands.run import build_job, stoppable
+    from pipeline.training.ranks import together
 
     job = build_job(settings, runs)
     with together(job.training.devices, job.training.nodes) as ranks, stoppable():
@@ -220,8 +220,9 @@ def show_plan(settings: Settings, runs: Path) -> None:
 
 def show_report(settings: Settings, runs: Path) -> None:
     """``task=report``."""
-    from pipeline import delivery, report
-    from pipeline.environment import artifacts_folder
+    from pipeline.commands import bundle as delivery
+    from pipeline.ground.environment import artifacts_folder
+    from pipeline.report import ledgers as report
 
     _show(*report.write(runs, settings.name))
     try:
@@ -235,16 +236,16 @@ def show_report(settings: Settings, runs: Path) -> None:
 
 def compare_methods(settings: Settings, runs: Path) -> None:
     """``task=compare``."""
-    from pipeline.compare import compare
-    from pipeline.environment import artifacts_folder
+    from pipeline.commands.compare import compare
+    from pipeline.ground.environment import artifacts_folder
 
     _show(*compare(settings, runs, artifacts_folder(settings.artifacts) / "comparison"))
 
 
 def hold_against_paper(settings: Settings, runs: Path) -> None:
     """``task=conformance``."""
-    from pipeline.compare import conform
-    from pipeline.environment import artifacts_folder
+    from pipeline.commands.compare import conform
+    from pipeline.ground.environment import artifacts_folder
 
     text, files, outside = conform(settings, runs, artifacts_folder(settings.artifacts) / "conformance")
     _show(text, files)
@@ -262,8 +263,8 @@ def make_bundle(settings: Settings, runs: Path) -> None:
     """``task=bundle``."""
     from rich.console import Console
 
-    from pipeline import delivery
-    from pipeline.environment import artifacts_folder
+    from pipeline.commands import bundle as delivery
+    from pipeline.ground.environment import artifacts_folder
 
     folder = artifacts_folder(settings.artifacts) / "bundle"
     with Console(stderr=True).status("loading") as status:
@@ -278,8 +279,8 @@ def verify_bundle(settings: Settings, runs: Path) -> None:
     """``task=verify``."""
     from rich.console import Console
 
-    from pipeline import delivery
-    from pipeline.environment import artifacts_folder
+    from pipeline.commands import bundle as delivery
+    from pipeline.ground.environment import artifacts_folder
 
     artifacts = artifacts_folder(settings.artifacts)
     with Console(stderr=True).status("loading") as status:
@@ -303,7 +304,7 @@ TASKS = {
 
 def _follows(settings: Settings) -> bool:
     """Whether another process, which leads this one, tells what is wrong."""
-    from pipeline.ranks import follows
+    from pipeline.training.ranks import follows
 
     return follows(settings.training.devices, settings.training.nodes)
 

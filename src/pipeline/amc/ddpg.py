@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.randomness import derived_seed
-from pipeline.train import State, capture, restore
+from pipeline.ground.randomness import derived_seed
+from pipeline.training.train import State, capture, restore
 
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3

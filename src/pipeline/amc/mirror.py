@@ -9,11 +9,11 @@ from typing import Any
 from mlflow.entities import Param
 
 from pipeline.amc.search import Episode
-from pipeline.errors import Stopped, one_line
-from pipeline.ledger import Ledger
-from pipeline.outbox import Outbox
-from pipeline.settings import Settings, fingerprint, flat
-from pipeline.tracking import (
+from pipeline.ground.errors import Stopped, one_line
+from pipeline.rounds.ledger import Ledger
+from pipeline.settings.groups import Settings, fingerprint, flat
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.tracker import (
     FAILURES,
     PATIENCE,
     SECONDS_BETWEEN,

@@ -11,13 +11,13 @@ from torch.compiler import set_stance
 from pipeline.amc import costs, latency
 from pipeline.amc.compressed import IMAGES, Choice, accuracy, channels, normals, single_weights
 from pipeline.amc.environment import Environment, Step, choices
-from pipeline.costs import positions
 from pipeline.data.dataset import Part
-from pipeline.errors import PipelineError
+from pipeline.ground.errors import PipelineError
+from pipeline.ground.randomness import generator
 from pipeline.networks import prunable, weight_layers
-from pipeline.randomness import generator
-from pipeline.rounds import Job, network_after
-from pipeline.settings import Amc
+from pipeline.networks.costs import positions
+from pipeline.rounds.loop import Job, network_after
+from pipeline.settings.groups import Amc
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Data: what a network learns from. Images in memory, images on disk, or batches of your own."""
 
 from pipeline.data.dataset import Dataset
-from pipeline.settings import Data, ImagesInMemory, ImagesOnDisk
+from pipeline.settings.groups import Data, ImagesInMemory, ImagesOnDisk
 
 
 def load(data: Data) -> Dataset:

@@ -27,9 +27,9 @@ from pipeline.data import hub
 from pipeline.data.batches import standardised
 from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
 from pipeline.data.split import split
-from pipeline.errors import PipelineError, SettingsError
-from pipeline.randomness import generator
-from pipeline.settings import ImagesOnDisk
+from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.randomness import generator
+from pipeline.settings.groups import ImagesOnDisk
 
 EVALUATION_BATCH = 250
 WIDEST = 4 / 3

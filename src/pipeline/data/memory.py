@@ -14,8 +14,8 @@ from pipeline.data import sources
 from pipeline.data.batches import cropped, mirrored, standardised, standardised_alike
 from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
 from pipeline.data.split import Pool, split
-from pipeline.randomness import generator
-from pipeline.settings import ImagesInMemory
+from pipeline.ground.randomness import generator
+from pipeline.settings.groups import ImagesInMemory
 
 SOURCES: Mapping[str, Callable[[ImagesInMemory], Pool]] = {
     "cifar10": sources.cifar10,

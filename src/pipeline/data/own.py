@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
-from pipeline.dotted import class_at, made
-from pipeline.errors import PipelineError, SettingsError, one_line
-from pipeline.randomness import derived_seed
-from pipeline.settings import OwnData
+from pipeline.ground.errors import PipelineError, SettingsError, one_line
+from pipeline.ground.randomness import derived_seed
+from pipeline.settings.dotted import class_at, made
+from pipeline.settings.groups import OwnData
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 

@@ -7,8 +7,8 @@ import torch
 
 from pipeline.data import hub
 from pipeline.data.split import Pool
-from pipeline.errors import SettingsError
-from pipeline.settings import ImagesInMemory
+from pipeline.ground.errors import SettingsError
+from pipeline.settings.groups import ImagesInMemory
 
 
 def digits(data: ImagesInMemory) -> Pool:

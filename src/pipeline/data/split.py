@@ -7,9 +7,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from pipeline.errors import SettingsError
-from pipeline.randomness import generator
-from pipeline.settings import ImagesInMemory, ImagesOnDisk
+from pipeline.ground.errors import SettingsError
+from pipeline.ground.randomness import generator
+from pipeline.settings.groups import ImagesInMemory, ImagesOnDisk
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from pipeline.deploy.program import one_node, opened
 from pipeline.deploy.quantize import quantised, with_float_activations
 from pipeline.deploy.runtime import latencies, optimised_operators, scores, session
 from pipeline.deploy.shrink import macs, shrunk
-from pipeline.errors import PipelineError
-from pipeline.settings import Deploy
+from pipeline.ground.errors import PipelineError
+from pipeline.settings.groups import Deploy
 
 OLDEST_ONNXRUNTIME = "1.22.1"
 TOLERANCE = 1e-4

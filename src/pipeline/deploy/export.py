@@ -19,7 +19,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from pipeline.errors import PipelineError, one_line
+from pipeline.ground.errors import PipelineError, one_line
 
 INPUT, OUTPUT = "input", "scores"
 IR_VERSION = 10

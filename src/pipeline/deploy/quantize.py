@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.deploy.export import INPUT, WEIGHTED
-from pipeline.errors import PipelineError
+from pipeline.ground.errors import PipelineError
 
 QUANTISED = (
     *WEIGHTED, "Add", "Mul", "Clip", "Relu", "Concat", "Reshape", "Transpose", "MaxPool", "AveragePool",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from pipeline.deploy.export import INPUT, operators
-from pipeline.environment import processor_features
+from pipeline.ground.environment import processor_features
 
 Session = Any
 EXACT = {"session.x64quantprecision": "1"}

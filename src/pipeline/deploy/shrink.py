@@ -13,7 +13,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from pipeline.costs import positions
+from pipeline.networks.costs import positions
 from pipeline.pruning.channels import LAYERS, NORMS, OPERATIONS, dependency_graph, roots
 
 WORTH = 0.01

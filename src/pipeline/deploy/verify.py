@@ -21,8 +21,8 @@ import numpy as np
 from pipeline.data.dataset import Dataset
 from pipeline.deploy import arm
 from pipeline.deploy.bundle import DENSE, first
-from pipeline.errors import PipelineError
-from pipeline.settings import Deploy
+from pipeline.ground.errors import PipelineError
+from pipeline.settings.groups import Deploy
 
 TOOLS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 Call = Callable[[Sequence[str]], str]

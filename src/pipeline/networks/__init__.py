@@ -6,15 +6,15 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from pipeline.dotted import class_at, made
-from pipeline.errors import SettingsError, one_line
+from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.randomness import derived_seed
 from pipeline.networks.lenet import lenet_300_100
 from pipeline.networks.mobilenet import mobilenet_v1, mobilenet_v2
 from pipeline.networks.resnet import cifar_resnet, imagenet_resnet
 from pipeline.networks.small_cnn import small_cnn
 from pipeline.networks.vgg import vgg16
-from pipeline.randomness import derived_seed
-from pipeline.settings import Model
+from pipeline.settings.dotted import class_at, made
+from pipeline.settings.groups import Model
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "cifar_resnet": cifar_resnet,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.errors import SettingsError, one_line
+from pipeline.ground.errors import SettingsError, one_line
 
 SHOWN = 8
 TAKES = "takes a .safetensors file, or a network.state_dict() in a .pt file"

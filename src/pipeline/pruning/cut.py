@@ -14,7 +14,7 @@ from pipeline.pruning.criteria import CRITERIA, Scores
 from pipeline.pruning.filters import counts, keep_filters, norms, prune_filters
 from pipeline.pruning.masks import Masks
 from pipeline.pruning.prune import keep, prune
-from pipeline.settings import Pruning
+from pipeline.settings.groups import Pruning
 
 Generators = Callable[[str], torch.Generator]
 """A new generator for a layer's name, the same each time."""

@@ -8,8 +8,8 @@
 import json
 from pathlib import Path
 
-from pipeline.errors import SettingsError, one_line
-from pipeline.settings import Amc, shares_of
+from pipeline.ground.errors import SettingsError, one_line
+from pipeline.settings.groups import Amc, shares_of
 
 
 def read_policy(path: Path, structure: str) -> tuple[str, dict[str, float]]:

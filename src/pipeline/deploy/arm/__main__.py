@@ -3,7 +3,7 @@
 import sys
 
 from pipeline.deploy.arm import emulator, root
-from pipeline.errors import PipelineError
+from pipeline.ground.errors import PipelineError
 
 try:
     print(root())

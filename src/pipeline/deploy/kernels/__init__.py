@@ -19,8 +19,8 @@ from typing import Literal
 
 from filelock import FileLock
 
-from pipeline.environment import cache_folder, processor_features
-from pipeline.errors import PipelineError
+from pipeline.ground.environment import cache_folder, processor_features
+from pipeline.ground.errors import PipelineError
 
 SOURCE = Path(__file__).with_name("engine.c")
 OPTIONS = (

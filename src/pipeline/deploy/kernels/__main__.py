@@ -4,7 +4,7 @@ import hashlib
 import sys
 
 from pipeline.deploy.kernels import TARGETS, library
-from pipeline.errors import PipelineError
+from pipeline.ground.errors import PipelineError
 
 try:
     for target in TARGETS:

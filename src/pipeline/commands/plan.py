@@ -1,0 +1,65 @@
+"""``task=plan``: what a run would do and about how long it would take. Trains nothing that is kept."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from pipeline.networks import prunable
+from pipeline.rounds.loop import Job, planned
+from pipeline.training.train import Epoch, State, train_round
+
+
+def plan(job: Job) -> Iterator[str]:
+    """Lines for a person: rounds with densities, epochs and steps, and the time by one timed epoch."""
+    excluded = job.pruning.exclude if job.pruning.structure == "weight" else ()
+    parameters = dict(job.network.named_parameters())
+    weights = sum(parameters[name].numel() for name in prunable(job.network, excluded))
+    first = job.dense_span if job.trained is None else dataclasses.replace(job.dense_span, first=job.dense_span.last)
+    known = planned(job)
+    densities = known or [1.0]
+    by_macs = job.pruning.measure == "macs" and job.pruning.shares is None
+
+    yield f"{'round':>8}{'MACs' if by_macs else 'density':>10}{'weights':>14}{'epochs':>8}{'steps':>10}"
+    steps = epochs = 0
+    for index, density in enumerate(densities):
+        span = job.span if index else first
+        in_round = max(0, span.total_steps - span.position(span.first, 0))
+        steps += in_round
+        epochs += span.last - span.first
+        left = f"{round(density * weights):,}" if not by_macs or density == 1 else "?"
+        yield f"{index:>8}{density:>10.4f}{left:>14}{span.last - span.first:>8}{in_round:>10,}"
+    if known is None:
+        yield "further rounds follow until validation accuracy falls by pruning.max_accuracy_drop"
+    seconds = timed_epoch(job)
+    total = seconds * steps / job.dense_span.steps(0)
+    yield f"{len(densities)} rounds, {epochs:,} epochs, {steps:,} steps"
+    yield f"one epoch took {seconds:.1f} s here: about {_duration(total)} in all, less what is complete already"
+
+
+def timed_epoch(job: Job) -> float:
+    """Seconds of the first epoch of round 0, trained and thrown away."""
+    seconds: list[float] = []
+
+    def on_epoch(epoch: Epoch, _: State) -> None:
+        seconds.append(epoch.seconds)
+
+    first = job.dense_span
+    train_round(
+        job.network,
+        job.dataset,
+        classes=job.classes,
+        training=job.training,
+        span=type(first)(0, 1, first.steps_per_epoch, first.total_steps, first.rate),
+        masks={},
+        key=(job.seed, 0),
+        start=State(job.initial(0), {}),
+        first_epoch=0,
+        on_epoch=on_epoch,
+    )
+    return seconds[0]
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,173 @@
+"""A search as a person wants it: shown with the time left, tracked in MLflow, its policy a file and a picture."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pipeline.amc import latency
+from pipeline.amc.mirror import Mirror
+from pipeline.amc.problem import Problem, problem
+from pipeline.amc.search import Episode, chosen, policy, search
+from pipeline.commands.run import build_job, stoppable
+from pipeline.ground.environment import cache_folder
+from pipeline.pruning.policy import episodes_of, searched
+from pipeline.rounds import loop as rounds
+from pipeline.rounds.ledger import Ledger, search_home, write_file
+from pipeline.rounds.loop import Job
+from pipeline.settings.groups import Amc, Settings, amc_identity
+
+
+def with_policy(settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> None:
+    """Sees to it that the search of ``pruning.policy=search`` is done, where the settings ask for one.
+
+    ``wait`` as of ``Ledger.locked``.
+    """
+    if settings.pruning.policy != "search":
+        return
+    job = search_of(settings, runs)
+    if not searched(_home(job, settings, runs).folder, settings.amc):
+        search_job(job, settings, runs, wait)
+
+
+def search_of(settings: Settings, runs: Path) -> Job:
+    """The job that a search for a policy is about: that of the settings, without the policy."""
+    pruning = dataclasses.replace(settings.pruning, policy=None, shares=None)
+    return build_job(dataclasses.replace(settings, pruning=pruning), runs)
+
+
+def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> Path:
+    """Trains round 0 if it must, searches, and returns the policy file.
+
+    Raises:
+        PipelineError: if another process is at the same search (``wait`` as of ``Ledger.locked``), or the budget is out
+            of reach.
+    """
+    amc = settings.amc
+    home = _home(job, settings, runs)
+    console = Console(soft_wrap=True, highlight=False)
+    told = console.print
+    title = f"{amc.agent} policy search, {'channels' if job.groups else 'weights'}, seed {job.seed}"
+    with home.locked(wait), Mirror(settings, runs, home, title, told) as mirror, stoppable():
+        rounds.dense_round(job)
+        tables = [folder / "latency.json" for folder in (home.folder, cache_folder())]
+        table = latency.kept_table(tables[0]) or latency.kept_table(tables[1]) if amc.budget == "latency" else {}
+        with console.status("loading") as status:
+            asked = problem(job, amc, table, status.update)
+        if amc.budget == "latency":
+            for path in tables:
+                latency.keep_table(path, table)
+        whole = asked.accurate(asked.environment.whole)
+        with _Shown(console, asked, amc, whole) as shown:
+
+            def done(episode: Episode) -> None:
+                shown.done(episode)
+                mirror.episode(episode)
+
+            episodes = search(asked, amc, job.seed, home.folder, home.identity, done)
+        best = chosen(amc, episodes)
+        found = policy(asked, amc, settings.pruning.structure, best)
+        write_file(home.folder / "policy.json", json.dumps(found, indent=1).encode() + b"\n")
+        write_file(home.folder / "episodes.csv", _csv(episodes).encode())
+        picture = policy_figure(asked, episodes, best, f"{settings.name}, seed {job.seed}: {found['name']}")
+        picture.savefig(home.folder / "policy.png", dpi=150)
+        mirror.finish([home.folder / name for name in ("policy.json", "episodes.csv", "policy.png")], found)
+    told(_table(asked, best, found))
+    told(
+        f"dense {whole:.2%}, the policy {best.accuracy:.2%} before retraining (validation), with {found['macs']:.3f} "
+        f"of the multiply-adds and {found['parameters']:.3f} of the weights; "
+        f"episode {best.number + 1} of {len(episodes)}"
+    )
+    path = home.folder / "policy.json"
+    told(f"policy  {path}\npicture {home.folder / 'policy.png'}\nMLflow  {mirror.where}")
+    told(f"next    the same settings with task=run pruning.policy={path}")
+    return path
+
+
+def _home(job: Job, settings: Settings, runs: Path) -> Ledger:
+    """Where the search of a job is kept."""
+    identity = {**job.dense.identity, "amc": amc_identity(settings)}
+    return Ledger(search_home(runs, settings.name, identity), identity)
+
+
+class _Shown:
+    """A bar with the time left on a terminal; off it, a line for each better episode."""
+
+    def __init__(self, console: Console, asked: Problem, amc: Amc, whole: float) -> None:
+        self.console, self.asked, self.whole, self.total = console, asked, whole, episodes_of(amc)
+        bar = BarColumn(bar_width=30)
+        self.progress = Progress(
+            TextColumn("{task.description}"), bar, TextColumn("{task.fields[status]}"),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.progress.add_task("episode", total=self.total, status="")
+        self.best: Episode | None = None
+        self.started: tuple[float, int] | None = None
+
+    def __enter__(self) -> "_Shown":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def done(self, episode: Episode) -> None:
+        """One more episode is on disk."""
+        if self.best is None or episode.reward > self.best.reward:
+            self.best = episode
+            share = self.asked.macs(episode.counts) / self.asked.macs(self.asked.environment.whole)
+            self.console.print(
+                f"episode {episode.number + 1:>4} of {self.total}: reward {episode.reward:8.4f}, validation accuracy "
+                f"{episode.accuracy:.2%} (dense {self.whole:.2%}), {share:.3f} of the multiply-adds"
+            )
+        now, done = monotonic(), episode.number + 1
+        self.started = self.started or (now, done)
+        status = f"{done}/{self.total}  best {self.best.reward:.4f}"
+        if done > self.started[1]:
+            left = (now - self.started[0]) / (done - self.started[1]) * (self.total - done)
+            status += f"  {timedelta(seconds=round(left))} left"
+        self.progress.update(self.task, completed=done, status=status)
+
+
+def policy_figure(asked: Problem, episodes: Sequence[Episode], best: Episode, title: str) -> Figure:
+    """The rewards by episode, and what the policy leaves of each layer."""
+    steps = asked.environment.steps
+    figure = Figure(figsize=(8, 4.5 + 0.16 * len(steps)), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2 + 0.16 * len(steps)))
+    above.plot([each.number for each in episodes], [each.reward for each in episodes], ".", markersize=3, alpha=0.5)
+    above.plot(best.number, best.reward, "k*", markersize=10, label="the policy")
+    above.set(xlabel="episode", ylabel="reward", title=title)
+    above.grid(alpha=0.3)
+    above.legend()
+    shares = [count / step.size * 100 for count, step in zip(best.counts, steps, strict=True)]
+    bars = below.barh([step.name for step in steps], shares)
+    labels = [f"{count:,} of {step.size:,}" for count, step in zip(best.counts, steps, strict=True)]
+    below.bar_label(bars, labels, padding=3, fontsize=7)
+    below.set(xlabel="kept (%)", xlim=(0, 118))
+    below.tick_params(axis="y", labelsize=7)
+    below.invert_yaxis()
+    return figure
+
+
+def _table(asked: Problem, best: Episode, found: dict[str, Any]) -> str:
+    rows = [f"{'layer':<28}{'kept':>10}{'of':>10}{'share':>8}"]
+    for step, count in zip(asked.environment.steps, best.counts, strict=True):
+        rows.append(f"{step.name:<28}{count:>10,}{step.size:>10,}{found['shares'][step.name]:>8.2f}")
+    return "\n".join(rows)
+
+
+def _csv(episodes: Sequence[Episode]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["episode", "reward", "validation_accuracy", "cost", "counts"])
+    rows.writerows([e.number, e.reward, e.accuracy, e.cost, " ".join(map(str, e.counts))] for e in episodes)
+    return text.getvalue()

@@ -1,0 +1,89 @@
+"""What a recorded number was made with: code, libraries and machine."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+"""The project's folder, where this is a checkout of it."""
+
+
+def in_checkout() -> bool:
+    """Whether the package runs from its checkout (and not from an installed wheel)."""
+    return (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "conf").is_dir()
+
+
+def expanded(path: str) -> Path:
+    """The path that a user wrote, ``~`` replaced by the home folder (and left as it is where there is none)."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def runs_folder(runs: str | None) -> Path:
+    """The folder of ledgers and tracking, the same wherever the command is typed in a checkout."""
+    return _folder(runs, "runs")
+
+
+def artifacts_folder(artifacts: str | None) -> Path:
+    """The folder of what goes out of the project, the same wherever the command is typed in a checkout."""
+    return _folder(artifacts, "artifacts")
+
+
+def _folder(given: str | None, name: str) -> Path:
+    if given is not None:
+        return expanded(given)
+    return CHECKOUT / name if in_checkout() else Path(name)
+
+
+def git_commit() -> str:
+    """Commit of the checkout, with "+changes" if files differ from it; "unknown" outside of a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(CHECKOUT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if not in_checkout():
+            return "unknown"
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@cache
+def environment() -> dict[str, str | int]:
+    """Versions, commit and machine, as every round's record holds them."""
+    packages = ("torch", "pytorch-lightning", "torchmetrics", "mlflow", "numpy")
+    return {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "host_cores": os.cpu_count() or 0,
+    }
+
+
+def processor_features() -> frozenset[str]:
+    """What this processor can do, in the words of ``/proc/cpuinfo``; empty where a system has no such file."""
+    told = Path("/proc/cpuinfo")
+    lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", told.read_text() if told.exists() else "", re.MULTILINE)
+    return frozenset(lines[0].split() if lines else ())
+
+
+def describe_environment() -> str:
+    """The environment and every installed distribution, a line each."""
+    packages = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
+    return "\n".join([*(f"{key}: {value}" for key, value in environment().items()), "", *sorted(packages)]) + "\n"
+
+
+def cache_folder() -> Path:
+    """Folder of what can be made again at any time, and is better kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewind-pipeline"

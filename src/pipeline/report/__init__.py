@@ -1,0 +1,1 @@
+"""What a person reads of rounds: tables, pictures, the live display, sheets, comparisons."""

@@ -1,0 +1,334 @@
+"""Methods side by side over seeds, the way a paper does: medians with least and most, at equal density.
+
+Pure: tracked runs in, tables out. Accuracies are shares of 1.
+"""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipeline.ground.errors import PipelineError
+from pipeline.settings.groups import LATER, LENGTHENS, NO_NUMBERS
+
+LOSSES = (0.0, 0.005, 0.01)
+"""Losses of accuracy against the dense network for which the density reached is told."""
+FIGURES = (
+    "density", "test_accuracy", "validation_accuracy", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes",
+    "latency_ratio", "instructions", "sparse_latency_ratio", "sparse_instructions",
+)  # fmt: skip
+"""What a comparison reads of a round."""
+NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for name in names} - {"model.weights"} | {
+    "training.precision",
+    "training.compile",
+}
+"""Settings of network, data and training that may differ; what became of the last two stands under their bare names."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as the tracking server has it: its settings, and the figures of its complete rounds, from round 0 on."""
+
+    name: str
+    method: str
+    seed: int
+    settings: Mapping[str, str]
+    """Flat names of settings (and of what they became on the machine) to values, as text."""
+    rounds: tuple[Mapping[str, float], ...]
+    started_ms: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and most of repeated measurements."""
+
+    median: float
+    least: float
+    most: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} ({self.least:{spec}} to {self.most:{spec}})"
+
+    def __mul__(self, factor: float) -> "Spread":
+        return Spread(self.median * factor, self.least * factor, self.most * factor)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, least and most."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at one round: figures by name over the seeds that have that round."""
+
+    index: int
+    seeds: int
+    figures: Mapping[str, Spread]
+
+    @property
+    def density(self) -> float:
+        return self.figures["density"].median
+
+    @property
+    def accuracy(self) -> Spread:
+        return self.figures["test_accuracy"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: its runs by seed."""
+
+    name: str
+    runs: Mapping[int, TrackedRun]
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """The method at each round."""
+        longest = max(len(run.rounds) for run in self.runs.values())
+        return [self._point(index) for index in range(longest)]
+
+    def _point(self, index: int) -> Point:
+        rounds = [run.rounds[index] for run in self.runs.values() if index < len(run.rounds)]
+        known = [name for name in FIGURES if all(name in figures for figures in rounds)]
+        return Point(index, len(rounds), {name: spread([figures[name] for figures in rounds]) for name in known})
+
+    def reached(self, loss: float) -> Point | None:
+        """The smallest density at which the median accuracy is at most ``loss`` under the dense network's."""
+        floor = self.points[0].accuracy.median - loss - 1e-9
+        return ([None] + [point for point in self.points if point.accuracy.median >= floor])[-1]
+
+    @property
+    def epochs_a_round(self) -> int:
+        """Epochs of one retraining."""
+        settings = next(iter(self.runs.values())).settings
+        return max(1, round(float(settings["retraining.length"]) * float(settings["training.epochs"])))
+
+
+def methods(runs: Sequence[TrackedRun]) -> list[Method]:
+    """The runs by method: by what pruning and retraining they had. Of two of one seed the longer or later one counts.
+
+    Raises:
+        PipelineError: if the runs are not comparable, naming the settings that differ.
+    """
+    if differing := list(_differing(runs)):
+        raise PipelineError(
+            "these runs cannot be compared: " + "; ".join(differing) + "; compare.where narrows the choice, such as "
+            "compare.where=\"params.`training.epochs` = '20'\""
+        )
+    groups: dict[tuple[tuple[str, str], ...], dict[int, TrackedRun]] = {}
+    for run in sorted(runs, key=lambda run: (len(run.rounds), run.started_ms)):
+        groups.setdefault(_recipe(run), {})[run.seed] = run
+    named: dict[str, list[tuple[tuple[str, str], ...]]] = {}
+    for recipe, group in groups.items():
+        named.setdefault(next(iter(group.values())).method, []).append(recipe)
+    found = [
+        Method(", ".join([name, *_apart(recipe, recipes)]), groups[recipe])
+        for name, recipes in named.items()
+        for recipe in recipes
+    ]
+    return sorted(found, key=lambda method: method.name)
+
+
+def _recipe(run: TrackedRun) -> tuple[tuple[str, str], ...]:
+    """What tells methods apart. A policy has its name in the method's: the file is another for each seed."""
+    known = {f"pruning.{key}": str(value) for key, value in LATER.items()} | dict(run.settings)
+    kept = {key: value for key, value in known.items() if key.split(".")[0] in ("pruning", "retraining")}
+    passed = (*LENGTHENS, "policy")
+    recipe = sorted((key, value) for key, value in kept.items() if key.split(".")[-1] not in passed)
+    return (("method", run.method), *recipe)
+
+
+def _apart(recipe: tuple[tuple[str, str], ...], recipes: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
+    """The settings that tell a recipe apart from others of the same name."""
+    return [
+        f"{key.split('.')[-1]} {value}"
+        for key, value in recipe
+        if any(dict(other).get(key, value) != value for other in recipes)
+    ]
+
+
+def _differing(runs: Sequence[TrackedRun]) -> Iterator[str]:
+    """A sentence for each setting of network, data or training that is not the same in all runs."""
+    for key in sorted({key for run in runs for key in run.settings}):
+        group, _, name = key.partition(".")
+        if group not in (*NO_NUMBERS, "data_digest", "precision", "compile") or f"{group}.{name}" in NOT_COMPARED:
+            continue
+        values: dict[str, list[str]] = {}
+        for run in sorted(runs, key=lambda run: run.started_ms):
+            values.setdefault(run.settings.get(key, ""), []).append(run.name)
+        if len(values) > 1:
+            told = (f"{value[:20] or 'not known'} in {_some(names)}" for value, names in values.items())
+            yield f"{key} is {', '.join(told)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} runs ({names[0]}, ...)"
+
+
+def wins(one: Method, other: Method) -> tuple[int, int]:
+    """At how many points of equal seed and density ``one`` has the higher test accuracy, and how many there are.
+
+    Round 0, which the methods share, does not count.
+    """
+    won = of = 0
+    for seed in one.runs.keys() & other.runs.keys():
+        theirs = {round(each["density"], 4): each["test_accuracy"] for each in other.runs[seed].rounds[1:]}
+        for each in one.runs[seed].rounds[1:]:
+            if (density := round(each["density"], 4)) in theirs:
+                of += 1
+                won += each["test_accuracy"] > theirs[density]
+    return won, of
+
+
+def titles(methods: Sequence[Method]) -> dict[str, str]:
+    """What a table calls each method: those with fewer seeds than others are marked."""
+    most = max(len(method.runs) for method in methods)
+    return {
+        method.name: method.name + ("" if len(method.runs) == most else f" ({len(method.runs)} of {most} seeds)")
+        for method in methods
+    }
+
+
+def markdown(methods: Sequence[Method]) -> str:
+    """The tables: accuracy by density, what each method reaches, and wins at equal density."""
+    return "\n".join([_accuracies(methods), _reached(methods), _ends(methods), _wins(methods)])
+
+
+def _accuracies(methods: Sequence[Method]) -> str:
+    names = titles(methods)
+    by_density = {method.name: {round(point.density, 4): point for point in method.points} for method in methods}
+    densities = sorted({density for points in by_density.values() for density in points}, reverse=True)
+    if len(densities) > 2 * max(len(method.points) for method in methods):  # filters meet no density to the weight
+        return _by_round(methods)
+    lines = [["density", *names.values()], ["---:"] * (1 + len(names))]
+    for density in densities:
+        cells = [_cell(by_density[method.name].get(density), len(method.runs)) for method in methods]
+        lines.append([f"{density:.4f}", *cells])
+    return f"Test accuracy in %: {_median_of(methods)}.\n\n" + markdown_table(lines)
+
+
+def _by_round(methods: Sequence[Method]) -> str:
+    most = max(len(method.points) for method in methods)
+    lines = [["method", *(f"round {index}" for index in range(most))], ["---", *["---:"] * most]]
+    for method, name in zip(methods, titles(methods).values(), strict=True):
+        points = [*method.points, *[None] * (most - len(method.points))]
+        lines.append([name, *(_cell(point, len(method.runs)) for point in points)])
+    return f"Test accuracy in % by round: {_median_of(methods)}.\n\n" + markdown_table(lines)
+
+
+def _median_of(methods: Sequence[Method]) -> str:
+    seeds = max(len(method.runs) for method in methods)
+    return f"median (least to most) of {seeds} seeds; a number in brackets: of so many"
+
+
+def _cell(point: Point | None, seeds: int) -> str:
+    if point is None:
+        return "-"
+    accuracy = point.accuracy * 100
+    words = f"{accuracy:.2f}" if point.seeds > 1 else f"{accuracy.median:.2f}"
+    return words + (f" [{point.seeds}]" if point.seeds < seeds else "")
+
+
+def _reached(methods: Sequence[Method]) -> str:
+    losses = ["no loss" if not loss else f"{loss * 100:g} points" for loss in LOSSES]
+    lines = [["method", "epochs a round", *losses, "MACs kept there", "bytes there, int8"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for method, name in zip(methods, titles(methods).values(), strict=True):
+        points = [method.reached(loss) for loss in LOSSES]
+        cells = ["-" if point is None or not point.index else f"{point.density:.4f}" for point in points]
+        last = points[-1]
+        costs = last.figures if last and last.index else {}
+        macs = f"{costs['macs_kept'].median / 1e6:.3f} M" if "macs_kept" in costs else "-"
+        size = f"{costs['int8_bytes'].median:,.0f}" if "int8_bytes" in costs else "-"
+        lines.append([name, str(method.epochs_a_round), *cells, macs, size])
+    return (
+        "The smallest density at which the median test accuracy is no more than so much under the dense network's; "
+        f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + markdown_table(lines)
+    )
+
+
+ENDS: Mapping[str, tuple[str, str | None]] = {
+    "weights": ("density", None),
+    "multiply-adds": ("macs_kept", "macs_kept"),
+    "bytes, int8": ("int8_bytes", "int8_bytes"),
+    "time here": ("latency_ratio", None),
+    "time here, engine": ("sparse_latency_ratio", None),
+    "ARM instructions": ("instructions", "instructions"),
+    "ARM, engine": ("sparse_instructions", "instructions"),
+}
+"""Costs at the end of a run: a label, its figure, and that of the dense network it is a share of (None: it is one)."""
+
+
+def _ends(methods: Sequence[Method]) -> str:
+    measured = {figure for each in methods for figure in each.points[-1].figures}
+    known = {label: end for label, end in ENDS.items() if end[0] in measured}
+    lines = [["method", "rounds", "test accuracy", *known], ["---", *["---:"] * (2 + len(known))]]
+    for method, name in zip(methods, titles(methods).values(), strict=True):
+        last, dense = method.points[-1], method.points[0].figures
+        accuracy = f"{last.accuracy * 100:.2f}" if last.seeds > 1 else f"{last.accuracy.median * 100:.2f}"
+        shares = [
+            f"{last.figures[figure].median / (dense[of].median if of else 1):.3f}" if figure in last.figures else "-"
+            for figure, of in known.values()
+        ]
+        lines.append([name, str(last.index), accuracy, *shares])
+    return (
+        "What is left at the end of the runs, as shares of the dense network's (medians). Time is that of ONNX "
+        "Runtime's float model on one thread of the machine that measured it, instructions those of one inference on "
+        "an emulated Raspberry Pi 4, both also by the sparse engine (task=measure takes them).\n\n"
+        + markdown_table(lines)
+    )
+
+
+def _wins(methods: Sequence[Method]) -> str:
+    names = titles(methods)
+    lines = [["wins against", *names.values()], ["---", *["---:"] * len(names)]]
+    for one in methods:
+        counts = [wins(one, other) if other is not one else (0, 0) for other in methods]
+        lines.append([names[one.name], *(f"{won} of {of}" if of else "-" for won, of in counts)])
+    return (
+        "How often the method of the row has the higher test accuracy than that of the column, of all pairs of equal "
+        "seed and density.\n\n" + markdown_table(lines)
+    )
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first two a head and its rule, as Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def medians_csv(methods: Sequence[Method]) -> str:
+    """A line for each method and round: its seeds, and every figure's median, least and most."""
+    rows = [
+        {"method": method.name, "round": point.index, "seeds": point.seeds}
+        | {
+            f"{name}_{which}": getattr(spread, which)
+            for name, spread in point.figures.items()
+            for which in ("median", "least", "most")
+        }
+        for method in methods
+        for point in method.points
+    ]
+    return _csv(rows)
+
+
+def rounds_csv(methods: Sequence[Method]) -> str:
+    """A line for each round of each run."""
+    rows = [
+        {"method": method.name, "seed": seed, "round": index}
+        | {name: figures[name] for name in FIGURES if name in figures}
+        for method in methods
+        for seed, run in sorted(method.runs.items())
+        for index, figures in enumerate(run.rounds)
+    ]
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list({key: None for row in rows for key in row}), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,91 @@
+"""What a person sees: a line of the table after each round, and on a terminal a bar with the time left."""
+
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pipeline.report.table import header, row
+from pipeline.rounds.ledger import Round
+from pipeline.training.train import Epoch
+
+
+class Display:
+    """Shows a run. Off a terminal it prints the table's lines and nothing else."""
+
+    def __init__(self, planned_rounds: int | None, dense_epochs: int, epochs: int) -> None:
+        """``planned_rounds`` counts those after round 0; None if only accuracy ends the run."""
+        self.planned_rounds, self.epochs = planned_rounds, epochs
+        self.epochs_left = dense_epochs + (planned_rounds or 0) * epochs
+        self.console = Console(soft_wrap=True, highlight=False)
+        bar = BarColumn(bar_width=30)
+        self.progress = Progress(
+            TextColumn("{task.description}"), bar, TextColumn("{task.fields[status]}"),
+            console=self.console, transient=True, disable=not sys.stdout.isatty(),
+        )  # fmt: skip
+        self.task = self.progress.add_task("", status="starting")
+        self.rounds = self.trained = 0
+        self.started: float | None = None
+        self.epochs_done = 0
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
+        self.index, self.round_epochs, self.history = index, epochs, done
+        self.epochs_left -= len(done)
+        self.started = self.started or time.perf_counter()
+        self._show(0.0)
+
+    def batch_done(self, batches: int, of: int) -> None:
+        if not self.progress.disable:
+            self._show(batches / of)
+
+    def epoch_done(self, index: int, history: tuple[Epoch, ...]) -> None:
+        self.history = history
+        self.epochs_done += 1
+        self.epochs_left -= 1
+        self._show(0.0)
+
+    def round_done(self, result: Round, folder: Path, *, trained: bool) -> None:
+        if not self.rounds:
+            self.console.print(header())
+        if not trained:
+            self.epochs_left -= len(result.history)
+        self.rounds += 1
+        self.trained += trained
+        self.console.print(row(result) + ("" if trained else "  (found)"))
+
+    def note(self, sentence: str) -> None:
+        self.console.print(sentence)
+
+    def measuring(self, index: int) -> None:
+        """The loop is done; the bytes of a round are being measured."""
+        self.progress.update(self.task, description="bytes", status=f"of round {index}")
+
+    def _show(self, part_of_epoch: float) -> None:
+        """``part_of_epoch`` is the share of the present epoch that is done."""
+        if self.progress.disable:
+            return
+        of = "" if self.planned_rounds is None else f"/{self.planned_rounds}"
+        status = f"epoch {min(len(self.history) + 1, self.round_epochs)}/{self.round_epochs}"
+        if self.history:
+            status += f"  validation {self.history[-1].metrics['validation_accuracy']:.2%}"
+        done = self.epochs_done + part_of_epoch
+        if self.started is not None and done > 0.01 and self.planned_rounds is not None:
+            left = (time.perf_counter() - self.started) / done * max(0.0, self.epochs_left - part_of_epoch)
+            status += f"  {timedelta(seconds=round(left))} left in all"
+        self.progress.update(
+            self.task,
+            description=f"round {self.index}{of}",
+            completed=len(self.history) + part_of_epoch,
+            total=self.round_epochs,
+            status=status,
+        )

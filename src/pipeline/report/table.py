@@ -1,0 +1,92 @@
+"""The round table: one row a round, the same on the terminal, in files and in the documents."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from pipeline.rounds.ledger import Round
+
+COLUMNS = {
+    "round": lambda r: str(r.index),
+    "density": lambda r: f"{r.density:.4f}",
+    "sparsity": lambda r: f"{1 - r.density:.2%}",
+    "compression": lambda r: f"{r.figures['compression_ratio']:.2f}x",
+    "validation": lambda r: f"{r.figures['validation_accuracy']:.2%}",
+    "test": lambda r: f"{r.figures['test_accuracy']:.2%}",
+    "MACs kept": lambda r: f"{r.macs_kept / 1e6:.3f} M",
+    "seconds": lambda r: f"{r.seconds:.1f}",
+}
+BYTE_COLUMNS = {
+    "dense bytes": lambda sizes: f"{sizes['dense_bytes']:,.0f}",
+    "float32": lambda sizes: f"{sizes['float32_bytes']:,.0f}",
+    "int8": lambda sizes: f"{sizes['int8_bytes']:,.0f}",
+    "smaller": lambda sizes: f"{sizes['bytes_compression']:.1f}x",
+}
+"""Of the plain export, and of the packed files that go to a board; the last is the first over int8."""
+WIDTH = 12
+Sizes = Sequence[Mapping[str, float]]
+"""Figures by round, as ``outcome.Sizes`` gives them."""
+
+
+def header() -> str:
+    """The names of the columns, as wide as a ``row``."""
+    return "".join(name.rjust(WIDTH) for name in COLUMNS)
+
+
+def row(round_: Round) -> str:
+    """One round in a line."""
+    return "".join(show(round_).rjust(WIDTH) for show in COLUMNS.values())
+
+
+def markdown(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
+    """The table for a document; with ``sizes``, bytes of every round's files beside the rest."""
+    byte_columns = BYTE_COLUMNS if sizes else {}
+    lines = [
+        [*COLUMNS, *byte_columns],
+        ["---:"] * (len(COLUMNS) + len(byte_columns)),
+        *(
+            [show(r) for show in COLUMNS.values()] + [show(sizes[n]) for show in byte_columns.values()]
+            for n, r in enumerate(rounds)
+        ),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def as_csv(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
+    """Every figure of every round, unrounded."""
+    return _csv([{"round": r.index, **r.figures, **(sizes[n] if sizes else {})} for n, r in enumerate(rounds)])
+
+
+def bytes_table(rounds: Sequence[Round], sizes: Sizes) -> str:
+    """Bytes of every round's files, a line each, as wide as a ``row``."""
+    lines = [["round", "density", "test", *BYTE_COLUMNS]]
+    for r, each in zip(rounds, sizes, strict=True):
+        lines.append([COLUMNS[name](r) for name in lines[0][:3]] + [show(each) for show in BYTE_COLUMNS.values()])
+    return "\n".join("".join(cell.rjust(WIDTH) for cell in line) for line in lines)
+
+
+def layers_csv(round_: Round) -> str:
+    """Weights, sparsity and multiply-adds of every layer of a round."""
+    return _csv(
+        [
+            {
+                "layer": layer.name,
+                "prunable": layer.prunable,
+                "weights": layer.weights,
+                "kept": layer.kept,
+                "sparsity": layer.sparsity,
+                "macs": layer.macs,
+                "macs_kept": layer.macs_kept,
+            }
+            for layer in round_.layers
+        ]
+    )
+
+
+def _csv(rows: Sequence[dict[str, object]]) -> str:
+    text = io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,163 @@
+"""``task=measure``: what a round's network takes beside the dense one, in milliseconds here and instructions on ARM.
+
+In three ways, each without its dead channels: float32 and int8 by ONNX Runtime, float32 by the sparse engine. One
+thread, one input; the ways take turns with the dense float network.
+"""
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from pipeline.deploy import arm, bundle, kernels
+from pipeline.deploy.runtime import latencies, session
+from pipeline.ground.environment import environment
+from pipeline.ground.errors import PipelineError
+from pipeline.rounds.ledger import Round, write_file
+from pipeline.rounds.loop import Job, ledger_of, network_after
+from pipeline.settings.groups import Deploy
+
+BOARD = arm.PROCESSORS[0]
+WAYS = ("float32", "int8", "sparse")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One round's network, by way: milliseconds of an inference, their ratio to the dense network's, ARM instructions.
+
+    A way is missing where the engine does not cover the network or cannot be built, ``instructions`` is empty where no
+    ARM can be emulated. ``processor`` is that of the milliseconds.
+    """
+
+    milliseconds: Mapping[str, float]
+    ratios: Mapping[str, float]
+    instructions: Mapping[str, int]
+    processor: str
+    width_multiple: int
+    calibration_images: int
+    taken_ms: int
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """In numbers, for tracking; those of float32 have bare names."""
+        parts = {"latency_ms": self.milliseconds, "latency_ratio": self.ratios, "instructions": self.instructions}
+        return {
+            name if way == "float32" else f"{way}_{name}": values[way]
+            for name, values in parts.items()
+            for way in WAYS
+            if way in values
+        }
+
+
+def measured(job: Job, rounds: Sequence[Round], deploy: Deploy, told: Callable[[str], None]) -> list[Timing]:
+    """The timing of rounds: read where it is kept beside them, else taken and kept.
+
+    Raises:
+        PipelineError: if the network cannot be exported.
+    """
+    return [_kept(job, each, deploy) or _taken(job, each, deploy, told) for each in rounds]
+
+
+def kept(job: Job, rounds: Sequence[Round], deploy: Deploy) -> list[dict[str, float]]:
+    """Figures of every round's timing; empty where none is kept beside it."""
+    found = (_kept(job, each, deploy) for each in rounds)
+    return [{} if each is None else each.figures for each in found]
+
+
+def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
+    """Lines for a person."""
+    head = ("round", "density", "MACs kept", "way", "ms", "of dense", "ARM instructions", "of dense")
+    rows = [head]
+    dense = timings[0].instructions.get("float32")
+    for round_, each in zip(rounds, timings, strict=True):
+        for way, milliseconds in each.milliseconds.items():
+            count = each.instructions.get(way)
+            rows.append(
+                (
+                    str(round_.index),
+                    f"{round_.density:.4f}",
+                    f"{round_.macs_kept / round_.macs_dense:.4f}",
+                    way,
+                    f"{milliseconds:.4f}",
+                    f"{each.ratios[way]:.3f}",
+                    "-" if count is None else f"{count:,}",
+                    "-" if count is None or dense is None else f"{count / dense:.3f}",
+                )
+            )
+    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    return "\n".join("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _path(job: Job, round_: Round) -> Path:
+    return ledger_of(job, round_.index).path(round_.index) / "timing.json"
+
+
+def _kept(job: Job, round_: Round, deploy: Deploy) -> Timing | None:
+    try:
+        timing = Timing(**json.loads(_path(job, round_).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    same = timing.width_multiple == deploy.width_multiple and timing.calibration_images == deploy.calibration_images
+    if not same or timing.processor != environment()["processor"]:
+        return None
+    return timing if timing.instructions or arm.missing() else None
+
+
+def _taken(job: Job, round_: Round, deploy: Deploy, told: Callable[[str], None]) -> Timing:
+    told(f"measuring round {round_.index}")
+    network = network_after(job, round_.index)
+    found = bundle.models(network, job.dataset, deploy.calibration_images, deploy.width_multiple)
+    one, _ = next(bundle.first(job.dataset.raw("validation"), 1))
+    here = _ways(found, kernels.target_here())
+    times = latencies(
+        {"dense": session(found.dense)}
+        | {way: session(model, library=library) for way, (model, library) in here.items()},
+        one,
+    )
+    timing = Timing(
+        {way: times["milliseconds"][way] for way in here},
+        {way: times["ratio"][way] for way in here},
+        {} if arm.missing() else _counted(_ways(found, kernels.target_of("aarch64")), one, round_, told),
+        str(environment()["processor"]),
+        deploy.width_multiple,
+        deploy.calibration_images,
+        time.time_ns() // 1_000_000,
+    )
+    write_file(_path(job, round_), json.dumps(dataclasses.asdict(timing)).encode())
+    return timing
+
+
+def _ways(found: bundle.Models, target: kernels.Target | None) -> dict[str, tuple[ModelProto, Path | None]]:
+    """Each way's model and library; no sparse one where it is not covered, or no library is or can be built."""
+    ways: dict[str, tuple[ModelProto, Path | None]] = {"float32": (found.float32, None), "int8": (found.int8, None)}
+    if target is not None and found.uncovered["float32"] is None:
+        with suppress(PipelineError):
+            ways["sparse"] = (found.float32, kernels.library(target))
+    return ways
+
+
+def _counted(
+    ways: Mapping[str, tuple[ModelProto, Path | None]],
+    one: NDArray[np.generic],
+    round_: Round,
+    told: Callable[[str], None],
+) -> dict[str, int]:
+    """Instructions of one inference on the board, by way."""
+    counts = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "inputs.npz", allow_pickle=False, inputs=one)
+        for way, (model, library) in ways.items():
+            told(f"counting the instructions of round {round_.index}, {way}, on an emulated {BOARD.board}")
+            file = folder / f"{way}.onnx"
+            file.write_bytes(model.SerializeToString())
+            counts[way] = arm.instructions(BOARD, file, folder / "inputs.npz", folder, library)
+    return counts

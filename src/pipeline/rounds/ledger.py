@@ -1,0 +1,329 @@
+"""The rounds on disk: the truth that a run continues from.
+
+    <folder>/round-03/weights.safetensors      the network's plain state dict
+                      optimizer.safetensors    what the optimizer remembers
+                      masks.safetensors        the round's masks
+                      round.json               its record: written last, so its being there means "complete"
+                      partial.safetensors      the last finished epoch of a round under way
+             round-00/epoch-0012.safetensors   round 0 after 12 epochs, kept as a rewind point
+
+Every file appears whole, by a rename, after its bytes are on the disk; a record is never overwritten. Every tensor file
+carries a digest of its tensors.
+"""
+
+import dataclasses
+import getpass
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline.ground.errors import PipelineError, one_line
+from pipeline.networks.costs import LayerCost, density
+from pipeline.pruning.masks import Masks
+from pipeline.settings.groups import fingerprint, flat
+from pipeline.training.train import Epoch, State
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """A complete round: what it cost, how it trained, what it reached. Accuracies are shares of 1."""
+
+    index: int
+    layers: tuple[LayerCost, ...]
+    history: tuple[Epoch, ...]
+    test: Mapping[str, float]
+    seconds: float
+    finished_ms: int
+
+    @property
+    def density(self) -> float:
+        return density(self.layers)
+
+    @property
+    def macs_dense(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def macs_kept(self) -> int:
+        return sum(layer.macs_kept for layer in self.layers)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The round in numbers: what the table, the tracking and the curves are made of."""
+        validation = {k: v for k, v in self.history[-1].metrics.items() if k.startswith("validation_")}
+        return {
+            "density": self.density,
+            "sparsity": 1 - self.density,
+            "compression_ratio": 1 / self.density if self.density else float("inf"),
+            **validation,
+            **self.test,
+            "macs_dense": self.macs_dense,
+            "macs_kept": self.macs_kept,
+            "seconds": self.seconds,
+        }
+
+
+class Ledger:
+    """The rounds of one identity (settings, seed and data) in one folder."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, identity
+        self._lock = FileLock(folder / "lock")
+
+    @contextmanager
+    def locked(self, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Holds the folder for this process (again and again, if nested). The lock ends with the process.
+
+        Raises:
+            PipelineError: naming the holder, if another process has it and ``wait`` is not given; with ``wait``, that
+                is called with the holder's name, once, and the lock is waited for.
+        """
+        if self._lock.is_locked:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        owner = self.folder / "owner"
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = owner.read_text() if owner.exists() else "another process"
+            if wait is None:
+                raise PipelineError(f"{self.folder} is in use by {holder}: wait for it to end, or stop it") from None
+            wait(holder)
+            self._lock.acquire()
+        try:
+            owner.write_text(f"process {os.getpid()} of {getpass.getuser()} on {socket.gethostname()}")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            self._lock.release()
+
+    def path(self, index: int) -> Path:
+        """Folder of a round."""
+        return self.folder / f"round-{index:02d}"
+
+    def read(self, index: int) -> Round | None:
+        """A round's record, or None if it is not complete.
+
+        Raises:
+            PipelineError: if the record cannot be read, or was written with other settings or data.
+        """
+        record = self._record(index)
+        if record is None:
+            return None
+        return Round(
+            index=index,
+            layers=tuple(LayerCost(**layer) for layer in record["layers"]),
+            history=tuple(Epoch(**epoch) for epoch in record["history"]),
+            test=record["test"],
+            seconds=record["seconds"],
+            finished_ms=record["finished_ms"],
+        )
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the weights of a complete round."""
+        record = self._record(index)
+        assert record is not None
+        return str(record["digests"]["weights"])
+
+    def state(self, index: int) -> State:
+        """Weights and optimizer state at the end of a complete round."""
+        return State(self._load(index, "weights"), self._load(index, "optimizer"))
+
+    def masks(self, index: int) -> dict[str, Tensor]:
+        """Masks of a complete round."""
+        return self._load(index, "masks")
+
+    def write(self, round_: Round, state: State, masks: Masks, environment: Mapping[str, Any]) -> None:
+        """Completes a round: tensors first, then the record; then what was partial goes."""
+        folder = self.path(round_.index)
+        parts = {"weights": state.network, "optimizer": state.optimizer, "masks": masks}
+        digests = {name: write_tensors(folder / f"{name}.safetensors", tensors) for name, tensors in parts.items()}
+        record = {
+            "format": FORMAT,
+            "identity": self.identity,
+            **dataclasses.asdict(round_),
+            "digests": digests,
+            "environment": environment,
+        }
+        write_file(folder / "round.json", json.dumps(record, indent=1).encode())
+        self.clear(round_.index)
+
+    def clear(self, index: int) -> None:
+        """Removes what is left of the training of a complete round, which a kill just after the record leaves."""
+        (self.path(index) / "partial.safetensors").unlink(missing_ok=True)
+
+    def partial(self, index: int) -> tuple[State, tuple[Epoch, ...]] | None:
+        """State and history of a round under way, after its last finished epoch."""
+        found = self._load_state(self.path(index) / "partial.safetensors")
+        if found is None:
+            return None
+        state, metadata = found
+        return state, tuple(Epoch(**epoch) for epoch in metadata["history"])
+
+    def write_partial(self, index: int, state: State, history: tuple[Epoch, ...]) -> None:
+        """Keeps the last finished epoch of a round under way."""
+        told = [dataclasses.asdict(epoch) for epoch in history]
+        self._write_state(self.path(index) / "partial.safetensors", state, {"history": told})
+
+    def kept_epochs(self) -> list[int]:
+        """Epochs of round 0 whose states are kept."""
+        return sorted(int(path.stem.removeprefix("epoch-")) for path in self.path(0).glob("epoch-*.safetensors"))
+
+    def kept(self, epoch: int) -> State | None:
+        """Round 0 after so many epochs, if it was kept."""
+        found = self._load_state(self._kept_path(epoch))
+        return found[0] if found else None
+
+    def keep(self, epoch: int, state: State) -> None:
+        """Keeps round 0 after so many epochs."""
+        if not self._kept_path(epoch).exists():
+            self._write_state(self._kept_path(epoch), state, {})
+
+    def _kept_path(self, epoch: int) -> Path:
+        return self.path(0) / f"epoch-{epoch:04d}.safetensors"
+
+    def _record(self, index: int) -> dict[str, Any] | None:
+        path = self.path(index) / "round.json"
+        record = _read_record(path)
+        if record is not None:
+            self._check_identity(path, record["identity"])
+        return record
+
+    def _check_identity(self, path: Path, written: Mapping[str, Any]) -> None:
+        was, now = flat(written), flat(self.identity)
+        differing = [
+            f"{key} was {was.get(key)}, is {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
+        ]
+        if differing:
+            raise PipelineError(f"{path} was written with other settings or data: {'; '.join(differing)}")
+
+    def _load(self, index: int, name: str) -> dict[str, Tensor]:
+        record = self._record(index)
+        if record is None:
+            raise PipelineError(f"round {index} is not complete: {self.path(index)} has no record")
+        path = self.path(index) / f"{name}.safetensors"
+        tensors, metadata = read_tensors(path)
+        if metadata["digest"] != record["digests"][name]:
+            raise PipelineError(f"{path} is not the file that the round's record names; {_remedy(path.parent)}")
+        return tensors
+
+    def _write_state(self, path: Path, state: State, metadata: Mapping[str, Any]) -> None:
+        tensors = {f"network:{name}": tensor for name, tensor in state.network.items()}
+        tensors |= {f"optimizer:{name}": tensor for name, tensor in state.optimizer.items()}
+        write_tensors(path, tensors, {"identity": self.identity, **metadata})
+
+    def _load_state(self, path: Path) -> tuple[State, Mapping[str, Any]] | None:
+        if not path.exists():
+            return None
+        tensors, metadata = read_tensors(path)
+        self._check_identity(path, metadata["identity"])
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}}
+        for key, tensor in tensors.items():
+            part, name = key.split(":", 1)
+            parts[part][name] = tensor
+        return State(**parts), metadata
+
+
+def dense_home(runs: Path, identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Folder and identity of the dense network that a run of this identity starts from."""
+    dense = {key: value for key, value in identity.items() if key not in ("pruning", "retraining")}
+    return runs / "dense" / fingerprint(dense)[:8] / f"seed-{identity['seed']}", dense
+
+
+def run_home(runs: Path, name: str, identity: Mapping[str, Any]) -> Path:
+    """Folder of a pruned run, which follows from its identity."""
+    return runs / f"{name}-{fingerprint(identity)[:8]}" / f"seed-{identity['seed']}"
+
+
+def search_home(runs: Path, name: str, identity: Mapping[str, Any]) -> Path:
+    """Folder of a search for a policy, which follows from its identity."""
+    return runs / f"{name}-amc-{fingerprint(identity)[:8]}" / f"seed-{identity['seed']}"
+
+
+def recorded_identity(path: Path) -> dict[str, Any] | None:
+    """The identity that a record was written with, or None if there is no record."""
+    record = _read_record(path)
+    return record and record["identity"]
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record["format"] != FORMAT:
+            raise PipelineError(f"{path} has format {record['format']}, this version reads {FORMAT}")
+        record["identity"]["seed"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{path} is damaged ({one_line(error)}); {_remedy(path.parent)}") from error
+    return record
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} (and the rounds after it) to have it trained again"
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name].detach().cpu().numpy())
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
+    """Writes a safetensors file with a digest of its tensors in its header, and returns the digest."""
+    digest = tensor_digest(tensors)
+    # one entry: safetensors writes several in an order that changes from process to process
+    write_file(path, save(dict(tensors), {"pipeline": json.dumps({**(metadata or {}), "digest": digest})}))
+    return digest
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Tensors and metadata of a file that ``write_tensors`` has written.
+
+    Raises:
+        PipelineError: if it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads((file.metadata() or {})["pipeline"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise PipelineError(f"{path} is damaged ({error}); {_remedy(path.parent)}") from error
+    if metadata.get("digest") != tensor_digest(tensors):
+        raise PipelineError(f"{path} is damaged (its tensors are not those of its digest); {_remedy(path.parent)}")
+    return tensors, metadata
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file whole: it is there with all its bytes, on the disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,1 @@
+"""Settings, from text to frozen dataclasses; and which of them change numbers."""

@@ -1,0 +1,154 @@
+"""``make server``: an MLflow server with PostgreSQL for a team, in one command, on this machine alone.
+
+    <folder>/postgres/      the database
+    <folder>/artifacts/     what the server keeps for its clients, who need no access to it
+
+PostgreSQL listens on a Unix socket that its owner alone can open, never on a network. MLflow listens on loopback unless
+``--host`` says otherwise; put it behind a proxy with authentication and TLS before you do (docs/server.md).
+"""
+
+import argparse
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.ground.environment import runs_folder
+from pipeline.ground.errors import PipelineError
+
+PATIENCE = 60.0
+"""Seconds for PostgreSQL to answer."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m pipeline.tracking.server``."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking.server", description="MLflow with PostgreSQL for a team.")
+    parser.add_argument("--folder", type=Path, default=runs_folder(None) / "server", help="where all is kept")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond loopback only if you say so")
+    parser.add_argument("--port", type=int, default=5000)
+    given, more = parser.parse_known_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        with postgresql(given.folder.resolve() / "postgres") as uri:
+            serve(uri, given.folder.resolve() / "artifacts", given.host, given.port, more)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped")
+
+
+def serve(uri: str, artifacts: Path, host: str, port: int, more: Sequence[str] = ()) -> None:
+    """Runs MLflow's server until it ends; ``more`` are options of ``mlflow server``.
+
+    Raises:
+        PipelineError: if it ends by itself.
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    command += ["--backend-store-uri", uri, "--artifacts-destination", artifacts.as_uri(), "--workers", "2", *more]
+    server = subprocess.Popen(command, start_new_session=True)
+    print(f"MLflow  http://{host}:{port}  (clients: tracking.uri=http://{host}:{port})", flush=True)
+    try:
+        server.wait()
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+    raise PipelineError(f"MLflow's server has ended with status {server.returncode}; is port {port} taken?")
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """Runs PostgreSQL on the database in ``folder``, made if there is none; gives its address for MLflow.
+
+    Raises:
+        PipelineError: if no PostgreSQL is installed, or it does not start.
+    """
+    programs = _programs()
+    user = _user()
+    folder.mkdir(parents=True, exist_ok=True)
+    socket = Path(tempfile.mkdtemp(prefix="pipeline-"))  # a socket's path may have a hundred letters
+    log = folder.parent / "postgres.log"
+    if user is not None:
+        for path in (folder, socket):
+            shutil.chown(path, user)
+        folder.chmod(0o700)
+    try:
+        if not (folder / "PG_VERSION").exists():
+            _run([programs / "initdb", "-D", folder, "-U", "mlflow", "--auth=trust", "--encoding=UTF8"], user, log)
+        _end_leftover(programs, folder, user)
+        options = ["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700"]
+        with log.open("ab") as output:
+            server = subprocess.Popen(
+                [programs / "postgres", "-D", folder, "-k", socket, *options],
+                user=user, stdout=output, stderr=output, cwd="/", start_new_session=True,
+            )  # fmt: skip
+        try:
+            _answers(programs, socket, server, log)
+            yield f"postgresql+psycopg2://mlflow@/postgres?host={socket}"
+        finally:
+            server.send_signal(signal.SIGINT)  # clients are cut off, the database is closed
+            server.wait()
+    finally:
+        shutil.rmtree(socket, ignore_errors=True)
+
+
+def _programs() -> Path:
+    """The folder of PostgreSQL's programs, of the newest version that is installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    on_path = shutil.which("initdb")
+    if not found and on_path is None:
+        raise PipelineError("no PostgreSQL is installed: apt-get install postgresql (its service need not run)")
+    return (found[-1] if found else Path(str(on_path))).parent
+
+
+def _user() -> str | None:
+    """Who runs PostgreSQL, which refuses to be run by root; None for the present user."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+def _end_leftover(programs: Path, folder: Path, user: str | None) -> None:
+    """Ends a PostgreSQL that outlived the command which started it."""
+    if (folder / "postmaster.pid").exists():
+        command: list[str | Path] = [programs / "pg_ctl", "stop", "-D", folder, "-m", "fast"]
+        subprocess.run(command, user=user, cwd="/", capture_output=True, check=False)
+
+
+def _answers(programs: Path, socket: Path, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while subprocess.run([programs / "pg_isready", "-q", "-h", socket], check=False).returncode:
+        if server.poll() is not None or time.monotonic() > until:
+            raise PipelineError(f"PostgreSQL does not start; {log} says why")
+        time.sleep(0.1)
+
+
+def _run(command: Sequence[str | Path], user: str | None, log: Path) -> None:
+    with log.open("ab") as output:
+        if subprocess.run(command, user=user, cwd="/", stdout=output, stderr=output, check=False).returncode:
+            raise PipelineError(
+                f"PostgreSQL cannot make a database in {command[2]}; {log} says why"
+                + (
+                    f" (run by root it runs as {user}, who must be able to enter: --folder names another place)"
+                    if user
+                    else ""
+                )
+            )
+
+
+def _stop(signum: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The learning rate as a pure function of the position in the schedule.
+
+A position is a count of optimizer steps in ``[0, T)``. Rewinding is an argument: a retraining asks for the rate at the
+positions that it replays, or holds one. Milestones and warm-up are shares of T, so a recipe keeps its shape when T does
+not keep its length.
+"""
+
+import math
+from collections.abc import Callable
+
+from pipeline.settings.groups import Cosine, OneCycle, Schedule, Step
+
+Rate = Callable[[int], float]
+"""Learning rate at a position, in steps."""
+
+
+def scheduled(schedule: Schedule, full_rate: float, total_steps: int) -> Rate:
+    """The rate over a training of ``total_steps`` steps (T)."""
+
+    def rate(step: int) -> float:
+        if not 0 <= step < total_steps:
+            raise ValueError(f"step {step} is outside of the schedule of {total_steps} steps")
+        match schedule:
+            case Step(milestones=milestones, factor=factor, warmup=warmup):
+                passed = sum(step >= round(share * total_steps) for share in milestones)
+                return full_rate * _warm(step, round(warmup * total_steps)) * factor**passed
+            case Cosine(warmup=warmup):
+                rising = round(warmup * total_steps)
+                if step < rising:
+                    return full_rate * _warm(step, rising)
+                return full_rate * (1 + math.cos(math.pi * (step - rising) / (total_steps - rising))) / 2
+            case OneCycle(peak=peak):
+                top = max(1, round(peak * total_steps))
+                return full_rate * (_warm(step, top) if step < top else (total_steps - step) / (total_steps - top + 1))
+
+    return rate
+
+
+def _warm(step: int, rising_steps: int) -> float:
+    """Share of the full rate that a linear warm-up has reached: 1 from its last step on, never 0."""
+    return min(1.0, (step + 1) / rising_steps) if rising_steps else 1.0
+
+
+def held(rate: Rate, at_step: int) -> Rate:
+    """The rate at one position, whatever the step."""
+    return lambda step: rate(at_step)
