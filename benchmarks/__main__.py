@@ -9,7 +9,8 @@ from pathlib import Path
 from benchmarks import engine, images, jobs, pruning, sweeps, training
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
-from pipeline.ground.environment import CHECKOUT, environment
+from pipeline.ground.environment import environment
+from pipeline.ground.folders import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "benchmarks.md"
 TURNS = 5

@@ -11,8 +11,8 @@ from mlflow.entities import Metric, Param, RunTag
 from rich.progress import track
 
 from pipeline.settings.composition import composed
-from pipeline.settings.groups import flat
-from pipeline.tracking.tracker import embedded_uri, make_embedded_store
+from pipeline.settings.identity import flat
+from pipeline.tracking.store import embedded_uri, make_embedded_store
 
 METHODS = ("lr_rewinding", "weight_rewinding", "fine_tuning", "lottery_ticket", "reinitialisation")
 NAME = "digits"

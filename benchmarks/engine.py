@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from pipeline.deploy import kernels
 from pipeline.deploy.export import exported, lean
+from pipeline.deploy.node import one_node
 from pipeline.deploy.pack import packed
-from pipeline.deploy.program import one_node
 from pipeline.deploy.runtime import scores, session
 from pipeline.networks import NETWORKS, weight_layers
 from pipeline.networks.costs import positions

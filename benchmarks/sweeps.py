@@ -10,7 +10,8 @@ from pathlib import Path
 from benchmarks import comparison
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
-from pipeline.ground.environment import CHECKOUT, environment
+from pipeline.ground.environment import environment
+from pipeline.ground.folders import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "benchmarks-sweeps.md"
 TURNS = 2

@@ -21,17 +21,19 @@ from pytorch_lightning.callbacks import ModelPruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.commands.run import build_job
 from pipeline.data.dataset import Part
 from pipeline.data.memory import Images, InMemory
 from pipeline.networks import prunable
 from pipeline.pruning.masks import ones_like
 from pipeline.pruning.prune import prune
-from pipeline.rounds.loop import Job
+from pipeline.rounds.building import build_job
+from pipeline.rounds.job import Job
+from pipeline.settings.build import build
 from pipeline.settings.composition import composed
-from pipeline.settings.groups import build
+from pipeline.training.module import make_optimizer
 from pipeline.training.speed import keep_freed_memory
-from pipeline.training.train import State, make_optimizer, train_round
+from pipeline.training.state import State
+from pipeline.training.train import RoundPlan, train_round
 
 STEPS, TIMED = 25, 20
 DENSITY = 0.1
@@ -72,7 +74,7 @@ def serve(who: str, source: Path, precision: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     overrides = ["+experiment=resnet20", f"data.source={source}", f"training.precision={precision}"]
-    job = build_job(build(composed(overrides)), runs=source)
+    job, _ = build_job(build(composed(overrides)), runs=source)
     print(f"{job.training.precision}, compile {job.training.compile}", file=answers, flush=True)
     for _ in sys.stdin:
         print(CONTESTANTS[who](job), file=answers, flush=True)
@@ -101,13 +103,11 @@ def pipeline_rate(job: Job) -> float:
     assert isinstance(job.dataset, InMemory)
     few = Images(job.dataset.validation.pixels[:1], job.dataset.validation.labels[:1])
     dataset = dataclasses.replace(job.dataset, validation=few, _on={})
+    trainable, plan = dataclasses.replace(job.trainable, dataset=dataset), RoundPlan(span, masks, 0, 1)
     start = State(job.initial(0), {})
     return rate_of(
-        lambda clock: train_round(
-            job.network, dataset, classes=10, training=job.training, span=span, masks=masks, key=(0, 1), start=start,
-            first_epoch=0, on_epoch=lambda *_: None, on_batch=clock,
-        )
-    )  # fmt: skip
+        lambda clock: train_round(trainable, plan, start, first_epoch=0, on_epoch=lambda *_: None, on_batch=clock)
+    )
 
 
 def bare_rate(job: Job) -> float:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.commands.run import build_job
-from pipeline.rounds.loop import Job
+from pipeline.rounds.building import build_job
+from pipeline.rounds.job import Job, Site, Watcher, Watchers
+from pipeline.settings.build import build
 from pipeline.settings.composition import composed
-from pipeline.settings.groups import Settings, build
+from pipeline.settings.groups import Settings
 
 SMALL = [
     "model.arguments.width=4",
@@ -32,11 +33,12 @@ def settings(*overrides: str) -> Settings:
 
 
 @pytest.fixture
-def small_job(tmp_path: Path) -> Callable[..., Job]:
+def small_job(tmp_path: Path) -> Callable[..., tuple[Job, Site]]:
     """Makes a small job in a folder of its own: ``small_job("retraining=fine_tuning")``."""
 
-    def make(*overrides: str, runs: Path = tmp_path, watchers: tuple[object, ...] = ()) -> Job:
-        return dataclasses.replace(build_job(settings(*SMALL, *overrides), runs), watchers=watchers)
+    def make(*overrides: str, runs: Path = tmp_path, watchers: tuple[Watcher, ...] = ()) -> tuple[Job, Site]:
+        job, site = build_job(settings(*SMALL, *overrides), runs)
+        return job, dataclasses.replace(site, watcher=Watchers(watchers))
 
     return make
 

@@ -36,13 +36,13 @@ from pipeline.amc.environment import (
 )
 from pipeline.amc.problem import Problem
 from pipeline.amc.search import Episode, chosen, search, transitions
-from pipeline.commands.run import build_job
 from pipeline.commands.search import search_job
 from pipeline.ground.errors import PipelineError
+from pipeline.ground.files import read_tensors
 from pipeline.networks.costs import positions
 from pipeline.pruning.channels import alive, without
 from pipeline.rounds import loop as rounds
-from pipeline.rounds.ledger import read_tensors
+from pipeline.rounds.building import build_job
 from tests.conftest import PHOTOS, SMALL, settings
 from tests.servers import killed
 from tests.test_command_line import PROJECT
@@ -290,7 +290,7 @@ AMC = [*SMALL, "+experiment=amc_digits", "model.arguments.width=8", "amc.warmup=
 
 def searched(tmp_path, *overrides):
     chosen = settings(*AMC, *overrides)
-    path = search_job(build_job(chosen, tmp_path), chosen, tmp_path)
+    path = search_job(*build_job(chosen, tmp_path), chosen, tmp_path)
     return json.loads(path.read_text()), path
 
 
@@ -361,9 +361,9 @@ def test_a_policy_is_what_the_ordinary_step_does(overrides, tmp_path, monkeypatc
     kind = [each for each in overrides if each.startswith(("pruning", "model"))]
     chosen = settings(*SMALL, "+experiment=amc_digits", "task=run", "model.arguments.width=8", "pruning.rounds=1",
                       f"pruning.policy={path}", *kind)  # fmt: skip
-    job = build_job(chosen, tmp_path)
-    done = rounds.run(job)
-    masks = job.ledger.masks(1)
+    job, site = build_job(chosen, tmp_path)
+    done = rounds.run(job, site)
+    masks = site.ledger.masks(1)
     if job.groups:
         found = {group.name: int(alive(group, masks).sum()) for group in job.groups}
     else:
@@ -438,8 +438,8 @@ def test_plain_and_depthwise_networks_are_searched_too(model, photos, tmp_path):
         "+experiment=amc_digits", f"model={model}", *PHOTOS, f"data.source={photos}", "data.workers=0", "amc.share=0.6",
         "training.batch_size=8", "training.epochs=1", "training.max_steps=1", "amc.agent=uniform", "amc.multiple=8",
     )  # fmt: skip
-    job = build_job(chosen, tmp_path)
-    policy = json.loads(search_job(job, chosen, tmp_path).read_text())
+    job, site = build_job(chosen, tmp_path)
+    policy = json.loads(search_job(job, site, chosen, tmp_path).read_text())
     assert 0.4 < policy["macs"] <= 0.6
     assert all(count % 8 == 0 for count in policy["kept"].values())
     assert len(policy["kept"]) == len(job.groups)

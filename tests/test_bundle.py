@@ -24,17 +24,17 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from pipeline.__main__ import main
-from pipeline.commands.run import build_job
 from pipeline.data import load
 from pipeline.data.batches import standardised
 from pipeline.data.dataset import Preprocessing
-from pipeline.deploy import bundle, runtime
+from pipeline.deploy import bundle, models, runtime
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import target_here
 from pipeline.deploy.quantize import quantised
-from pipeline.ground.environment import CHECKOUT
+from pipeline.ground.folders import CHECKOUT
 from pipeline.networks import build_network
-from pipeline.rounds.loop import network_after
+from pipeline.rounds.building import build_job
+from pipeline.rounds.choice import network_after
 from tests.conftest import SMALL, settings
 from tests.test_shrink import pruned
 
@@ -86,8 +86,8 @@ def board(folder, *arguments, code=None):
 def test_the_bundle_computes_what_the_masked_network_computes(made):
     folder = made / "artifacts" / "bundle"
     manifest = json.loads((folder / "manifest.json").read_text())
-    job = build_job(settings(*RUN), made / "runs")
-    network = network_after(job, 2)
+    job, site = build_job(settings(*RUN), made / "runs")
+    network = network_after(job, site, 2)
     test = job.dataset.test
     with torch.no_grad():
         expected = network(job.dataset.preprocessing.apply(test.pixels)).numpy()
@@ -97,7 +97,7 @@ def test_the_bundle_computes_what_the_masked_network_computes(made):
     accuracy = float((scores.argmax(1) == test.labels.numpy()).mean())
     assert manifest["accuracy"]["test"]["float32"] == pytest.approx(accuracy)
     assert manifest["accuracy"]["test"]["masked"] == pytest.approx(
-        job.ledger.read(2).figures["test_accuracy"], abs=0.005
+        site.ledger.read(2).figures["test_accuracy"], abs=0.005
     )
     assert manifest["round"] == 2
     assert manifest["density"] == pytest.approx(0.16, abs=1e-3)
@@ -430,12 +430,12 @@ class Noise:
 def test_large_networks_export_pack_and_pass_the_checks(name, size, density):
     network, _ = pruned(name, 3, size, density)
     noise = Noise(size)
-    found = bundle.models(network, noise, 8, multiple=4)
+    found = models.models(network, noise, 8, multiple=4)
     ((inputs, _),) = noise.raw("validation")
-    assert bundle.check(found, network, noise, inputs.numpy()) == []
+    assert models.check(found, network, noise, inputs.numpy()) == []
     sizes = found.size_bytes
     assert sizes["int8"] < sizes["float32"] / 2 < sizes["dense"] * (density + 0.1) / 2
-    positions = bundle.positions(found.int8_facts)
+    positions = models.positions(found.int8_facts)
     assert positions["bytes"] < 1.1 * positions["entropy_bytes"]
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.commands.compare import papers_settings
+from pipeline.commands.conformance import papers_settings
 from pipeline.ground.errors import PipelineError
 from pipeline.report import comparison, conformance
-from pipeline.report.comparison import TrackedRun
+from pipeline.report.comparison import RunRecord
 from pipeline.report.pictures import methods_figure, methods_page
 from tests.conftest import settings
 
@@ -30,7 +30,7 @@ def run(method="lr", seed=0, accuracies=(0.9, 0.91, 0.89, 0.8), started_ms=0, **
         for index, accuracy in enumerate(accuracies)
     )  # fmt: skip
     known = SETTINGS | {"retraining.rate": method} | {key.replace("__", "."): value for key, value in changed.items()}
-    return TrackedRun(f"{method}, seed {seed}", method, seed, known, rounds, started_ms)
+    return RunRecord(f"{method}, seed {seed}", method, seed, known, rounds, started_ms)
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=6))
@@ -139,7 +139,7 @@ def published(method, seed, shift=0.0, **changed):
         for density, value in figures.items()
     )
     known = lengths | changed
-    return TrackedRun(f"{method}, seed {seed}", method, seed, known | {"retraining.rate": method}, rounds, 0)
+    return RunRecord(f"{method}, seed {seed}", method, seed, known | {"retraining.rate": method}, rounds, 0)
 
 
 def test_conformance_says_within_outside_and_not_run():

@@ -107,9 +107,9 @@ def test_a_corrupt_image_is_named_or_left_out_and_counted(photos, small_job):
     broken.write_bytes(broken.read_bytes()[:200])
     arguments = [*PHOTOS, f"data.source={photos}", "training.epochs=2", "pruning.rounds=1", "training.batch_size=16"]
     with pytest.raises(PipelineError, match=r"cannot be decoded: .*/train/temple/03.jpg .*; data.corrupt=skip"):
-        rounds.run(small_job(*arguments))
+        rounds.run(*small_job(*arguments))
     watch = Watch()
-    rounds.run(small_job(*arguments, "data.corrupt=skip", watchers=(watch,)))
+    rounds.run(*small_job(*arguments, "data.corrupt=skip", watchers=(watch,)))
     assert watch.notes
     assert all("1 images cannot be decoded and are left out: " in note and "03.jpg" in note for note in watch.notes)
 
@@ -121,7 +121,7 @@ def test_an_image_of_more_than_8_bits_is_not_read_wrongly(photos, small_job):
     with pytest.raises(
         PipelineError, match=r"00.png .it has more than 8 bits a channel: convert it.; data.corrupt=skip"
     ):
-        rounds.run(small_job(*arguments))
+        rounds.run(*small_job(*arguments))
 
 
 def test_a_class_called_as_a_part_mixes_no_parts(photos):
@@ -144,12 +144,12 @@ def test_places_that_are_none(source, sentence, photos):
 def test_stopping_after_any_epoch_changes_nothing_for_images_on_disk_too(photos, small_job, tmp_path):
     arguments = [*PHOTOS, f"data.source={photos}", "training.batch_size=16", "pruning.rounds=1"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    rounds.run(small_job(*arguments, runs=whole))
+    rounds.run(*small_job(*arguments, runs=whole))
     for _ in range(6):
         with pytest.raises(Stop):
-            rounds.run(small_job(*arguments, "data.workers=0", runs=stopped, watchers=(Watch(dies_after=1),)))
+            rounds.run(*small_job(*arguments, "data.workers=0", runs=stopped, watchers=(Watch(dies_after=1),)))
         assert content(stopped) != content(whole)
-    rounds.run(small_job(*arguments, runs=stopped))
+    rounds.run(*small_job(*arguments, runs=stopped))
     assert content(stopped) == content(whole)
 
 

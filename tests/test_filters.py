@@ -23,6 +23,8 @@ from pipeline.pruning.cut import cut_filters
 from pipeline.pruning.filters import counts, keep_filters, norms, prune_filters
 from pipeline.pruning.masks import ones_like
 from pipeline.rounds import loop as rounds
+from pipeline.rounds.choice import ended
+from pipeline.rounds.planning import planned, planned_densities
 from tests.conftest import settings
 from tests.test_rounds import Stop, Watch, content
 from tests.test_zoo import MODELS
@@ -203,16 +205,16 @@ def test_the_first_pattern_of_a_layer_counts():
     "method", ["lr_rewinding", "weight_rewinding", "lottery_ticket", "fine_tuning", "reinitialisation"]
 )
 def test_every_method_retrains_filters_which_stay_zero(method, small_job):
-    job = small_job(f"retraining={method}", *FILTERS, "pruning.rounds=null", "model.arguments.width=8")
-    done = rounds.run(job)
+    job, site = small_job(f"retraining={method}", *FILTERS, "pruning.rounds=null", "model.arguments.width=8")
+    done = rounds.run(job, site)
     dense = done[0].macs_dense
     for before, after in itertools.pairwise(done):
         assert after.macs_kept <= max(0.5 * dense, 0.8 * before.macs_kept)
     assert 0.4 * dense < done[-1].macs_kept <= 0.5 * dense < done[-2].macs_kept
-    assert not rounds.ended(job, done[:-1])
-    assert rounds.ended(job, done)
+    assert not ended(job, done[:-1])
+    assert ended(job, done)
     for each in done[1:]:
-        masks, state = job.ledger.masks(each.index), job.ledger.state(each.index)
+        masks, state = site.ledger.masks(each.index), site.ledger.state(each.index)
         for name, mask in masks.items():
             assert (state.network[name][~mask] == 0).all(), "scale and shift of the normalisation too"
         groups = job.groups
@@ -226,18 +228,18 @@ def test_every_method_retrains_filters_which_stay_zero(method, small_job):
 def test_stopping_after_any_epoch_changes_nothing(small_job, tmp_path):
     command = [*FILTERS, "pruning.rounds=2", "pruning.fraction=0.3", "pruning.target_density=null"]
     undisturbed, stopped = tmp_path / "whole", tmp_path / "stopped"
-    rounds.run(small_job(*command, runs=undisturbed))
+    rounds.run(*small_job(*command, runs=undisturbed))
     for _ in range(9):
         with pytest.raises(Stop):
-            rounds.run(small_job(*command, runs=stopped, watchers=(Watch(dies_after=1),)))
-    rounds.run(small_job(*command, runs=stopped))
+            rounds.run(*small_job(*command, runs=stopped, watchers=(Watch(dies_after=1),)))
+    rounds.run(*small_job(*command, runs=stopped))
     assert content(stopped) == content(undisturbed)
 
 
 def test_the_dense_network_is_that_of_weight_pruning(small_job, tmp_path):
-    rounds.run(small_job(runs=tmp_path / "both"))
+    rounds.run(*small_job(runs=tmp_path / "both"))
     watch = Watch()
-    rounds.run(small_job(*FILTERS, "pruning.rounds=1", "pruning.target_density=null", runs=tmp_path / "both",
+    rounds.run(*small_job(*FILTERS, "pruning.rounds=1", "pruning.target_density=null", runs=tmp_path / "both",
                          watchers=(watch,)))  # fmt: skip
     assert watch.trained == [1]
 
@@ -260,32 +262,34 @@ def test_the_papers_resnet56_b_has_its_density():
 
 
 def test_shares_of_weights_are_densities_of_layers(small_job):
-    job = small_job("pruning.shares={features.0:0.5,features.*:1/4}", "pruning.rounds=null")
-    done = rounds.run(job)
+    job, site = small_job("pruning.shares={features.0:0.5,features.*:1/4}", "pruning.rounds=null")
+    done = rounds.run(job, site)
     assert len(done) == 2
-    assert rounds.ended(job, done)
+    assert ended(job, done)
     kept = {layer.name: (layer.kept, layer.weights) for layer in done[1].layers}
     assert kept["features.0"] == (18, 36)
     together = [kept[name] for name in ("features.3", "features.6")]
     assert sum(k for k, _ in together) == round(sum(w for _, w in together) / 4)
     assert kept["output"][0] == kept["output"][1]
-    assert [each.density for each in done] == rounds.planned(job)
+    assert [each.density for each in done] == planned(job)
 
 
 def test_a_policy_file_gives_shares_and_its_name(small_job, tmp_path):
     path = tmp_path / "policy.json"
     path.write_text(json.dumps({"name": "halves", "structure": "filter", "shares": {"*": 0.5}}))
-    job = small_job("pruning=filters", f"pruning.policy={path}", "pruning.target_density=null", "pruning.rounds=null")
+    job, _ = small_job(
+        "pruning=filters", f"pruning.policy={path}", "pruning.target_density=null", "pruning.rounds=null"
+    )
     assert job.method == "lr_rewinding (filters by halves)"
     assert job.pruning == dataclasses.replace(job.pruning, policy="halves", shares={"*": 0.5})
-    assert all(int(alive(group, rounds._cut(job, job.initial(0), rounds._alive(job), 1)).sum()) == group.size // 2
+    assert all(int(alive(group, job.cut(job.initial(0), job.alive(), 1)).sum()) == group.size // 2
                for group in job.groups)  # fmt: skip
 
 
 def test_a_fraction_follows_from_rounds_and_target():
     pruning = settings("pruning.fraction=null", "pruning.rounds=3", "pruning.target_density=0.216").pruning
     assert pruning.fraction == pytest.approx(0.4)
-    assert rounds.planned_densities([1000], pruning) == [1, 0.6, 0.36, 0.216]
+    assert planned_densities([1000], pruning) == [1, 0.6, 0.36, 0.216]
 
 
 POLICY = '{"name": "x", "structure": "filter", "shares": %s}'
@@ -322,11 +326,11 @@ def test_faults_are_sentences(overrides, policy, fault, tmp_path, small_job):
 
 
 def test_shares_are_reached_in_rounds_of_one_factor(small_job):
-    job = small_job("pruning=filters", "pruning.shares={features.3:0.25,features.6:0.9}", "pruning.rounds=2",
+    job, site = small_job("pruning=filters", "pruning.shares={features.3:0.25,features.6:0.9}", "pruning.rounds=2",
                     "pruning.target_density=null")  # fmt: skip
-    done = rounds.run(job)
+    done = rounds.run(job, site)
     assert len(done) == 3
-    assert rounds.ended(job, done)
-    left = [[int(alive(group, job.ledger.masks(index)).sum()) for group in job.groups] for index in (1, 2)]
+    assert ended(job, done)
+    left = [[int(alive(group, site.ledger.masks(index)).sum()) for group in job.groups] for index in (1, 2)]
     assert left == [[4, 4, 8], [4, 2, 7]]
-    assert [each.density for each in done] == rounds.planned(job)
+    assert [each.density for each in done] == planned(job)

@@ -23,8 +23,9 @@ from torch import nn
 from pipeline.deploy import arm, kernels
 from pipeline.deploy.export import exported, lean, operators
 from pipeline.deploy.kernels import TARGETS, Target, build, library, target_here, target_of
+from pipeline.deploy.node import one_node, opened
 from pipeline.deploy.pack import packed, unpacked
-from pipeline.deploy.program import Step, one_node, opened
+from pipeline.deploy.program import Operation
 from pipeline.deploy.quantize import quantised, with_float_activations
 from pipeline.ground.errors import PipelineError
 from pipeline.networks import NETWORKS
@@ -476,7 +477,7 @@ def test_weights_that_do_not_fit_are_refused_when_a_session_is_made(change):
         session(made, engine=library(target_here()))
 
 
-FIELDS = list(Step.__dataclass_fields__)
+FIELDS = list(Operation.__dataclass_fields__)
 
 
 def changed(program, kind, **fields):
@@ -594,4 +595,4 @@ def test_the_program_and_the_source_name_the_same_fields():
         if name.strip()
     ]
     own = {"source": "from"}
-    assert names == [own.get(name, name) for name in Step.__dataclass_fields__]
+    assert names == [own.get(name, name) for name in Operation.__dataclass_fields__]

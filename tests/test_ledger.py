@@ -13,9 +13,9 @@ from pipeline.rounds.ledger import Ledger
 
 @pytest.fixture
 def finished(small_job):
-    job = small_job("retraining=weight_rewinding", "pruning.rounds=1")
-    rounds.run(job)
-    return job
+    job, site = small_job("retraining=weight_rewinding", "pruning.rounds=1")
+    rounds.run(job, site)
+    return site
 
 
 def flip_a_byte(path):
@@ -68,13 +68,13 @@ def test_a_damaged_round_is_refused(file, damage, sentence, finished, small_job)
     else:
         damage(path)
     with pytest.raises(PipelineError, match=sentence):
-        rounds.run(small_job("retraining=weight_rewinding", "pruning.rounds=2"))
+        rounds.run(*small_job("retraining=weight_rewinding", "pruning.rounds=2"))
 
 
 def test_a_damaged_rewind_point_is_refused(finished, small_job):
     flip_a_byte(finished.dense.path(0) / "epoch-0001.safetensors")
     with pytest.raises(PipelineError, match=r"epoch-0001.safetensors is damaged .*; delete"):
-        rounds.run(small_job("retraining=weight_rewinding", "pruning.rounds=2"))
+        rounds.run(*small_job("retraining=weight_rewinding", "pruning.rounds=2"))
 
 
 def test_deleting_the_damaged_round_trains_it_again_to_the_same_bits(finished, small_job):
@@ -82,14 +82,14 @@ def test_deleting_the_damaged_round_trains_it_again_to_the_same_bits(finished, s
     before = weights.read_bytes()
     for file in finished.ledger.path(1).iterdir():
         file.unlink()
-    rounds.run(small_job("retraining=weight_rewinding", "pruning.rounds=1"))
+    rounds.run(*small_job("retraining=weight_rewinding", "pruning.rounds=1"))
     assert weights.read_bytes() == before
 
 
 def test_round_0_is_shared_by_what_it_depends_on_alone(small_job):
-    reference = small_job().dense.folder
+    reference = small_job()[1].dense.folder
     for same in ("retraining=fine_tuning", "pruning.fraction=0.5", "name=other", "pruning.exclude=[output]"):
-        assert small_job(same).dense.folder == reference
+        assert small_job(same)[1].dense.folder == reference
     for other in (
         "seed=1",
         "training.epochs=4",
@@ -97,13 +97,13 @@ def test_round_0_is_shared_by_what_it_depends_on_alone(small_job):
         "data.flip=true",
         "training.optimizer.rate=1",
     ):
-        assert small_job(other).dense.folder != reference
+        assert small_job(other)[1].dense.folder != reference
 
 
 def test_a_run_is_found_again_by_what_changes_numbers(small_job):
-    reference = small_job().ledger.folder
+    reference = small_job()[1].ledger.folder
     for same in ("pruning.rounds=9", "pruning.max_accuracy_drop=0.1", "tracking.uri=sqlite:///x"):
-        assert small_job(same).ledger.folder == reference
+        assert small_job(same)[1].ledger.folder == reference
     for other in (
         "retraining=fine_tuning",
         "pruning.fraction=0.5",
@@ -111,7 +111,7 @@ def test_a_run_is_found_again_by_what_changes_numbers(small_job):
         "seed=1",
         "name=x",
     ):
-        assert small_job(other).ledger.folder != reference
+        assert small_job(other)[1].ledger.folder != reference
 
 
 def hold(folder, held, release):

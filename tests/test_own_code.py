@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import prune_by_rewinding
 from pipeline.__main__ import main
-from pipeline.commands.run import build_job
 from pipeline.ground.errors import SettingsError
 from pipeline.networks import build_network
 from pipeline.networks.weights import read_weights
 from pipeline.rounds import loop as rounds
+from pipeline.rounds.building import build_job
 from pipeline.settings.groups import Model
 from tests.conftest import settings
 
@@ -255,9 +255,9 @@ def test_a_pruned_weight_that_two_layers_share_stays_zero_under_both_names(metho
     chosen = settings(
         "model=custom", f"model.network={HERE}.Tied", "training.epochs=3", "pruning.rounds=2", f"retraining={method}"
     )  # fmt: skip
-    job = build_job(chosen, tmp_path)
-    rounds.run(job)
-    weights, masks = job.ledger.state(2).network, job.ledger.masks(2)
+    job, site = build_job(chosen, tmp_path)
+    rounds.run(job, site)
+    weights, masks = site.ledger.state(2).network, site.ledger.masks(2)
     assert set(masks) == {"first.weight", "output.weight"}
     assert (~masks["first.weight"]).sum() > 1000
     for name in ("first.weight", "second.weight"):

@@ -57,15 +57,15 @@ def test_a_network_and_data_of_ones_own_give_rounds_and_the_network_has_the_last
 
 
 def test_the_same_classes_by_the_command_line_prune_the_same_layers(example, tmp_path):
-    from pipeline.commands.run import build_job
     from pipeline.rounds import loop as rounds
+    from pipeline.rounds.building import build_job
 
     chosen = settings(
         "model=custom", "model.network=transformer_example.Transformer", "model.arguments={width: 16, layers: 1}",
         "data=own", "data.module=transformer_example.DigitPatches", "training.epochs=1", "pruning.rounds=1",
         "training/optimizer=adamw",
     )  # fmt: skip
-    done = rounds.run(build_job(chosen, tmp_path))
+    done = rounds.run(*build_job(chosen, tmp_path))
     layers = {layer.name: layer.macs for layer in done[1].layers}
     attention, width, tokens = "blocks.layers.0.self_attn", 16, 16
     assert layers[f"{attention}.in_proj_weight"] == tokens * 3 * width * width

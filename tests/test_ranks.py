@@ -11,9 +11,9 @@ import time
 import pytest
 import torch
 
-from pipeline.commands.run import build_job
 from pipeline.data.memory import EVALUATION_BATCH
 from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.rounds.building import build_job
 from pipeline.rounds.ledger import Ledger, dense_home
 from pipeline.training.ranks import Ranks, follows, together
 from pipeline.training.train import evaluate
@@ -108,8 +108,8 @@ def finished(*arguments):
 
 def ledgers(runs, *arguments):
     """The dense network's ledger and the run's, of the same settings."""
-    job = build_job(settings(*arguments), runs)
-    return job, Ledger(*dense_home(runs, job.ledger.identity)), job.ledger
+    job, site = build_job(settings(*arguments), runs)
+    return job, Ledger(*dense_home(runs, site.ledger.identity)), site.ledger
 
 
 @two_cores
@@ -138,13 +138,11 @@ def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_show
     assert "dense bytes" in out, "the leader measures the files when the others have gone"
     assert len(json.loads((tmp_path / "run.json").read_text())["weights"]) == 2
     job, _, ledger = ledgers(tmp_path, *TWO)
-    alone = build_job(settings(*TWO, "training.devices=1"), tmp_path)
+    alone, _ = build_job(settings(*TWO, "training.devices=1"), tmp_path)
     assert len(job.dataset.test) % 2 == 0 < len(job.dataset.test) % EVALUATION_BATCH
     state, record = ledger.state(1), ledger.read(1)
     for split, expected in (("test", record.test), ("validation", record.history[-1].metrics)):
-        figures = evaluate(
-            alone.network, alone.dataset, classes=10, split=split, training=alone.training, state=state
-        )  # fmt: skip
+        figures = evaluate(alone.trainable, split, state)
         assert figures == pytest.approx({key: expected[key] for key in figures}, abs=1e-6)
     names = [name for name, *_ in everything(store(tmp_path))]
     assert names == ["lr_rewinding, seed 0, density 0.800", "round 00", "round 01"]

@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pipeline.commands.run import build_job
 from pipeline.ground.errors import PipelineError
 from pipeline.pruning.masks import kept, ones_like
 from pipeline.pruning.prune import prune
 from pipeline.rounds import loop as rounds
+from pipeline.rounds.building import build_job
+from pipeline.rounds.choice import chosen
+from pipeline.rounds.job import Watchers
 from pipeline.rounds.ledger import Ledger
-from pipeline.training.train import capture, masked
+from pipeline.rounds.planning import planned
+from pipeline.training.state import capture, masked
 from tests.conftest import settings
 
 METHODS = [
@@ -97,19 +100,19 @@ def same(first, second):
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_the_first_step_of_a_round_sees(method, schedule, small_job):
-    job = small_job(f"retraining={method}", *schedule, "pruning.rounds=1", "training.epochs=3")
+    job, site = small_job(f"retraining={method}", *schedule, "pruning.rounds=1", "training.epochs=3")
     with first_steps(job.network) as seen:
-        rounds.run(job)
+        rounds.run(job, site)
     assert len(seen) == 2
     weights, momentum, rate = seen[-1]
 
-    final, masks = job.dense.state(0), job.ledger.masks(1)
+    final, masks = site.dense.state(0), site.ledger.masks(1)
     epoch = {"weight_rewinding": 1, "weight_rewinding_low_rate": 1}.get(method, 0)
     match method:
         case "lr_rewinding" | "fine_tuning":
             expected, remembered = final.network, masked(final, masks).optimizer
         case "weight_rewinding" | "weight_rewinding_low_rate":
-            point = job.dense.kept(epoch)
+            point = site.dense.rewind_point(epoch)
             expected, remembered = point.network, masked(point, masks).optimizer
         case "lottery_ticket":
             expected, remembered = job.initial(0), {}
@@ -128,9 +131,9 @@ def test_what_the_first_step_of_a_round_sees(method, schedule, small_job):
 
 
 def test_a_setting_resets_the_optimizer(small_job):
-    job = small_job("retraining.optimizer_state=reset", "pruning.rounds=1")
+    job, site = small_job("retraining.optimizer_state=reset", "pruning.rounds=1")
     with first_steps(job.network) as seen:
-        rounds.run(job)
+        rounds.run(job, site)
     assert len(seen) == 2
     assert seen[-1][1] == {}
 
@@ -138,15 +141,15 @@ def test_a_setting_resets_the_optimizer(small_job):
 def test_masks_follow_the_count_rule_from_the_last_rounds_weights_and_results_load_into_the_plain_network(
     small_job,
 ):
-    job = small_job("pruning.rounds=3")
-    done = rounds.run(job)
-    masks = ones_like({name: job.initial(0)[name] for name in job.ledger.masks(1)})
+    job, site = small_job("pruning.rounds=3")
+    done = rounds.run(job, site)
+    masks = ones_like({name: job.initial(0)[name] for name in site.ledger.masks(1)})
     masks = {name: masks[name] for name in dict(job.network.named_parameters()) if name in masks}
     for index in (1, 2, 3):
-        previous = (job.dense if index == 1 else job.ledger).state(index - 1).network
+        previous = (site.dense if index == 1 else site.ledger).state(index - 1).network
         masks = prune({name: previous[name].abs() for name in masks}, masks, fraction=0.2)
-        assert same(masks, {name: job.ledger.masks(index)[name] for name in masks})
-        state = job.ledger.state(index)
+        assert same(masks, {name: site.ledger.masks(index)[name] for name in masks})
+        state = site.ledger.state(index)
         assert all((state.network[name][~mask] == 0).all() for name, mask in masks.items())
         assert sum(layer.kept for layer in done[index].layers) == kept(masks)
         job.network.load_state_dict(dict(state.network), strict=True)
@@ -156,13 +159,13 @@ def test_masks_follow_the_count_rule_from_the_last_rounds_weights_and_results_lo
 def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
     settings = [f"retraining={method}", "data.flip=true", "data.crop_padding=1", "pruning.criterion=random"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    rounds.run(small_job(*settings, runs=whole))
+    rounds.run(*small_job(*settings, runs=whole))
     stops = 0
     while True:
         watch = Watch(dies_after=1)
-        job = small_job(*settings, runs=stopped, watchers=(watch,))
+        job, site = small_job(*settings, runs=stopped, watchers=(watch,))
         try:
-            rounds.run(job)
+            rounds.run(job, site)
         except Stop:
             stops += 1
             assert content(stopped) != content(whole)
@@ -174,7 +177,7 @@ def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
 
 def test_a_kill_just_after_a_record_leaves_nothing_behind(small_job, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    rounds.run(small_job(runs=whole))
+    rounds.run(*small_job(runs=whole))
     for _ in range(3):  # round 0, 1 and 2
         clear, records = Ledger.clear, len(list(stopped.rglob("round.json")))
 
@@ -186,19 +189,19 @@ def test_a_kill_just_after_a_record_leaves_nothing_behind(small_job, tmp_path, m
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "clear", killed)
             with pytest.raises(Stop):
-                rounds.run(small_job(runs=stopped))
+                rounds.run(*small_job(runs=stopped))
         assert list(stopped.rglob("partial.safetensors"))
-    rounds.run(small_job(runs=stopped))
+    rounds.run(*small_job(runs=stopped))
     assert content(stopped) == content(whole)
 
 
 def test_when_all_is_complete_nothing_is_trained_and_more_rounds_continue(small_job, tmp_path):
     direct, lengthened = tmp_path / "direct", tmp_path / "lengthened"
-    rounds.run(small_job("pruning.rounds=3", runs=direct))
+    rounds.run(*small_job("pruning.rounds=3", runs=direct))
     trained = []
     for count in (1, 1, 3):
         watch = Watch()
-        rounds.run(small_job(f"pruning.rounds={count}", runs=lengthened, watchers=(watch,)))
+        rounds.run(*small_job(f"pruning.rounds={count}", runs=lengthened, watchers=(watch,)))
         trained.append(watch.trained)
     assert trained == [[0, 1], [], [2, 3]]
     assert content(lengthened) == content(direct)
@@ -207,44 +210,44 @@ def test_when_all_is_complete_nothing_is_trained_and_more_rounds_continue(small_
 def test_the_dense_network_is_trained_once_and_a_rewind_point_that_was_not_kept_is_recomputed(small_job, tmp_path):
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     first, second = Watch(), Watch()
-    rounds.run(small_job("retraining=lr_rewinding", runs=shared, watchers=(first,)))
-    job = small_job("retraining=weight_rewinding", runs=shared, watchers=(second,))
-    assert job.dense.kept_epochs() == []
-    rounds.run(job)
+    rounds.run(*small_job("retraining=lr_rewinding", runs=shared, watchers=(first,)))
+    job, site = small_job("retraining=weight_rewinding", runs=shared, watchers=(second,))
+    assert site.dense.rewind_points() == []
+    rounds.run(job, site)
     assert (first.trained, second.trained) == ([0, 1, 2], [1, 2])
     assert any("training round 0 again from epoch 0 to 1" in note for note in second.notes)
-    kept_at_once = small_job("retraining=weight_rewinding", runs=alone)
-    rounds.run(kept_at_once)
-    assert job.dense.kept_epochs() == kept_at_once.dense.kept_epochs() == [1]
-    assert content(job.ledger.folder) == content(kept_at_once.ledger.folder)
-    assert content(job.dense.folder) == content(kept_at_once.dense.folder)
+    job, kept_at_once = small_job("retraining=weight_rewinding", runs=alone)
+    rounds.run(job, kept_at_once)
+    assert site.dense.rewind_points() == kept_at_once.dense.rewind_points() == [1]
+    assert content(site.ledger.folder) == content(kept_at_once.ledger.folder)
+    assert content(site.dense.folder) == content(kept_at_once.dense.folder)
 
 
 def test_target_density_is_met_to_the_weight(small_job):
-    job = small_job("pruning.rounds=null", "pruning.target_density=0.55", "training.epochs=1")
-    done = rounds.run(job)
+    job, site = small_job("pruning.rounds=null", "pruning.target_density=0.55", "training.epochs=1")
+    done = rounds.run(job, site)
     total = sum(layer.weights for layer in done[0].layers)
     assert [sum(layer.kept for layer in r.layers) for r in done] == [
         total, round(total * 0.8), round(round(total * 0.8) * 0.8), round(0.55 * total),
     ]  # fmt: skip
-    assert [r.density for r in done] == rounds.planned(job)
+    assert [r.density for r in done] == planned(job)
 
 
 def test_an_accuracy_floor_stops_and_the_smallest_round_within_it_is_chosen(small_job):
-    job = small_job(
+    job, site = small_job(
         "pruning.rounds=null", "pruning.max_accuracy_drop=0.1", "pruning.fraction=0.7", "training.epochs=8",
         "training.max_steps=null",
     )  # fmt: skip
-    done = rounds.run(job)
+    done = rounds.run(job, site)
     accuracies = [r.figures["validation_accuracy"] for r in done]
     assert accuracies[-1] < accuracies[0] - 0.1
     assert all(accuracy >= accuracies[0] - 0.1 for accuracy in accuracies[:-1])
-    assert rounds.chosen(done, job.pruning).index == len(done) - 2
+    assert chosen(done, job.pruning).index == len(done) - 2
 
 
 def test_excluded_layers_keep_all_their_weights(small_job):
-    job = small_job("pruning.exclude=[output,features.0]", "pruning.rounds=1")
-    result = rounds.run(job)[-1]
+    job, site = small_job("pruning.exclude=[output,features.0]", "pruning.rounds=1")
+    result = rounds.run(job, site)[-1]
     assert {layer.name for layer in result.layers if not layer.prunable} == {"output", "features.0"}
     assert all(layer.kept == layer.weights for layer in result.layers if not layer.prunable)
     assert result.density == pytest.approx(0.8, abs=1e-3)
@@ -256,7 +259,9 @@ def test_excluded_layers_keep_all_their_weights(small_job):
 )
 def test_a_layer_about_to_lose_its_last_weight(setting, outcome, small_job):
     watch = Watch()
-    job = small_job("pruning.fraction=0.95", "pruning.rounds=1", f"pruning.empty_layer={setting}", watchers=(watch,))
+    job, site = small_job(
+        "pruning.fraction=0.95", "pruning.rounds=1", f"pruning.empty_layer={setting}", watchers=(watch,)
+    )
     initial = job.initial
 
     def shrunk(attempt):
@@ -270,9 +275,9 @@ def test_a_layer_about_to_lose_its_last_weight(setting, outcome, small_job):
     sentence = r"round 1 removes the last weight of .*output"
     if outcome == "error":
         with pytest.raises(PipelineError, match=sentence):
-            rounds.run(job)
+            rounds.run(job, site)
         return
-    done = rounds.run(job)
+    done = rounds.run(job, site)
     left = {layer.name: layer.kept for layer in done[-1].layers}["output"]
     assert left == (0 if outcome == "note" else 4)
     assert any(re.search(sentence, note) for note in watch.notes) is (outcome == "note")
@@ -294,30 +299,31 @@ class OwnNetwork(torch.nn.Module):
 
 
 def test_a_users_own_network_by_dotted_path_continues_bit_for_bit_too(small_job, tmp_path):
-    def job(runs, **named):
+    def own(runs, *watchers):
         chosen = settings(
             "model=custom", "model.network=tests.test_rounds.OwnNetwork", "++model.arguments={hidden: 7}",
             "training.epochs=2", "pruning.rounds=1", "training/optimizer=adamw",
         )  # fmt: skip
-        return rounds.dataclasses.replace(build_job(chosen, runs), **named)
+        job, site = build_job(chosen, runs)
+        return job, rounds.dataclasses.replace(site, watcher=Watchers(watchers))
 
-    done = rounds.run(job(tmp_path / "whole"))
+    done = rounds.run(*own(tmp_path / "whole"))
     assert {layer.name: layer.macs for layer in done[0].layers} == {
         "inputs": 64 * 7, "again": 2 * 49, "frozen": 49, "outputs": 70,
     }  # fmt: skip
     for _ in range(3):
         with pytest.raises(Stop):
-            rounds.run(job(tmp_path / "stopped", watchers=(Watch(dies_after=1),)))
-    rounds.run(job(tmp_path / "stopped"))
+            rounds.run(*own(tmp_path / "stopped", Watch(dies_after=1)))
+    rounds.run(*own(tmp_path / "stopped"))
     assert content(tmp_path / "stopped") == content(tmp_path / "whole")
 
 
 def test_the_same_command_in_another_folder_gives_the_same_bits(small_job, tmp_path):
     jobs = [small_job(runs=tmp_path / name) for name in ("a", "b")]
-    for job in jobs:
-        rounds.run(job)
+    for job, site in jobs:
+        rounds.run(job, site)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     shutil.rmtree(tmp_path / "b")
-    rounds.run(small_job("seed=1", runs=tmp_path / "b"))
+    rounds.run(*small_job("seed=1", runs=tmp_path / "b"))
     weights = [content(tmp_path / name) for name in ("a", "b")]
     assert not set(map(str, weights[0])) & set(map(str, weights[1]))

@@ -40,7 +40,15 @@ class Server:
 
     def __init__(self, folder):
         self.port = servers.free_port()
-        self.command = [sys.executable, "-m", "pipeline.tracking.server", "--folder", str(folder), "--port", str(self.port)]
+        self.command = [
+            sys.executable,
+            "-m",
+            "pipeline.tracking.server",
+            "--folder",
+            str(folder),
+            "--port",
+            str(self.port),
+        ]
         self.log = folder / "log"
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()

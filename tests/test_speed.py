@@ -60,25 +60,25 @@ def test_compiling_without_a_compiler_is_a_sentence(monkeypatch):
 def test_bfloat16_keeps_float32_weights_and_continues_bit_for_bit(small_job, tmp_path):
     arguments = ["training.precision=bfloat16", "pruning.rounds=1"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    job = small_job(*arguments, runs=whole)
-    done = rounds.run(job)
-    state = job.ledger.state(1)
+    job, site = small_job(*arguments, runs=whole)
+    done = rounds.run(job, site)
+    state = site.ledger.state(1)
     assert {tensor.dtype for tensor in state.network.values()} == {torch.float32, torch.int64}
     assert content(whole) != content(rounds_of(small_job, "training.precision=float32", tmp_path / "float32"))
     exact = dataclasses.replace(job.training, precision="float32")
-    figures = evaluate(job.network, job.dataset, classes=10, split="test", training=exact, state=state)
+    figures = evaluate(dataclasses.replace(job.trainable, training=exact), "test", state)
     assert done[1].test == pytest.approx(figures, abs=0.02)
     assert done[1].test != figures
     for _ in range(6):
         with pytest.raises(Stop):
-            rounds.run(small_job(*arguments, runs=stopped, watchers=(Watch(dies_after=1),)))
+            rounds.run(*small_job(*arguments, runs=stopped, watchers=(Watch(dies_after=1),)))
         assert content(stopped) != content(whole)
-    rounds.run(small_job(*arguments, runs=stopped))
+    rounds.run(*small_job(*arguments, runs=stopped))
     assert content(stopped) == content(whole)
 
 
 def rounds_of(small_job, argument, runs):
-    rounds.run(small_job(argument, "pruning.rounds=1", runs=runs))
+    rounds.run(*small_job(argument, "pruning.rounds=1", runs=runs))
     return runs
 
 
@@ -89,23 +89,23 @@ def test_one_compilation_serves_all_rounds_and_a_compiled_run_continues_bit_for_
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     torch._dynamo.reset()
     counters.clear()
-    job = small_job(*arguments, runs=whole)
+    job, site = small_job(*arguments, runs=whole)
     with first_steps(job.network) as seen:
-        rounds.run(job)
+        rounds.run(job, site)
     assert len(seen) == 3
     assert counters["stats"]["unique_graphs"] == 1
-    weights = job.ledger.state(2).network
+    weights = site.ledger.state(2).network
     assert all(f"{name}" in weights for name in prunable(job.network)), "plain names"
 
-    eager = small_job(*arguments, "training.compile=off", runs=tmp_path / "eager")
-    rounds.run(eager)
-    for one, other in zip(job.dense.read(0).history, eager.dense.read(0).history, strict=True):
+    eager, eager_site = small_job(*arguments, "training.compile=off", runs=tmp_path / "eager")
+    rounds.run(eager, eager_site)
+    for one, other in zip(site.dense.read(0).history, eager_site.dense.read(0).history, strict=True):
         assert one.metrics == pytest.approx(other.metrics, abs=0.03)
 
     for _ in range(6):
         torch._dynamo.reset()
         with pytest.raises(Stop):
-            rounds.run(small_job(*arguments, runs=stopped, watchers=(Watch(dies_after=1),)))
+            rounds.run(*small_job(*arguments, runs=stopped, watchers=(Watch(dies_after=1),)))
         assert content(stopped) != content(whole)
-    rounds.run(small_job(*arguments, runs=stopped))
+    rounds.run(*small_job(*arguments, runs=stopped))
     assert content(stopped) == content(whole)

@@ -62,7 +62,7 @@ def test_the_time_of_the_dense_and_the_last_round_is_taken_once_and_tracked(meas
 def test_times_are_drawn_as_shares_of_what_the_dense_network_took_in_turns_with_them(small_job):
     """A machine that was busy in the second round drew it as slower."""
     figures = [{"latency_ms": 5.0, "latency_ratio": 1.0}, {"latency_ms": 9.0, "latency_ratio": 0.9}]
-    picture = curves(rounds.run(small_job("pruning.rounds=1")), figures, "fine", "tuned")["accuracy_vs_time.png"]
+    picture = curves(rounds.run(*small_job("pruning.rounds=1")), figures, "fine", "tuned")["accuracy_vs_time.png"]
     (line,) = picture.axes[0].get_lines()
     assert list(line.get_xdata()) == pytest.approx([100, 90])
 

@@ -7,8 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.__main__ import Stopped, main
-from pipeline.settings.groups import flat
-from pipeline.tracking import tracker as tracking
+from pipeline.settings.identity import flat
 from tests.conftest import SMALL, settings
 from tests.test_rounds import Stop
 
@@ -172,7 +171,7 @@ def test_another_store_by_setting_or_environment(command, tmp_path, monkeypatch)
 
 
 def test_a_server_that_is_not_there_ends_in_a_sentence(command, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    monkeypatch.setattr(store, "PATIENCE", 1.0)
     assert command("tracking.uri=http://127.0.0.1:9") == 1
     error = capsys.readouterr().err
     assert error.startswith("MLflow at http://127.0.0.1:9 fails:")

@@ -12,7 +12,9 @@ from pipeline.ground.errors import PipelineError
 from pipeline.networks import prunable
 from pipeline.pruning.masks import ones_like
 from pipeline.pruning.prune import prune
-from pipeline.training.train import State, capture, make_optimizer, masked, restore, train_round
+from pipeline.training.module import make_optimizer
+from pipeline.training.state import State, capture, masked, restore
+from pipeline.training.train import RoundPlan, train_round
 
 OPTIMIZERS = {
     "SGD with momentum and decay": ["training/optimizer=sgd", "training.optimizer.weight_decay=5e-3"],
@@ -48,7 +50,7 @@ class MaskedForward(nn.Module):
 def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_under_a_masked_forward_pass(
     overrides, small_job, monkeypatch
 ):
-    job = small_job(*overrides, "training.epochs=11", "training.max_steps=200")
+    job, _ = small_job(*overrides, "training.epochs=11", "training.max_steps=200")
     job.network.double()
     masks = random_masks(job.network)
     start = State({k: v.double() if v.is_floating_point() else v for k, v in job.initial(0).items()}, {})
@@ -89,15 +91,14 @@ def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_und
     parameters = dict(job.network.named_parameters())
     monkeypatch.setattr(type(optimizer), "step", spy)
     train_round(
-        job.network, job.dataset, classes=10, training=job.training, span=job.dense_span, masks=masks,
-        key=(job.seed, 1), start=start, first_epoch=0, on_epoch=lambda *_: None,
-    )  # fmt: skip
+        job.trainable, RoundPlan(job.dense_span, masks, job.seed, 1), start, first_epoch=0, on_epoch=lambda *_: None
+    )
     assert len(steps) == 200
     assert len(set(steps)) == 200
 
 
 def test_masked_zeroes_weights_and_all_that_the_optimizer_remembers_of_them(small_job):
-    job = small_job()
+    job, _ = small_job()
     masks = random_masks(job.network)
     entries = {f"{name}|momentum_buffer": -torch.ones(mask.shape) for name, mask in masks.items()}
     entries |= {
@@ -118,11 +119,11 @@ def test_masked_zeroes_weights_and_all_that_the_optimizer_remembers_of_them(smal
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_an_optimizers_state_survives_capture_and_restore(kind, small_job):
-    job = small_job(f"training/optimizer={kind}")
+    job, _ = small_job(f"training/optimizer={kind}")
     reached = []
     train_round(
-        job.network, job.dataset, classes=10, training=job.training, span=job.dense_span, masks={},
-        key=(0, 0), start=State(job.initial(0), {}), first_epoch=0, on_epoch=lambda _, state: reached.append(state),
+        job.trainable, RoundPlan(job.dense_span, {}, 0, 0), State(job.initial(0), {}),
+        first_epoch=0, on_epoch=lambda _, state: reached.append(state),
     )  # fmt: skip
     assert reached[-1].optimizer
     optimizer = make_optimizer(job.network, job.training.optimizer)
@@ -133,18 +134,18 @@ def test_an_optimizers_state_survives_capture_and_restore(kind, small_job):
 
 
 def test_decay_may_spare_normalisation_and_biases(small_job):
-    network = small_job().network
+    network = small_job()[0].network
     for spared in (True, False):
-        settings = small_job(f"training.optimizer.decay_norm_and_bias={str(not spared).lower()}").training.optimizer
+        settings = small_job(f"training.optimizer.decay_norm_and_bias={str(not spared).lower()}")[0].training.optimizer
         groups = make_optimizer(network, settings).param_groups
         decayed = {p for group in groups if group["weight_decay"] for p in group["params"]}
         assert all((p in decayed) is (p.ndim > 1 or not spared) for p in network.parameters())
 
 
 def test_a_training_that_diverges_ends_in_a_sentence(small_job):
-    job = small_job("training.optimizer.rate=1e30")
+    job, _ = small_job("training.optimizer.rate=1e30")
     with pytest.raises(PipelineError, match=r"round 0, epoch 1: the training loss is nan: the training has diverged"):
         train_round(
-            job.network, job.dataset, classes=10, training=job.training, span=job.dense_span, masks={},
-            key=(0, 0), start=State(job.initial(0), {}), first_epoch=0, on_epoch=lambda *_: None,
+            job.trainable, RoundPlan(job.dense_span, {}, 0, 0), State(job.initial(0), {}),
+            first_epoch=0, on_epoch=lambda *_: None,
         )  # fmt: skip

@@ -4,48 +4,48 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.commands.run import build_job
 from pipeline.ground.errors import SettingsError
 from pipeline.rounds import loop as rounds
+from pipeline.rounds.building import build_job
 from tests.conftest import SMALL, settings
 
 
 @pytest.fixture
 def trained(small_job, tmp_path):
     """A dense network trained before, and its folder."""
-    job = small_job("pruning.rounds=0", runs=tmp_path / "before")
-    (dense,) = rounds.run(job)
-    return dense, job.dense.path(0) / "weights.safetensors"
+    job, site = small_job("pruning.rounds=0", runs=tmp_path / "before")
+    (dense,) = rounds.run(job, site)
+    return dense, site.dense.path(0) / "weights.safetensors"
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_a_network_that_comes_trained_is_pruned_from_there(kind, trained, small_job, tmp_path):
     dense, file = trained
     if kind == "pt":
-        state = small_job(f"model.weights={file}").trained
+        state = small_job(f"model.weights={file}")[0].trained
         file = tmp_path / "weights.pt"
         torch.save(dict(state), file)
-    job = small_job(f"model.weights={file}")
-    done = rounds.run(job)
+    job, site = small_job(f"model.weights={file}")
+    done = rounds.run(job, site)
     assert [r.index for r in done] == [0, 1, 2]
     assert done[0].test == dense.test
     assert done[0].figures["validation_accuracy"] == dense.figures["validation_accuracy"]
     assert (done[0].seconds, len(done[0].history)) == (0, 1)
-    ours, theirs = job.dense.state(0).network, job.trained
+    ours, theirs = site.dense.state(0).network, job.trained
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
-    masks = job.ledger.masks(1)
+    masks = site.ledger.masks(1)
     threshold = max(float(theirs[name].abs()[~mask].max()) for name, mask in masks.items() if not mask.all())
     assert all(float(theirs[name].abs()[mask].min()) >= threshold for name, mask in masks.items() if mask.any())
-    again = small_job(f"model.weights={file}", "pruning.rounds=3")
-    assert again.ledger.folder == job.ledger.folder
-    assert len(rounds.run(again)) == 4
+    again, again_site = small_job(f"model.weights={file}", "pruning.rounds=3")
+    assert again_site.ledger.folder == site.ledger.folder
+    assert len(rounds.run(again, again_site)) == 4
 
 
 def test_other_weights_are_another_run(trained, small_job, tmp_path):
     _, file = trained
     other = tmp_path / "other.safetensors"
-    save_file({name: tensor * 2 for name, tensor in small_job().initial(0).items()}, other)
-    homes = {small_job(*w).dense.folder for w in ([], [f"model.weights={file}"], [f"model.weights={other}"])}
+    save_file({name: tensor * 2 for name, tensor in small_job()[0].initial(0).items()}, other)
+    homes = {small_job(*w)[1].dense.folder for w in ([], [f"model.weights={file}"], [f"model.weights={other}"])}
     assert len(homes) == 3
 
 

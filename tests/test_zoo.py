@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.commands.run import build_job
 from pipeline.data.dataset import Part
 from pipeline.networks import NETWORKS, build_network
 from pipeline.rounds import loop as rounds
+from pipeline.rounds.building import build_job
 from pipeline.settings.composition import CONF
 from tests.conftest import PHOTOS, settings
 
@@ -25,19 +25,19 @@ def test_a_network_goes_through_the_loop(model, photos, tmp_path):
         f"model={model}", *PHOTOS, f"data.source={photos}", "data.workers=0", "training.batch_size=8", "training.epochs=1",
         "training.max_steps=1", "pruning.rounds=1",
     )  # fmt: skip
-    job = build_job(chosen, tmp_path)
-    done = rounds.run(job)
+    job, site = build_job(chosen, tmp_path)
+    done = rounds.run(job, site)
     total = sum(layer.weights for layer in done[1].layers)
     assert sum(layer.kept for layer in done[1].layers) == total - round(0.2 * total)
 
-    folder = job.ledger.path(1)
+    folder = site.ledger.path(1)
     weights, masks = (load_file(folder / f"{name}.safetensors") for name in ("weights", "masks"))
     plain = build_network(chosen.model, job.dataset.example, 2, seed=7)
     plain.load_state_dict(weights, strict=True)
     assert all((plain.get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())
-    trained = [name for name, tensor in job.dense.state(0).network.items() if not torch.equal(tensor, weights[name])]
+    trained = [name for name, tensor in site.dense.state(0).network.items() if not torch.equal(tensor, weights[name])]
     assert set(masks) <= set(trained)
     images = next(iter(job.dataset.evaluation("test", Part()))).inputs
-    job.network.load_state_dict(dict(job.ledger.state(1).network))
+    job.network.load_state_dict(dict(site.ledger.state(1).network))
     with torch.no_grad():
         torch.testing.assert_close(plain.eval()(images), job.network.eval()(images), rtol=1e-4, atol=1e-4)

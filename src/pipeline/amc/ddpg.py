@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.ground.randomness import derived_seed
-from pipeline.training.train import State, capture, restore
+from pipeline.training.state import State, capture, restore
 
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3

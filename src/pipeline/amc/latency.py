@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from pipeline.amc.costs import Product, Width
 from pipeline.deploy.runtime import session
-from pipeline.rounds.ledger import write_file
+from pipeline.ground.files import write_file
 
 LEVELS = 6
 """Widths of a dimension that are measured."""

@@ -16,7 +16,8 @@ from pipeline.ground.errors import PipelineError
 from pipeline.ground.randomness import generator
 from pipeline.networks import prunable, weight_layers
 from pipeline.networks.costs import positions
-from pipeline.rounds.loop import Job, network_after
+from pipeline.rounds.choice import network_after
+from pipeline.rounds.job import Job, Site
 from pipeline.settings.groups import Amc
 
 
@@ -30,13 +31,13 @@ class Problem:
     parameters: Callable[[Sequence[int]], int]
 
 
-def problem(job: Job, amc: Amc, table: latency.Table, told: Callable[[str], None]) -> Problem:
+def problem(job: Job, site: Site, amc: Amc, table: latency.Table, told: Callable[[str], None]) -> Problem:
     """The search of a job whose round 0 is complete; ``table`` holds measured latencies, and gets those it misses.
 
     Raises:
         PipelineError: if the budget is out of reach.
     """
-    network = network_after(job, 0)
+    network = network_after(job, site, 0)
     example = job.dataset.example
     used = positions(network, example)
     layers = weight_layers(network)

@@ -2,10 +2,26 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
+from pipeline.ground.errors import stoppable
 from pipeline.networks import prunable
-from pipeline.rounds.loop import Job, planned
-from pipeline.training.train import Epoch, State, train_round
+from pipeline.rounds.building import build_job
+from pipeline.rounds.job import Job
+from pipeline.rounds.planning import planned
+from pipeline.settings.groups import Settings
+from pipeline.training.ranks import together
+from pipeline.training.state import Epoch, State
+from pipeline.training.train import RoundPlan, train_round
+
+
+def main(settings: Settings, runs: Path) -> None:
+    """Does the task."""
+    job, _ = build_job(settings, runs)
+    with together(job.training.devices, job.training.nodes) as ranks, stoppable():
+        for line in plan(job):
+            if ranks.leads:
+                print(line)
 
 
 def plan(job: Job) -> Iterator[str]:
@@ -42,19 +58,8 @@ def timed_epoch(job: Job) -> float:
     def on_epoch(epoch: Epoch, _: State) -> None:
         seconds.append(epoch.seconds)
 
-    first = job.dense_span
-    train_round(
-        job.network,
-        job.dataset,
-        classes=job.classes,
-        training=job.training,
-        span=type(first)(0, 1, first.steps_per_epoch, first.total_steps, first.rate),
-        masks={},
-        key=(job.seed, 0),
-        start=State(job.initial(0), {}),
-        first_epoch=0,
-        on_epoch=on_epoch,
-    )
+    one = RoundPlan(dataclasses.replace(job.dense_span, last=1), {}, job.seed, 0)
+    train_round(job.trainable, one, State(job.initial(0), {}), first_epoch=0, on_epoch=on_epoch)
     return seconds[0]
 
 

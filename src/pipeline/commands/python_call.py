@@ -6,12 +6,13 @@ from typing import Any
 import pytorch_lightning as lightning
 from torch import nn
 
-from pipeline.commands.run import build_job, run_job
-from pipeline.ground.environment import runs_folder
+from pipeline.commands.run import run_job
 from pipeline.ground.errors import SettingsError, Stopped
+from pipeline.ground.folders import runs_folder
+from pipeline.rounds.building import build_job
 from pipeline.rounds.ledger import Round
+from pipeline.settings.build import build
 from pipeline.settings.composition import composed
-from pipeline.settings.groups import build
 
 
 def prune_by_rewinding(network: nn.Module, data: lightning.LightningDataModule, *settings: str) -> list[Round]:
@@ -52,13 +53,13 @@ def prune_by_rewinding(network: nn.Module, data: lightning.LightningDataModule, 
         mapping["name"] = type(network).__name__.lower()
     chosen = build(mapping)
     runs = runs_folder(chosen.runs)
-    job = build_job(chosen, runs, network, data)
+    job, site = build_job(chosen, runs, network, data)
     try:
-        done = run_job(job, chosen, runs)
+        done = run_job(job, site, chosen, runs)
     except Stopped as stopped:
         raise KeyboardInterrupt from stopped
-    last = job.dense.state(0) if len(done) == 1 else job.ledger.state(done[-1].index)
-    network.load_state_dict(dict(last.network))
+    last = done[-1].index
+    network.load_state_dict(dict(site.ledger_of(last).state(last).network))
     return done
 
 

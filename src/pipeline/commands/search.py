@@ -1,30 +1,36 @@
-"""A search as a person wants it: shown with the time left, tracked in MLflow, its policy a file and a picture."""
+"""``task=search``: an agent looks for a policy, shown and tracked; and a run that asks for one first."""
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from pipeline.amc import latency
 from pipeline.amc.mirror import Mirror
 from pipeline.amc.problem import Problem, problem
 from pipeline.amc.search import Episode, chosen, policy, search
-from pipeline.commands.run import build_job, stoppable
-from pipeline.ground.environment import cache_folder
+from pipeline.ground.errors import stoppable
+from pipeline.ground.files import write_file
+from pipeline.ground.folders import cache_folder
+from pipeline.ground.progress import progress_bar, time_left
+from pipeline.ground.tables import as_csv
 from pipeline.pruning.policy import episodes_of, searched
-from pipeline.rounds import loop as rounds
-from pipeline.rounds.ledger import Ledger, search_home, write_file
-from pipeline.rounds.loop import Job
-from pipeline.settings.groups import Amc, Settings, amc_identity
+from pipeline.rounds.building import build_job
+from pipeline.rounds.job import Job, Site
+from pipeline.rounds.ledger import Ledger, search_home
+from pipeline.rounds.loop import dense_round
+from pipeline.settings.groups import Amc, Settings
+from pipeline.settings.identity import amc_identity
+
+
+def main(settings: Settings, runs: Path) -> None:
+    """Does the task."""
+    search_job(*_searched_job(settings, runs), settings, runs)
 
 
 def with_policy(settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> None:
@@ -34,18 +40,18 @@ def with_policy(settings: Settings, runs: Path, wait: Callable[[str], None] | No
     """
     if settings.pruning.policy != "search":
         return
-    job = search_of(settings, runs)
-    if not searched(_home(job, settings, runs).folder, settings.amc):
-        search_job(job, settings, runs, wait)
+    job, site = _searched_job(settings, runs)
+    if not searched(_home(site, settings, runs).folder, settings.amc):
+        search_job(job, site, settings, runs, wait)
 
 
-def search_of(settings: Settings, runs: Path) -> Job:
+def _searched_job(settings: Settings, runs: Path) -> tuple[Job, Site]:
     """The job that a search for a policy is about: that of the settings, without the policy."""
     pruning = dataclasses.replace(settings.pruning, policy=None, shares=None)
     return build_job(dataclasses.replace(settings, pruning=pruning), runs)
 
 
-def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> Path:
+def search_job(job: Job, site: Site, settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> Path:
     """Trains round 0 if it must, searches, and returns the policy file.
 
     Raises:
@@ -53,16 +59,16 @@ def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], N
             of reach.
     """
     amc = settings.amc
-    home = _home(job, settings, runs)
+    home = _home(site, settings, runs)
     console = Console(soft_wrap=True, highlight=False)
     told = console.print
     title = f"{amc.agent} policy search, {'channels' if job.groups else 'weights'}, seed {job.seed}"
     with home.locked(wait), Mirror(settings, runs, home, title, told) as mirror, stoppable():
-        rounds.dense_round(job)
+        dense_round(job, site)
         tables = [folder / "latency.json" for folder in (home.folder, cache_folder())]
         table = latency.kept_table(tables[0]) or latency.kept_table(tables[1]) if amc.budget == "latency" else {}
         with console.status("loading") as status:
-            asked = problem(job, amc, table, status.update)
+            asked = problem(job, site, amc, table, status.update)
         if amc.budget == "latency":
             for path in tables:
                 latency.keep_table(path, table)
@@ -93,9 +99,9 @@ def search_job(job: Job, settings: Settings, runs: Path, wait: Callable[[str], N
     return path
 
 
-def _home(job: Job, settings: Settings, runs: Path) -> Ledger:
+def _home(site: Site, settings: Settings, runs: Path) -> Ledger:
     """Where the search of a job is kept."""
-    identity = {**job.dense.identity, "amc": amc_identity(settings)}
+    identity = {**site.dense.identity, "amc": amc_identity(settings)}
     return Ledger(search_home(runs, settings.name, identity), identity)
 
 
@@ -104,11 +110,7 @@ class _Shown:
 
     def __init__(self, console: Console, asked: Problem, amc: Amc, whole: float) -> None:
         self.console, self.asked, self.whole, self.total = console, asked, whole, episodes_of(amc)
-        bar = BarColumn(bar_width=30)
-        self.progress = Progress(
-            TextColumn("{task.description}"), bar, TextColumn("{task.fields[status]}"),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
+        self.progress = progress_bar(console, shown=console.is_terminal)
         self.task = self.progress.add_task("episode", total=self.total, status="")
         self.best: Episode | None = None
         self.started: tuple[float, int] | None = None
@@ -134,8 +136,30 @@ class _Shown:
         status = f"{done}/{self.total}  best {self.best.reward:.4f}"
         if done > self.started[1]:
             left = (now - self.started[0]) / (done - self.started[1]) * (self.total - done)
-            status += f"  {timedelta(seconds=round(left))} left"
+            status += f"  {time_left(left)}"
         self.progress.update(self.task, completed=done, status=status)
+
+
+def _table(asked: Problem, best: Episode, found: dict[str, Any]) -> str:
+    rows = [f"{'layer':<28}{'kept':>10}{'of':>10}{'share':>8}"]
+    for step, count in zip(asked.environment.steps, best.counts, strict=True):
+        rows.append(f"{step.name:<28}{count:>10,}{step.size:>10,}{found['shares'][step.name]:>8.2f}")
+    return "\n".join(rows)
+
+
+def _csv(episodes: Sequence[Episode]) -> str:
+    return as_csv(
+        [
+            {
+                "episode": each.number,
+                "reward": each.reward,
+                "validation_accuracy": each.accuracy,
+                "cost": each.cost,
+                "counts": " ".join(map(str, each.counts)),
+            }
+            for each in episodes
+        ]
+    )
 
 
 def policy_figure(asked: Problem, episodes: Sequence[Episode], best: Episode, title: str) -> Figure:
@@ -156,18 +180,3 @@ def policy_figure(asked: Problem, episodes: Sequence[Episode], best: Episode, ti
     below.tick_params(axis="y", labelsize=7)
     below.invert_yaxis()
     return figure
-
-
-def _table(asked: Problem, best: Episode, found: dict[str, Any]) -> str:
-    rows = [f"{'layer':<28}{'kept':>10}{'of':>10}{'share':>8}"]
-    for step, count in zip(asked.environment.steps, best.counts, strict=True):
-        rows.append(f"{step.name:<28}{count:>10,}{step.size:>10,}{found['shares'][step.name]:>8.2f}")
-    return "\n".join(rows)
-
-
-def _csv(episodes: Sequence[Episode]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(["episode", "reward", "validation_accuracy", "cost", "counts"])
-    rows.writerows([e.number, e.reward, e.accuracy, e.cost, " ".join(map(str, e.counts))] for e in episodes)
-    return text.getvalue()

@@ -1,36 +1,33 @@
 """What a person reads in a bundle: its README, made of the manifest's facts alone, and what it needs."""
 
-from collections.abc import Mapping
-from typing import Any
+from pipeline.deploy.manifest import Manifest
+from pipeline.ground import tables
 
 
-def requirements(manifest: Mapping[str, Any]) -> str:
+def requirements(manifest: Manifest) -> str:
     """The bundle's ``requirements.txt``."""
-    versions, runtime = manifest["versions"], manifest["onnxruntime"]
+    versions, runtime = manifest.versions, manifest.onnxruntime
     return (
         f"numpy=={versions['numpy']}\npillow=={versions['pillow']}\n"
         f"onnxruntime>={runtime['oldest']},<={runtime['newest']}\n"
     )
 
 
-def readme(manifest: Mapping[str, Any]) -> str:
+def readme(manifest: Manifest) -> str:
     """The bundle's model card."""
-    size, accuracy, gzip = manifest["size_bytes"], manifest["accuracy"]["test"], manifest["gzip_bytes"]
+    size, accuracy, gzip = manifest.size_bytes, manifest.accuracy["test"], manifest.gzip_bytes
     rows = [
         ("plain export, dense float", size["dense"], gzip["dense"], ""),
         ("packed float", size["float32"], gzip["float32"], f"{accuracy['float32']:.2%}"),
     ]
-    if len(manifest["models"]) > 1:
+    if len(manifest.models) > 1:
         rows.append(("packed int8", size["int8"], gzip["int8"], f"{accuracy['int8']:.2%}"))
-    table = [
-        "| model | bytes | gzip | of the plain export | test accuracy |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        *(
-            f"| {name} | {raw:,} | {zipped:,} | 1/{size['dense'] / raw:.1f} | {right} |"
-            for name, raw, zipped, right in rows
-        ),
-    ]
-    engine = manifest["engine"]
+    table = tables.markdown(
+        ["model", "bytes", "gzip", "of the plain export", "test accuracy"],
+        [[name, f"{raw:,}", f"{zipped:,}", f"1/{size['dense'] / raw:.1f}", right] for name, raw, zipped, right in rows],
+        left=[0],
+    )
+    engine = manifest.engine
     libraries = ", ".join(f"`{name}`" for name in engine["libraries"]) or "not in this bundle"
     uncovered = {f"{name}: {reason}" for name, reason in engine["uncovered"].items() if reason is not None}
     sparse = f"""The sparse engine ({libraries}) computes the same files from the weights that are left, in float;
@@ -40,16 +37,15 @@ def readme(manifest: Mapping[str, Any]) -> str:
             sparse += f"\n`{name}` computes in float16: scores differ by up to {each['tolerance']:.0%} of the largest."
     if uncovered:
         sparse = f"The sparse engine does not know all of this network ({'; '.join(sorted(uncovered))})."
-    latency = manifest["latency"]["ratio"]
+    latency = manifest.latency["ratio"]
     timed = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}" for name, ratio in latency.items())
-    macs = manifest["macs"]
-    return f"""# {manifest["name"]}, round {manifest["round"]}: {manifest["density"]:.2%} of the weights
+    macs = manifest.macs
+    return f"""# {manifest.name}, round {manifest.round}: {manifest.density:.2%} of the weights
 
-Made by {manifest["method"]} (seed {manifest["seed"]}); settings {manifest["fingerprint"]}, commit
-{manifest["git_commit"]}. The masked network in PyTorch has {accuracy["masked"]:.2%} on the test split.
+Made by {manifest.method} (seed {manifest.seed}); settings {manifest.fingerprint}, commit
+{manifest.git_commit}. The masked network in PyTorch has {accuracy["masked"]:.2%} on the test split.
 
-{chr(10).join(table)}
-
+{table}
 Multiply-adds with a weight that is not zero: {macs["kept"]:,} of {macs["dense"]:,}. ONNX Runtime computes
 {macs["computed"]:,}: there zeros in channels that are alive save bytes, not time. Time of an inference over that of the
 dense float model, on the machine that made this (one thread, in turns): {timed}.

@@ -20,7 +20,9 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset
 from pipeline.deploy import arm
-from pipeline.deploy.bundle import DENSE, first
+from pipeline.deploy.bundle import DENSE
+from pipeline.deploy.manifest import read
+from pipeline.deploy.models import first
 from pipeline.ground.errors import PipelineError
 from pipeline.settings.groups import Deploy
 
@@ -69,18 +71,18 @@ Way = tuple[Path, Path | None]
 """A model, and the sparse engine's library if that computes it."""
 
 
-def _ways(bundle: Path, features: frozenset[str]) -> dict[str, Way]:
+def _counted_ways(bundle: Path, features: frozenset[str]) -> dict[str, Way]:
     """The dense network, and the ways that ``run.py`` computes a bundle's models on such an ARM, named as there."""
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = read(bundle)
     found: dict[str, Way] = {"dense float32": (bundle.with_name(DENSE), None)}
-    found |= {name: (bundle / name, None) for name in manifest["models"]}
+    found |= {name: (bundle / name, None) for name in manifest.models}
     libraries = (
         bundle / library
-        for library, told in manifest["engine"]["libraries"].items()
+        for library, told in manifest.engine["libraries"].items()
         if told["machine"] == "aarch64" and features.issuperset(told["features"])
     )
     if library := next(libraries, None):
-        covered = (name for name, reason in manifest["engine"]["uncovered"].items() if reason is None)
+        covered = (name for name, reason in manifest.engine["uncovered"].items() if reason is None)
         found |= {f"{name}, sparse": (bundle / name, library) for name in covered}
     return found
 
@@ -107,7 +109,11 @@ def _seen(place: Place, bundle: Path, test: Path) -> dict[str, Any]:
     }
     if place.instructions is None:
         return seen | {"milliseconds_p50_p95": json.loads(place.call(["bench", "--json"]))}
-    ways = {name: way for name, way in _ways(bundle, place.features).items() if way[1] is None or name in differences}
+    ways = {
+        name: way
+        for name, way in _counted_ways(bundle, place.features).items()
+        if way[1] is None or name in differences
+    }
     return seen | {"instructions": {name: place.instructions(*way) for name, way in ways.items()}}
 
 

@@ -1,4 +1,10 @@
-"""Errors that a user can act on: each is a sentence, shown without a traceback."""
+"""Errors that a user can act on, each a sentence, shown without a traceback; and Ctrl-C and SIGTERM as an exception."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 
 class PipelineError(Exception):
@@ -13,13 +19,31 @@ class SettingsError(PipelineError):
         self.faults = faults
 
 
-class Stopped(BaseException):
-    """Ctrl-C or SIGTERM. No KeyboardInterrupt, which Lightning would take for its own."""
-
-
 def one_line(error: BaseException) -> str:
     """What an error says, on one line of bearable length; its kind too, where the words alone would not do."""
     words = " ".join(str(error).split())
     words = words if len(words) <= 300 else f"{words[:300]}..."
     plain = isinstance(error, AttributeError | ImportError | OSError | TypeError | ValueError) and words
     return words if plain else f"{type(error).__name__}: {words}"
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM. No KeyboardInterrupt, which Lightning would take for its own."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turns Ctrl-C and SIGTERM into ``Stopped`` within the block (of the main thread: others get no signals)."""
+
+    def stop(signum: int, _: object) -> NoReturn:
+        raise Stopped(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

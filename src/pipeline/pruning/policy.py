@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from pipeline.ground.errors import SettingsError, one_line
-from pipeline.settings.groups import Amc, shares_of
+from pipeline.settings.build import shares_of
+from pipeline.settings.groups import Amc
 
 
 def read_policy(path: Path, structure: str) -> tuple[str, dict[str, float]]:

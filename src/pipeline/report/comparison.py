@@ -1,17 +1,17 @@
 """Methods side by side over seeds, the way a paper does: medians with least and most, at equal density.
 
-Pure: tracked runs in, tables out. Accuracies are shares of 1.
+Pure: records of runs in, methods and their tables out. Accuracies are shares of 1.
 """
 
-import csv
-import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pipeline.ground import tables
 from pipeline.ground.errors import PipelineError
-from pipeline.settings.groups import LATER, LENGTHENS, NO_NUMBERS
+from pipeline.ground.tables import as_csv
+from pipeline.settings.identity import LATER, LENGTHENS, NO_NUMBERS
 
 LOSSES = (0.0, 0.005, 0.01)
 """Losses of accuracy against the dense network for which the density reached is told."""
@@ -28,8 +28,8 @@ NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for nam
 
 
 @dataclass(frozen=True)
-class TrackedRun:
-    """A run as the tracking server has it: its settings, and the figures of its complete rounds, from round 0 on."""
+class RunRecord:
+    """A run, from its ledger or from MLflow: its settings, and the figures of its complete rounds, from round 0 on."""
 
     name: str
     method: str
@@ -82,7 +82,7 @@ class Method:
     """A method: its runs by seed."""
 
     name: str
-    runs: Mapping[int, TrackedRun]
+    runs: Mapping[int, RunRecord]
 
     @cached_property
     def points(self) -> list[Point]:
@@ -107,7 +107,12 @@ class Method:
         return max(1, round(float(settings["retraining.length"]) * float(settings["training.epochs"])))
 
 
-def methods(runs: Sequence[TrackedRun]) -> list[Method]:
+def each_alone(runs: Sequence[RunRecord]) -> list[Method]:
+    """Every run as a method of its own, under its own name, whatever it was made with."""
+    return [Method(run.name, {run.seed: run}) for run in runs]
+
+
+def methods(runs: Sequence[RunRecord]) -> list[Method]:
     """The runs by method: by what pruning and retraining they had. Of two of one seed the longer or later one counts.
 
     Raises:
@@ -118,7 +123,7 @@ def methods(runs: Sequence[TrackedRun]) -> list[Method]:
             "these runs cannot be compared: " + "; ".join(differing) + "; compare.where narrows the choice, such as "
             "compare.where=\"params.`training.epochs` = '20'\""
         )
-    groups: dict[tuple[tuple[str, str], ...], dict[int, TrackedRun]] = {}
+    groups: dict[tuple[tuple[str, str], ...], dict[int, RunRecord]] = {}
     for run in sorted(runs, key=lambda run: (len(run.rounds), run.started_ms)):
         groups.setdefault(_recipe(run), {})[run.seed] = run
     named: dict[str, list[tuple[tuple[str, str], ...]]] = {}
@@ -132,7 +137,7 @@ def methods(runs: Sequence[TrackedRun]) -> list[Method]:
     return sorted(found, key=lambda method: method.name)
 
 
-def _recipe(run: TrackedRun) -> tuple[tuple[str, str], ...]:
+def _recipe(run: RunRecord) -> tuple[tuple[str, str], ...]:
     """What tells methods apart. A policy has its name in the method's: the file is another for each seed."""
     known = {f"pruning.{key}": str(value) for key, value in LATER.items()} | dict(run.settings)
     kept = {key: value for key, value in known.items() if key.split(".")[0] in ("pruning", "retraining")}
@@ -150,7 +155,7 @@ def _apart(recipe: tuple[tuple[str, str], ...], recipes: Sequence[tuple[tuple[st
     ]
 
 
-def _differing(runs: Sequence[TrackedRun]) -> Iterator[str]:
+def _differing(runs: Sequence[RunRecord]) -> Iterator[str]:
     """A sentence for each setting of network, data or training that is not the same in all runs."""
     for key in sorted({key for run in runs for key in run.settings}):
         group, _, name = key.partition(".")
@@ -194,34 +199,35 @@ def titles(methods: Sequence[Method]) -> dict[str, str]:
 
 def markdown(methods: Sequence[Method]) -> str:
     """The tables: accuracy by density, what each method reaches, and wins at equal density."""
-    return "\n".join([_accuracies(methods), _reached(methods), _ends(methods), _wins(methods)])
+    return "\n".join([accuracies(methods), _reached(methods), _ends(methods), _wins(methods)])
 
 
-def _accuracies(methods: Sequence[Method]) -> str:
+def accuracies(methods: Sequence[Method]) -> str:
+    """Test accuracy by density; by round where no two runs meet at a density."""
     names = titles(methods)
     by_density = {method.name: {round(point.density, 4): point for point in method.points} for method in methods}
     densities = sorted({density for points in by_density.values() for density in points}, reverse=True)
     if len(densities) > 2 * max(len(method.points) for method in methods):  # filters meet no density to the weight
         return _by_round(methods)
-    lines = [["density", *names.values()], ["---:"] * (1 + len(names))]
-    for density in densities:
-        cells = [_cell(by_density[method.name].get(density), len(method.runs)) for method in methods]
-        lines.append([f"{density:.4f}", *cells])
-    return f"Test accuracy in %: {_median_of(methods)}.\n\n" + markdown_table(lines)
+    rows = [
+        [f"{density:.4f}", *(_cell(by_density[method.name].get(density), len(method.runs)) for method in methods)]
+        for density in densities
+    ]
+    return f"Test accuracy in %{_median_of(methods)}.\n\n" + tables.markdown(["density", *names.values()], rows)
 
 
 def _by_round(methods: Sequence[Method]) -> str:
     most = max(len(method.points) for method in methods)
-    lines = [["method", *(f"round {index}" for index in range(most))], ["---", *["---:"] * most]]
+    head, rows = ["method", *(f"round {index}" for index in range(most))], []
     for method, name in zip(methods, titles(methods).values(), strict=True):
         points = [*method.points, *[None] * (most - len(method.points))]
-        lines.append([name, *(_cell(point, len(method.runs)) for point in points)])
-    return f"Test accuracy in % by round: {_median_of(methods)}.\n\n" + markdown_table(lines)
+        rows.append([name, *(_cell(point, len(method.runs)) for point in points)])
+    return f"Test accuracy in % by round{_median_of(methods)}.\n\n" + tables.markdown(head, rows, left=[0])
 
 
 def _median_of(methods: Sequence[Method]) -> str:
     seeds = max(len(method.runs) for method in methods)
-    return f"median (least to most) of {seeds} seeds; a number in brackets: of so many"
+    return f": median (least to most) of {seeds} seeds; a number in brackets: of so many" if seeds > 1 else ""
 
 
 def _cell(point: Point | None, seeds: int) -> str:
@@ -234,8 +240,7 @@ def _cell(point: Point | None, seeds: int) -> str:
 
 def _reached(methods: Sequence[Method]) -> str:
     losses = ["no loss" if not loss else f"{loss * 100:g} points" for loss in LOSSES]
-    lines = [["method", "epochs a round", *losses, "MACs kept there", "bytes there, int8"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    head, rows = ["method", "epochs a round", *losses, "MACs kept there", "bytes there, int8"], []
     for method, name in zip(methods, titles(methods).values(), strict=True):
         points = [method.reached(loss) for loss in LOSSES]
         cells = ["-" if point is None or not point.index else f"{point.density:.4f}" for point in points]
@@ -243,10 +248,10 @@ def _reached(methods: Sequence[Method]) -> str:
         costs = last.figures if last and last.index else {}
         macs = f"{costs['macs_kept'].median / 1e6:.3f} M" if "macs_kept" in costs else "-"
         size = f"{costs['int8_bytes'].median:,.0f}" if "int8_bytes" in costs else "-"
-        lines.append([name, str(method.epochs_a_round), *cells, macs, size])
+        rows.append([name, str(method.epochs_a_round), *cells, macs, size])
     return (
         "The smallest density at which the median test accuracy is no more than so much under the dense network's; "
-        f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + markdown_table(lines)
+        f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + tables.markdown(head, rows, left=[0])
     )
 
 
@@ -265,7 +270,7 @@ ENDS: Mapping[str, tuple[str, str | None]] = {
 def _ends(methods: Sequence[Method]) -> str:
     measured = {figure for each in methods for figure in each.points[-1].figures}
     known = {label: end for label, end in ENDS.items() if end[0] in measured}
-    lines = [["method", "rounds", "test accuracy", *known], ["---", *["---:"] * (2 + len(known))]]
+    head, rows = ["method", "rounds", "test accuracy", *known], []
     for method, name in zip(methods, titles(methods).values(), strict=True):
         last, dense = method.points[-1], method.points[0].figures
         accuracy = f"{last.accuracy * 100:.2f}" if last.seeds > 1 else f"{last.accuracy.median * 100:.2f}"
@@ -273,30 +278,25 @@ def _ends(methods: Sequence[Method]) -> str:
             f"{last.figures[figure].median / (dense[of].median if of else 1):.3f}" if figure in last.figures else "-"
             for figure, of in known.values()
         ]
-        lines.append([name, str(last.index), accuracy, *shares])
+        rows.append([name, str(last.index), accuracy, *shares])
     return (
         "What is left at the end of the runs, as shares of the dense network's (medians). Time is that of ONNX "
         "Runtime's float model on one thread of the machine that measured it, instructions those of one inference on "
         "an emulated Raspberry Pi 4, both also by the sparse engine (task=measure takes them).\n\n"
-        + markdown_table(lines)
+        + tables.markdown(head, rows, left=[0])
     )
 
 
 def _wins(methods: Sequence[Method]) -> str:
     names = titles(methods)
-    lines = [["wins against", *names.values()], ["---", *["---:"] * len(names)]]
+    head, rows = ["wins against", *names.values()], []
     for one in methods:
         counts = [wins(one, other) if other is not one else (0, 0) for other in methods]
-        lines.append([names[one.name], *(f"{won} of {of}" if of else "-" for won, of in counts)])
+        rows.append([names[one.name], *(f"{won} of {of}" if of else "-" for won, of in counts)])
     return (
         "How often the method of the row has the higher test accuracy than that of the column, of all pairs of equal "
-        "seed and density.\n\n" + markdown_table(lines)
+        "seed and density.\n\n" + tables.markdown(head, rows, left=[0])
     )
-
-
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first two a head and its rule, as Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def medians_csv(methods: Sequence[Method]) -> str:
@@ -311,7 +311,7 @@ def medians_csv(methods: Sequence[Method]) -> str:
         for method in methods
         for point in method.points
     ]
-    return _csv(rows)
+    return as_csv(rows)
 
 
 def rounds_csv(methods: Sequence[Method]) -> str:
@@ -323,12 +323,4 @@ def rounds_csv(methods: Sequence[Method]) -> str:
         for seed, run in sorted(method.runs.items())
         for index, figures in enumerate(run.rounds)
     ]
-    return _csv(rows)
-
-
-def _csv(rows: Sequence[Mapping[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list({key: None for row in rows for key in row}), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return as_csv(rows)

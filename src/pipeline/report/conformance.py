@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.report.comparison import Method, Spread, TrackedRun, markdown_table, methods
+from pipeline.ground import tables
+from pipeline.report.comparison import Method, RunRecord, Spread, methods
 
 EXPERIMENT = "resnet20"
 TOLERANCE = 0.5
@@ -42,7 +43,7 @@ class Cell:
         return "within" if abs(self.measured.median - self.published) <= TOLERANCE + 1e-9 else "outside"
 
 
-def of_the_paper(runs: Sequence[TrackedRun], paper: Mapping[str, str]) -> tuple[list[TrackedRun], list[str]]:
+def of_the_paper(runs: Sequence[RunRecord], paper: Mapping[str, str]) -> tuple[list[RunRecord], list[str]]:
     """The runs that have the paper's settings, and a sentence for each that has others.
 
     ``paper`` maps names of settings to values; what is not in it may be anything.
@@ -57,7 +58,7 @@ def of_the_paper(runs: Sequence[TrackedRun], paper: Mapping[str, str]) -> tuple[
     return same, sentences
 
 
-def cells(runs: Sequence[TrackedRun]) -> list[Cell]:
+def cells(runs: Sequence[RunRecord]) -> list[Cell]:
     """Every published figure with its measured one. Runs of equal seed and method are taken as in a comparison."""
     found = methods(runs) if runs else []
     dense = [point for method in found for point in method.points[:1]]
@@ -85,9 +86,9 @@ def _cell(found: Sequence[Method], name: str, density: float, published: float) 
 
 def markdown(cells: Sequence[Cell]) -> str:
     """A line for each published figure."""
-    lines = [["method", "density", "published", "measured", "seeds", "verdict"], ["---", *["---:"] * 4, "---"]]
+    head, rows = ["method", "density", "published", "measured", "seeds", "verdict"], []
     for cell in cells:
         measured = f"{cell.measured:.2f}" if cell.measured else "-"
         seeds = str(cell.seeds) if cell.seeds in (0, SEEDS) else f"{cell.seeds} of {SEEDS}"
-        lines.append([cell.method, f"{cell.density:.4f}", f"{cell.published:.2f}", measured, seeds, cell.verdict])
-    return markdown_table(lines)
+        rows.append([cell.method, f"{cell.density:.4f}", f"{cell.published:.2f}", measured, seeds, cell.verdict])
+    return tables.markdown(head, rows, left=[0, 5])

@@ -2,15 +2,14 @@
 
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
+from pipeline.ground.progress import progress_bar, time_left
 from pipeline.report.table import header, row
 from pipeline.rounds.ledger import Round
-from pipeline.training.train import Epoch
+from pipeline.training.state import Epoch
 
 
 class Display:
@@ -21,11 +20,7 @@ class Display:
         self.planned_rounds, self.epochs = planned_rounds, epochs
         self.epochs_left = dense_epochs + (planned_rounds or 0) * epochs
         self.console = Console(soft_wrap=True, highlight=False)
-        bar = BarColumn(bar_width=30)
-        self.progress = Progress(
-            TextColumn("{task.description}"), bar, TextColumn("{task.fields[status]}"),
-            console=self.console, transient=True, disable=not sys.stdout.isatty(),
-        )  # fmt: skip
+        self.progress = progress_bar(self.console, shown=sys.stdout.isatty())
         self.task = self.progress.add_task("", status="starting")
         self.rounds = self.trained = 0
         self.started: float | None = None
@@ -81,7 +76,7 @@ class Display:
         done = self.epochs_done + part_of_epoch
         if self.started is not None and done > 0.01 and self.planned_rounds is not None:
             left = (time.perf_counter() - self.started) / done * max(0.0, self.epochs_left - part_of_epoch)
-            status += f"  {timedelta(seconds=round(left))} left in all"
+            status += f"  {time_left(left)} in all"
         self.progress.update(
             self.task,
             description=f"round {self.index}{of}",

@@ -24,21 +24,24 @@ COSTS = {
 """What accuracy is drawn against: a label, and the figure with its factor."""
 
 
-def accuracy_curves(curves: Mapping[str, Sequence[Round]], title: str) -> Figure:
-    """Test accuracy against the share of weights kept, one line a name; the dense network's level is dashed."""
+def accuracy_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> Figure:
+    """Test accuracy against the share of weights kept, one line a name; the dense network's level is dashed.
+
+    ``curves`` has the figures of each round, from round 0 on.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, rounds in curves.items():
         (line,) = axes.plot(
-            [r.density * 100 for r in rounds],
-            [r.figures["test_accuracy"] * 100 for r in rounds],
+            [r["density"] * 100 for r in rounds],
+            [r["test_accuracy"] * 100 for r in rounds],
             marker="o",
             markersize=4,
             label=name,
         )
-        axes.axhline(rounds[0].figures["test_accuracy"] * 100, color=line.get_color(), linestyle=":", linewidth=1)
+        axes.axhline(rounds[0]["test_accuracy"] * 100, color=line.get_color(), linestyle=":", linewidth=1)
     axes.set(xscale="log", xlabel="weights kept (%)", ylabel="test accuracy (%)", title=title)
-    shown = sorted({round(r.density * 100, 1) for rounds in curves.values() for r in rounds[::2]})
+    shown = sorted({round(r["density"] * 100, 1) for rounds in curves.values() for r in rounds[::2]})
     axes.set_xticks(shown, [f"{each:g}" for each in shown])
     axes.set_xticks([], minor=True)
     axes.invert_xaxis()

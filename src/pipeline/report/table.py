@@ -1,9 +1,8 @@
 """The round table: one row a round, the same on the terminal, in files and in the documents."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 
+from pipeline.ground import tables
 from pipeline.rounds.ledger import Round
 
 COLUMNS = {
@@ -41,20 +40,16 @@ def row(round_: Round) -> str:
 def markdown(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
     """The table for a document; with ``sizes``, bytes of every round's files beside the rest."""
     byte_columns = BYTE_COLUMNS if sizes else {}
-    lines = [
-        [*COLUMNS, *byte_columns],
-        ["---:"] * (len(COLUMNS) + len(byte_columns)),
-        *(
-            [show(r) for show in COLUMNS.values()] + [show(sizes[n]) for show in byte_columns.values()]
-            for n, r in enumerate(rounds)
-        ),
+    rows = [
+        [show(r) for show in COLUMNS.values()] + [show(sizes[n]) for show in byte_columns.values()]
+        for n, r in enumerate(rounds)
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return tables.markdown([*COLUMNS, *byte_columns], rows)
 
 
 def as_csv(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
     """Every figure of every round, unrounded."""
-    return _csv([{"round": r.index, **r.figures, **(sizes[n] if sizes else {})} for n, r in enumerate(rounds)])
+    return tables.as_csv([{"round": r.index, **r.figures, **(sizes[n] if sizes else {})} for n, r in enumerate(rounds)])
 
 
 def bytes_table(rounds: Sequence[Round], sizes: Sizes) -> str:
@@ -67,7 +62,7 @@ def bytes_table(rounds: Sequence[Round], sizes: Sizes) -> str:
 
 def layers_csv(round_: Round) -> str:
     """Weights, sparsity and multiply-adds of every layer of a round."""
-    return _csv(
+    return tables.as_csv(
         [
             {
                 "layer": layer.name,
@@ -81,12 +76,3 @@ def layers_csv(round_: Round) -> str:
             for layer in round_.layers
         ]
     )
-
-
-def _csv(rows: Sequence[dict[str, object]]) -> str:
-    text = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from pipeline.deploy import arm, bundle, kernels
+from pipeline.deploy import arm, kernels
+from pipeline.deploy.models import Models, first, models
 from pipeline.deploy.runtime import latencies, session
 from pipeline.ground.environment import environment
 from pipeline.ground.errors import PipelineError
-from pipeline.rounds.ledger import Round, write_file
-from pipeline.rounds.loop import Job, ledger_of, network_after
+from pipeline.ground.files import write_file
+from pipeline.rounds.choice import network_after
+from pipeline.rounds.job import Job, Site
+from pipeline.rounds.ledger import Round
 from pipeline.settings.groups import Deploy
 
 BOARD = arm.PROCESSORS[0]
@@ -57,18 +60,20 @@ class Timing:
         }
 
 
-def measured(job: Job, rounds: Sequence[Round], deploy: Deploy, told: Callable[[str], None]) -> list[Timing]:
+def measured(
+    job: Job, site: Site, rounds: Sequence[Round], deploy: Deploy, told: Callable[[str], None]
+) -> list[Timing]:
     """The timing of rounds: read where it is kept beside them, else taken and kept.
 
     Raises:
         PipelineError: if the network cannot be exported.
     """
-    return [_kept(job, each, deploy) or _taken(job, each, deploy, told) for each in rounds]
+    return [_stored(site, each, deploy) or _taken(job, site, each, deploy, told) for each in rounds]
 
 
-def kept(job: Job, rounds: Sequence[Round], deploy: Deploy) -> list[dict[str, float]]:
+def stored(site: Site, rounds: Sequence[Round], deploy: Deploy) -> list[dict[str, float]]:
     """Figures of every round's timing; empty where none is kept beside it."""
-    found = (_kept(job, each, deploy) for each in rounds)
+    found = (_stored(site, each, deploy) for each in rounds)
     return [{} if each is None else each.figures for each in found]
 
 
@@ -96,13 +101,13 @@ def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
     return "\n".join("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def _path(job: Job, round_: Round) -> Path:
-    return ledger_of(job, round_.index).path(round_.index) / "timing.json"
+def _path(site: Site, round_: Round) -> Path:
+    return site.ledger_of(round_.index).path(round_.index) / "timing.json"
 
 
-def _kept(job: Job, round_: Round, deploy: Deploy) -> Timing | None:
+def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
     try:
-        timing = Timing(**json.loads(_path(job, round_).read_text()))
+        timing = Timing(**json.loads(_path(site, round_).read_text()))
     except (OSError, ValueError, TypeError):
         return None
     same = timing.width_multiple == deploy.width_multiple and timing.calibration_images == deploy.calibration_images
@@ -111,12 +116,12 @@ def _kept(job: Job, round_: Round, deploy: Deploy) -> Timing | None:
     return timing if timing.instructions or arm.missing() else None
 
 
-def _taken(job: Job, round_: Round, deploy: Deploy, told: Callable[[str], None]) -> Timing:
+def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[str], None]) -> Timing:
     told(f"measuring round {round_.index}")
-    network = network_after(job, round_.index)
-    found = bundle.models(network, job.dataset, deploy.calibration_images, deploy.width_multiple)
-    one, _ = next(bundle.first(job.dataset.raw("validation"), 1))
-    here = _ways(found, kernels.target_here())
+    network = network_after(job, site, round_.index)
+    found = models(network, job.dataset, deploy.calibration_images, deploy.width_multiple)
+    one, _ = next(first(job.dataset.raw("validation"), 1))
+    here = _forms(found, kernels.target_here())
     times = latencies(
         {"dense": session(found.dense)}
         | {way: session(model, library=library) for way, (model, library) in here.items()},
@@ -125,17 +130,17 @@ def _taken(job: Job, round_: Round, deploy: Deploy, told: Callable[[str], None])
     timing = Timing(
         {way: times["milliseconds"][way] for way in here},
         {way: times["ratio"][way] for way in here},
-        {} if arm.missing() else _counted(_ways(found, kernels.target_of("aarch64")), one, round_, told),
+        {} if arm.missing() else _counted(_forms(found, kernels.target_of("aarch64")), one, round_, told),
         str(environment()["processor"]),
         deploy.width_multiple,
         deploy.calibration_images,
         time.time_ns() // 1_000_000,
     )
-    write_file(_path(job, round_), json.dumps(dataclasses.asdict(timing)).encode())
+    write_file(_path(site, round_), json.dumps(dataclasses.asdict(timing)).encode())
     return timing
 
 
-def _ways(found: bundle.Models, target: kernels.Target | None) -> dict[str, tuple[ModelProto, Path | None]]:
+def _forms(found: Models, target: kernels.Target | None) -> dict[str, tuple[ModelProto, Path | None]]:
     """Each way's model and library; no sparse one where it is not covered, or no library is or can be built."""
     ways: dict[str, tuple[ModelProto, Path | None]] = {"float32": (found.float32, None), "int8": (found.int8, None)}
     if target is not None and found.uncovered["float32"] is None:

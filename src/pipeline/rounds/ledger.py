@@ -11,31 +11,34 @@ Every file appears whole, by a rename, after its bytes are on the disk; a record
 carries a digest of its tensors.
 """
 
+import copy
 import dataclasses
 import getpass
-import hashlib
 import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.ground.errors import PipelineError, one_line
+from pipeline.ground.files import read_tensors, remedy, write_file, write_tensors
 from pipeline.networks.costs import LayerCost, density
 from pipeline.pruning.masks import Masks
-from pipeline.settings.groups import fingerprint, flat
-from pipeline.training.train import Epoch, State
+from pipeline.settings.identity import fingerprint, flat
+from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.state import Epoch, State
 
 FORMAT = 1
+PARTIAL = "partial.safetensors"
+P = ParamSpec("P")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,28 @@ class Round:
         }
 
 
+def led(method: Callable[Concatenate["Ledger", P], Found]) -> Callable[Concatenate["Ledger", P], Found]:
+    """A method that the leader alone does; what it finds, or fails with, all processes get."""
+
+    @wraps(method)
+    def by_leader(ledger: "Ledger", /, *given: P.args, **named: P.kwargs) -> Found:
+        return ledger.ranks.from_leader(lambda: method(ledger, *given, **named))
+
+    return by_leader
+
+
 class Ledger:
     """The rounds of one identity (settings, seed and data) in one folder."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.folder, self.identity = folder, identity
+        self.folder, self.identity, self.ranks = folder, identity, ALONE
         self._lock = FileLock(folder / "lock")
+
+    def shared(self, ranks: Ranks) -> "Ledger":
+        """The same ledger for several processes that train together."""
+        other = copy.copy(self)
+        other.ranks = ranks
+        return other
 
     @contextmanager
     def locked(self, wait: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -92,6 +111,12 @@ class Ledger:
             PipelineError: naming the holder, if another process has it and ``wait`` is not given; with ``wait``, that
                 is called with the holder's name, once, and the lock is waited for.
         """
+        with ExitStack() as held:
+            self.ranks.from_leader(lambda: held.enter_context(self._held(wait)))
+            yield
+
+    @contextmanager
+    def _held(self, wait: Callable[[str], None] | None) -> Iterator[None]:
         if self._lock.is_locked:
             yield
             return
@@ -116,6 +141,7 @@ class Ledger:
         """Folder of a round."""
         return self.folder / f"round-{index:02d}"
 
+    @led
     def read(self, index: int) -> Round | None:
         """A round's record, or None if it is not complete.
 
@@ -134,22 +160,26 @@ class Ledger:
             finished_ms=record["finished_ms"],
         )
 
+    @led
     def digest(self, index: int) -> str:
         """SHA-256 of the weights of a complete round."""
         record = self._record(index)
         assert record is not None
         return str(record["digests"]["weights"])
 
+    @led
     def state(self, index: int) -> State:
         """Weights and optimizer state at the end of a complete round."""
         return State(self._load(index, "weights"), self._load(index, "optimizer"))
 
+    @led
     def masks(self, index: int) -> dict[str, Tensor]:
         """Masks of a complete round."""
         return self._load(index, "masks")
 
+    @led
     def write(self, round_: Round, state: State, masks: Masks, environment: Mapping[str, Any]) -> None:
-        """Completes a round: tensors first, then the record; then what was partial goes."""
+        """Completes a round: tensors first, then the record."""
         folder = self.path(round_.index)
         parts = {"weights": state.network, "optimizer": state.optimizer, "masks": masks}
         digests = {name: write_tensors(folder / f"{name}.safetensors", tensors) for name, tensors in parts.items()}
@@ -161,40 +191,45 @@ class Ledger:
             "environment": environment,
         }
         write_file(folder / "round.json", json.dumps(record, indent=1).encode())
-        self.clear(round_.index)
 
+    @led
     def clear(self, index: int) -> None:
-        """Removes what is left of the training of a complete round, which a kill just after the record leaves."""
-        (self.path(index) / "partial.safetensors").unlink(missing_ok=True)
+        """Removes what is left of the training of a complete round."""
+        (self.path(index) / PARTIAL).unlink(missing_ok=True)
 
+    @led
     def partial(self, index: int) -> tuple[State, tuple[Epoch, ...]] | None:
         """State and history of a round under way, after its last finished epoch."""
-        found = self._load_state(self.path(index) / "partial.safetensors")
+        found = self._load_state(self.path(index) / PARTIAL)
         if found is None:
             return None
         state, metadata = found
         return state, tuple(Epoch(**epoch) for epoch in metadata["history"])
 
+    @led
     def write_partial(self, index: int, state: State, history: tuple[Epoch, ...]) -> None:
         """Keeps the last finished epoch of a round under way."""
         told = [dataclasses.asdict(epoch) for epoch in history]
-        self._write_state(self.path(index) / "partial.safetensors", state, {"history": told})
+        self._write_state(self.path(index) / PARTIAL, state, {"history": told})
 
-    def kept_epochs(self) -> list[int]:
+    @led
+    def rewind_points(self) -> list[int]:
         """Epochs of round 0 whose states are kept."""
         return sorted(int(path.stem.removeprefix("epoch-")) for path in self.path(0).glob("epoch-*.safetensors"))
 
-    def kept(self, epoch: int) -> State | None:
+    @led
+    def rewind_point(self, epoch: int) -> State | None:
         """Round 0 after so many epochs, if it was kept."""
-        found = self._load_state(self._kept_path(epoch))
+        found = self._load_state(self._rewind_path(epoch))
         return found[0] if found else None
 
-    def keep(self, epoch: int, state: State) -> None:
+    @led
+    def keep_rewind_point(self, epoch: int, state: State) -> None:
         """Keeps round 0 after so many epochs."""
-        if not self._kept_path(epoch).exists():
-            self._write_state(self._kept_path(epoch), state, {})
+        if not self._rewind_path(epoch).exists():
+            self._write_state(self._rewind_path(epoch), state, {})
 
-    def _kept_path(self, epoch: int) -> Path:
+    def _rewind_path(self, epoch: int) -> Path:
         return self.path(0) / f"epoch-{epoch:04d}.safetensors"
 
     def _record(self, index: int) -> dict[str, Any] | None:
@@ -219,7 +254,7 @@ class Ledger:
         path = self.path(index) / f"{name}.safetensors"
         tensors, metadata = read_tensors(path)
         if metadata["digest"] != record["digests"][name]:
-            raise PipelineError(f"{path} is not the file that the round's record names; {_remedy(path.parent)}")
+            raise PipelineError(f"{path} is not the file that the round's record names; {remedy(path.parent)}")
         return tensors
 
     def _write_state(self, path: Path, state: State, metadata: Mapping[str, Any]) -> None:
@@ -270,60 +305,5 @@ def _read_record(path: Path) -> dict[str, Any] | None:
             raise PipelineError(f"{path} has format {record['format']}, this version reads {FORMAT}")
         record["identity"]["seed"]
     except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{path} is damaged ({one_line(error)}); {_remedy(path.parent)}") from error
+        raise PipelineError(f"{path} is damaged ({one_line(error)}); {remedy(path.parent)}") from error
     return record
-
-
-def _remedy(folder: Path) -> str:
-    return f"delete {folder} (and the rounds after it) to have it trained again"
-
-
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of names."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name].detach().cpu().numpy())
-        sha.update(f"{name} {array.dtype} {array.shape}".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
-    """Writes a safetensors file with a digest of its tensors in its header, and returns the digest."""
-    digest = tensor_digest(tensors)
-    # one entry: safetensors writes several in an order that changes from process to process
-    write_file(path, save(dict(tensors), {"pipeline": json.dumps({**(metadata or {}), "digest": digest})}))
-    return digest
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """Tensors and metadata of a file that ``write_tensors`` has written.
-
-    Raises:
-        PipelineError: if it is damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = json.loads((file.metadata() or {})["pipeline"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise PipelineError(f"{path} is damaged ({error}); {_remedy(path.parent)}") from error
-    if metadata.get("digest") != tensor_digest(tensors):
-        raise PipelineError(f"{path} is damaged (its tensors are not those of its digest); {_remedy(path.parent)}")
-    return tensors, metadata
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file whole: it is there with all its bytes, on the disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

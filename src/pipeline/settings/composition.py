@@ -1,20 +1,29 @@
-"""Settings as Hydra composes them from ``conf/``."""
+"""Settings as Hydra composes them from ``conf/``, for one job or, by a launcher, for the jobs of a sweep."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.ground.errors import SettingsError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if folder.is_dir())
 """Inside the package where it is an installed wheel, at the top of the project where it is a checkout."""
+Composed = DictConfig
+"""Settings as Hydra gives them to a task."""
+MISUNDERSTOOD = (HydraException, OmegaConfBaseException)
+"""What is raised where Hydra does not understand the command line."""
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -26,10 +35,9 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            plain: Any = OmegaConf.to_container(compose("config", [*map(lenient, overrides)]), resolve=True)
+            return mapping(compose("config", [*map(lenient, overrides)]))
     except HydraException as error:
         raise SettingsError([f"settings: {sentence(error)}"]) from error
-    return plain
 
 
 def lenient(override: str) -> str:
@@ -52,3 +60,37 @@ def sentence(error: Exception) -> str:
         return f"cannot read {override!r}; a value with special characters takes quotes: 'key=\"a (value)\"'"
     lines = str(error).split("Config search path")[0].splitlines()
     return " ".join(line.strip() for line in lines if line.strip())
+
+
+def mapping(config: Composed) -> dict[str, Any]:
+    """Composed settings as a plain mapping."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
+def launched(task: Callable[[Composed], None]) -> None:
+    """Composes the settings of the command line and calls ``task`` with them, here or, of a sweep, by a launcher."""
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+
+
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job that a command with ``-m`` makes."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    (found,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return found
+
+
+class SweptJob(NamedTuple):
+    """The sweep's folder, a job's number in it, where the command was typed, and whether jobs run there one by one."""
+
+    folder: Path
+    number: int
+    here: Path
+    alone: bool
+
+
+def job_of_sweep() -> SweptJob:
+    """Which job of a sweep this is, asked in it."""
+    config = HydraConfig.get()
+    alone = config.launcher._target_.endswith("BasicLauncher")
+    return SweptJob(Path(config.sweep.dir), config.job.num, Path(config.runtime.cwd), alone)

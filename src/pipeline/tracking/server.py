@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import PipelineError
+from pipeline.ground.folders import runs_folder
 
 PATIENCE = 60.0
 """Seconds for PostgreSQL to answer."""
@@ -30,7 +30,9 @@ PATIENCE = 60.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m pipeline.tracking.server``."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking.server", description="MLflow with PostgreSQL for a team.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.tracking.server", description="MLflow with PostgreSQL for a team."
+    )
     parser.add_argument("--folder", type=Path, default=runs_folder(None) / "server", help="where all is kept")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond loopback only if you say so")
     parser.add_argument("--port", type=int, default=5000)

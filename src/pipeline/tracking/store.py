@@ -1,40 +1,175 @@
-"""Runs as the tracking server has them, whichever machine they ran on; and what was made of them, put beside them."""
+"""MLflow's store: an experiment found or made, its runs opened and written to, and all of them read back."""
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Run, ViewType
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException, RestException
 
-from pipeline.ground.errors import SettingsError, one_line
-from pipeline.report.comparison import FIGURES, TrackedRun
+from pipeline.ground.errors import PipelineError, SettingsError, one_line
+from pipeline.ground.files import whole
+from pipeline.report.comparison import FIGURES, RunRecord
 from pipeline.settings.groups import Settings
-from pipeline.tracking.tracker import connected, run_with, told_of, tracking_uri
+from pipeline.settings.identity import flat
 
+BATCH = 1000
+"""MLflow's limit on metrics a call."""
+PATIENCE = 30.0
+"""Seconds that a server may be out of reach at the start of a run, and again at its end."""
+FAILURES = (MlflowException, OSError, ImportError)
+"""What MLflow raises where its store is out of reach, or does not do what it should."""
 PAGE = 1000
 OF_THE_MACHINE = ("data_digest", "precision", "compile")
 """Tags that change numbers as settings do."""
 
 
+def embedded_uri(runs: Path) -> str:
+    """The default store: a SQLite database in the runs folder."""
+    return f"sqlite:///{(runs / 'mlflow' / 'mlflow.db').resolve()}"
+
+
+def tracking_uri(uri: str | None, runs: Path) -> str:
+    """The store that is used: by setting, by ``MLFLOW_TRACKING_URI``, or the embedded one."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_uri(runs)
+
+
+def make_embedded_store(runs: Path) -> None:
+    """Makes the default store if there is none: one process at a time, and whole or not at all."""
+    folder = runs / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "mlflow.db").exists():
+            with whole(folder / "mlflow.db") as unfinished:
+                MlflowClient(f"sqlite:///{unfinished.resolve()}").search_experiments()
+
+
+def parameters(settings: Settings) -> dict[str, str]:
+    """Settings as MLflow keeps them: flat names to text."""
+    return {key: str(value) for key, value in flat(dataclasses.asdict(settings)).items()}
+
+
+def metrics(figures: Mapping[str, float], time_ms: int, step: int) -> list[Metric]:
+    """Figures as MLflow's rows."""
+    return [Metric(key, float(value), time_ms, step) for key, value in figures.items()]
+
+
 class Store:
     """The settings' experiment on the tracking server."""
 
-    def __init__(self, settings: Settings, runs: Path) -> None:
-        """Connects.
+    def __init__(self, settings: Settings, runs: Path, *, make: bool = False) -> None:
+        """Connects; with ``make`` the experiment is made if there is none.
 
         Raises:
-            PipelineError: if the server cannot be reached.
+            PipelineError: if the server does not answer for ``PATIENCE`` seconds, or refuses, or the experiment is
+                deleted there and was to be made.
         """
+        for library in ("mlflow", "alembic"):
+            logging.getLogger(library).setLevel(logging.WARNING)
         self.uri = tracking_uri(settings.tracking.uri, runs)
-        self.client: MlflowClient = connected(self.uri, runs)
-        with told_of(self.uri):
-            found = self.client.get_experiment_by_name(settings.name)
-        self.experiment_id = None if found is None else found.experiment_id
+        with self.told():
+            self.client = self._connected(runs)
+            self.experiment_id = self._experiment(settings.name, runs, make)
 
-    def runs(self, where: str | None) -> list[TrackedRun]:
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Turns MLflow's errors into a sentence that names the store."""
+        try:
+            yield
+        except FAILURES as error:
+            raise PipelineError(
+                f"MLflow at {self.uri} fails: {one_line(error)}; what is trained is safe in the ledger, and the same "
+                "command goes on from there; tracking.uri or MLFLOW_TRACKING_URI names another store"
+            ) from error
+
+    def _connected(self, runs: Path) -> MlflowClient:
+        """A client of a store that answers; the embedded store is made if there is none."""
+        until = time.monotonic() + PATIENCE
+        if self.uri == embedded_uri(runs):
+            make_embedded_store(runs)
+        client = MlflowClient(self.uri)
+        while True:
+            try:
+                client.search_experiments(max_results=1)
+                return client
+            except MlflowException as error:
+                no_answer = self.uri.startswith("http") and not isinstance(error, RestException)
+                if not no_answer or time.monotonic() > until:
+                    raise
+                time.sleep(1)
+
+    def _experiment(self, name: str, runs: Path, make: bool) -> str | None:
+        """Id of an experiment, found or made (perhaps by another process at the same time)."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None and make:
+            embedded = self.uri == embedded_uri(runs)
+            location = (runs / "mlflow" / "artifacts" / name).resolve().as_uri() if embedded else None
+            try:
+                return self.client.create_experiment(name, artifact_location=location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                return self._experiment(name, runs, make)
+        if make and found.lifecycle_stage == "deleted":
+            raise PipelineError(
+                f"the MLflow experiment {name!r} is deleted there: "
+                f"restore it (mlflow experiments restore -x {found.experiment_id}), or take another name="
+            )
+        return None if found is None else found.experiment_id
+
+    @property
+    def where(self) -> str:
+        """How a person gets to see the experiment."""
+        query = "workflowType=machine_learning&searchFilter=tags.kind%20!%3D%20%22round%22"
+        page = f"/#/experiments/{self.experiment_id}/runs?{query}"
+        if self.uri.startswith("http"):
+            return self.uri + page
+        command = f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
+        return f"{command}\n        and then http://127.0.0.1:5000{page}"
+
+    def opened(self, tags: Mapping[str, str], title: str, reopen: bool) -> Run:
+        """The run with these tags: found (and set RUNNING again, unless it is to stay FINISHED) or made."""
+        found = self._run_with(tags)
+        if found is None:
+            return self.client.create_run(self.experiment_id, run_name=title, tags=dict(tags))
+        if found.info.status != "RUNNING" and (reopen or found.info.status != "FINISHED"):
+            self.client.update_run(found.info.run_id, status="RUNNING")
+            return self.client.get_run(found.info.run_id)
+        return found
+
+    def _run_with(self, tags: Mapping[str, str]) -> Run | None:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
+        return found[0] if found else None
+
+    def describe(self, run: Run, settings: Settings) -> None:
+        """Gives a run the settings as parameters; a value other than it has becomes a tag ``changed.<name>``."""
+        params, known = parameters(settings), run.data.params
+        self.client.log_batch(
+            run.info.run_id,
+            params=[Param(key, value) for key, value in params.items() if key not in known],
+            tags=[RunTag(f"changed.{key}", new) for key, new in params.items() if known.get(key, new) != new],
+        )
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Tags a run."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def send(self, run_id: str, rows: Sequence[Metric]) -> None:
+        """Sends figures to a run, as many a call as MLflow takes."""
+        for first in range(0, len(rows), BATCH):
+            self.client.log_batch(run_id, metrics=rows[first : first + BATCH])
+
+    def runs(self, where: str | None) -> list[RunRecord]:
         """The runs that have a complete round; ``where`` narrows the choice, in MLflow's own words for filters.
 
         Raises:
@@ -63,8 +198,8 @@ class Store:
         for path in sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".md")):
             sha.update(path.read_bytes())
         tags = {"kind": kind, "digest": sha.hexdigest()[:16]}
-        with told_of(self.uri):
-            run = run_with(self.client, self.experiment_id, tags)
+        with self.told():
+            run = self._run_with(tags)
             run = run or self.client.create_run(self.experiment_id, run_name=title, tags=tags)
             self.client.log_artifacts(run.info.run_id, str(folder))
             self.client.set_terminated(run.info.run_id, "FINISHED")
@@ -79,9 +214,9 @@ class Store:
                 return
 
 
-def _tracked(run: Run, rounds: tuple[Mapping[str, float], ...]) -> TrackedRun:
+def _tracked(run: Run, rounds: tuple[Mapping[str, float], ...]) -> RunRecord:
     tags: Mapping[str, Any] = run.data.tags
-    return TrackedRun(
+    return RunRecord(
         name=run.info.run_name,
         method=tags["method"],
         seed=int(tags["seed"]),

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -58,25 +58,7 @@ class Ranks:
             raise PipelineError(f"{what} of process {', '.join(others)} of {self.world} differ from those of process 0")
 
 
-class LedOnly:
-    """A ledger that the leader alone reads and writes: what it finds, or fails with, all get."""
-
-    def __init__(self, ledger: Any, ranks: Ranks) -> None:
-        self._ledger, self._ranks = ledger, ranks
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._ledger, name)
-        if name == "path" or not callable(attribute):
-            return attribute
-        return lambda *arguments: self._ranks.from_leader(lambda: attribute(*arguments))
-
-    @contextmanager
-    def locked(self, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-        """As ``Ledger.locked``, by the leader for all."""
-        held = ExitStack()
-        self._ranks.from_leader(lambda: held.enter_context(self._ledger.locked(wait)))
-        with held:
-            yield
+ALONE = Ranks()
 
 
 def follows(devices: int, nodes: int) -> bool:
@@ -96,7 +78,7 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
         SettingsError: if the machine has fewer devices, or nothing has started the command on the other nodes.
     """
     if devices * nodes == 1:
-        yield Ranks()
+        yield ALONE
         return
     if nodes > 1 and not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR"} & set(os.environ):
         raise SettingsError(

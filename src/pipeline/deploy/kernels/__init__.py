@@ -19,8 +19,10 @@ from typing import Literal
 
 from filelock import FileLock
 
-from pipeline.ground.environment import cache_folder, processor_features
+from pipeline.ground.environment import processor_features
 from pipeline.ground.errors import PipelineError
+from pipeline.ground.files import whole
+from pipeline.ground.folders import cache_folder
 
 SOURCE = Path(__file__).with_name("engine.c")
 OPTIONS = (
@@ -93,9 +95,8 @@ def library(target: Target) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         if not place.exists():
-            unfinished = place.with_suffix(".unfinished")
-            build(target, unfinished)
-            unfinished.rename(place)
+            with whole(place) as unfinished:
+                build(target, unfinished)
     return place
 
 

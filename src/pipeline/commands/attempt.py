@@ -1,0 +1,56 @@
+"""A task to its end, whatever is wrong: an exit status, and sentences instead of tracebacks."""
+
+import os
+import signal
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
+from pipeline.commands import Command
+from pipeline.ground.errors import PipelineError, SettingsError, Stopped, one_line
+from pipeline.ground.folders import runs_folder
+from pipeline.settings.groups import OwnData, Settings
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
+    """Runs a task; returns its exit status (as the door has them), and sentences on what went wrong.
+
+    Only what is no fault of the user's is raised.
+    """
+    try:
+        task(settings, runs_folder(settings.runs))
+    except SettingsError as error:
+        return 2, error.faults
+    except PipelineError as error:
+        return 1, [str(error)]
+    except BrokenPipeError:  # who reads the output has gone; Python's own last words would follow
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return 141, []
+    except OSError as error:
+        place = f"{error.strerror or error}: {error.filename or ''}"
+        return 1, [f"{place}; runs= names the folder that all is written to (artifacts= that of what goes out)"]
+    except Exception as error:
+        if not _has_own_code(settings):
+            raise
+        return 1, [f"your network or data fail{_place(error)}: {one_line(error)}"]
+    except Stopped as stopped:
+        signum: int = stopped.args[0]
+        more = "; the same command goes on from the last finished epoch" if settings.task in ("run", "search") else ""
+        return 128 + signum, [f"stopped by {signal.Signals(signum).name}{more}"]
+    return 0, []
+
+
+def _has_own_code(settings: Settings) -> bool:
+    """Whether the network or the data are classes of the user's."""
+    return "." in settings.model.network or isinstance(settings.data, OwnData)
+
+
+def _place(error: Exception) -> str:
+    """The last line of the user's own code that an error came through, if it came through any."""
+    libraries = (*sysconfig.get_paths().values(), str(PACKAGE), "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""

@@ -1,0 +1,58 @@
+"""``task=report``: what has been run, from the ledgers: all runs of the experiment, and the settings' own run."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.folders import artifacts_folder
+from pipeline.report import ledgers, sheet, sizes, timing
+from pipeline.report.comparison import accuracies, each_alone
+from pipeline.report.pictures import accuracy_curves
+from pipeline.rounds.building import build_job
+from pipeline.rounds.choice import chosen, recorded
+from pipeline.settings.groups import Settings
+
+
+def main(settings: Settings, runs: Path) -> None:
+    """Does the task."""
+    table, files = write_all(runs, settings.name)
+    print(table)
+    for file in files:
+        print(file)
+    try:
+        files = write_own(settings, runs, artifacts_folder(settings.artifacts) / "report")
+    except SettingsError as error:
+        print(f"the outcome sheet of one run is not written: {'; '.join(error.faults)}")
+    else:
+        for file in files:
+            print(file)
+
+
+def write_all(runs: Path, name: str) -> tuple[str, list[Path]]:
+    """The table of an experiment's runs side by side, and the files that it was written to: Markdown and picture.
+
+    Raises:
+        PipelineError: if there is none.
+    """
+    found = ledgers.records(runs, name)
+    table = accuracies(each_alone(found))
+    text, picture = runs / f"{name}.md", runs / f"{name}.png"
+    text.write_text(table)
+    accuracy_curves({each.name: each.rounds for each in found}, name).savefig(picture, dpi=150)
+    return table, [text, picture]
+
+
+def write_own(settings: Settings, runs: Path, folder: Path) -> list[Path]:
+    """Writes the outcome sheet of the settings' own run into ``folder``, if it has a pruned round."""
+    job, site = build_job(settings, runs)
+    try:
+        done = recorded(site)
+    except PipelineError:
+        return []
+    found: list[sizes.Sizes] = []
+    if settings.deploy.sizes:
+        with suppress(PipelineError):  # a network that cannot be exported has no bytes
+            found = sizes.measured(job, site, done, settings.deploy, lambda index: None)
+    timings = timing.stored(site, done, settings.deploy)
+    title = f"{settings.name}, seed {settings.seed}"
+    return sheet.write(folder, done, found, timings, chosen(done, settings.pruning), job.method, title)

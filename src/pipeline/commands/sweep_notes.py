@@ -1,0 +1,222 @@
+"""How far each job of a sweep is: as it tells in a file of its own, and as a person sees it.
+
+    <runs>/sweeps/<digest8>/job-03.json     how far a job is and how it ended, as it writes it
+                            job-03.log      what it printed
+
+Any process may read the files.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from pipeline.ground.files import write_file
+from pipeline.ground.progress import progress_bar, time_left
+from pipeline.settings.groups import Settings
+
+if TYPE_CHECKING:
+    from pipeline.rounds.job import Job
+    from pipeline.rounds.ledger import Round
+    from pipeline.training.state import Epoch
+
+ENDED = ("done", "complete", "failed")
+SECONDS_BETWEEN = 0.5
+
+
+@dataclass(frozen=True)
+class Note:
+    """How far a job is."""
+
+    state: str = "waiting"
+    share: float = 0.0
+    """Of its epochs, how much is done."""
+    found: float = 0.0
+    """Of its epochs, how much it found done."""
+    at: str = ""
+    sentence: str = ""
+    """How it failed, or what a person should know."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs of a command: what each is called, its settings, and the folder of their notes."""
+
+    titles: tuple[str, ...]
+    settings: tuple[Settings, ...]
+    folder: Path
+
+    def notes(self) -> list[Note]:
+        """How far each job is."""
+        return [read(self.folder, number) for number in range(len(self.titles))]
+
+
+def read(folder: Path, number: int) -> Note:
+    """A job's note; that it waits, if it has none."""
+    try:
+        return Note(**json.loads(_note_path(folder, number).read_text()))
+    except FileNotFoundError:
+        return Note()
+
+
+def write(folder: Path, number: int, note: Note) -> None:
+    """Writes a job's note, whole."""
+    write_file(_note_path(folder, number), json.dumps(dataclasses.asdict(note)).encode())
+
+
+def log_path(folder: Path, number: int) -> Path:
+    """What a job prints."""
+    return folder / f"job-{number:02d}.log"
+
+
+def _note_path(folder: Path, number: int) -> Path:
+    return folder / f"job-{number:02d}.json"
+
+
+class Progress:
+    """A watcher that notes how far a job is."""
+
+    def __init__(self, folder: Path, number: int, job: "Job", planned_rounds: int | None) -> None:
+        """``planned_rounds`` counts those after round 0; None if only accuracy ends the run."""
+        self.folder, self.number = folder, number
+        dense = job.dense_span.last if job.trained is None else 0
+        self.epochs = dense + (planned_rounds or 0) * (job.span.last - job.span.first)
+        self.before = self.found = self.trained = 0
+        self.index, self.last, self.told = 0, 0.0, ""
+
+    def round_started(self, index: int, epochs: int, done: "tuple[Epoch, ...]") -> None:
+        self.index = index
+        self.found += len(done)
+        self._note(len(done))
+
+    def batch_done(self, batches: int, of: int) -> None: ...
+
+    def note(self, sentence: str) -> None:
+        if sentence.startswith("warning"):
+            self.told = sentence
+            self._note(0)
+
+    def epoch_done(self, index: int, history: "tuple[Epoch, ...]") -> None:
+        if time.monotonic() - self.last >= SECONDS_BETWEEN:
+            self._note(len(history))
+
+    def round_done(self, result: "Round", folder: Path, *, trained: bool) -> None:
+        self.index = result.index
+        self.before += len(result.history)
+        self.found += 0 if trained else len(result.history)
+        self.trained += trained
+        self._note(0)
+
+    def _note(self, epochs: int) -> None:
+        self.last = time.monotonic()
+        of = max(1, self.epochs)
+        share, found = min(1.0, (self.before + epochs) / of), min(1.0, self.found / of)
+        write(self.folder, self.number, Note("running", share, found, f"round {self.index}", self.told))
+
+
+STATES = {
+    "done": "done",
+    "complete": "complete before",
+    "failed": "failed",
+    "stopped": "stopped",
+    "running": "cut off",
+    "waiting": "not started",
+}
+"""What a job can be, and what the summary calls it once the sweep is over."""
+MOST_SHOWN = 8
+"""Running jobs that have a line of their own on a terminal."""
+
+
+class View:
+    """Shows a sweep while it runs: a line for each job that ends, and on a terminal one bar with the time left."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.bar = progress_bar(self.console, shown=True)
+        self.task = self.bar.add_task("", total=len(sweep.titles), status="")
+        self.started = time.monotonic()
+        self.told: set[int] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "View":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        live = Live(console=self.console, transient=True, auto_refresh=False) if self.console.is_terminal else None
+        with live or contextlib.nullcontext():
+            over = False
+            while not over:
+                over = self._over.wait(SECONDS_BETWEEN)
+                notes = self.sweep.notes()
+                self._tell_ended(notes)
+                if live:
+                    live.update(self._picture(notes), refresh=True)
+
+    def _tell_ended(self, notes: Sequence[Note]) -> None:
+        for number, note in enumerate(notes):
+            if note.state in ENDED and number not in self.told:
+                self.told.add(number)
+                words = f": {note.sentence}" if note.sentence else ""
+                self.console.print(
+                    f"{len(self.told):>4} of {len(notes)}  {note.state:<9} {self.sweep.titles[number]}{words}"
+                )
+
+    def _picture(self, notes: Sequence[Note]) -> Group:
+        done = sum(note.state in ENDED for note in notes)
+        running = [(number, note) for number, note in enumerate(notes) if note.state == "running"]
+        left = seconds_left(notes, time.monotonic() - self.started)
+        self.bar.update(
+            self.task,
+            completed=sum(1.0 if note.state in ENDED else note.share for note in notes),
+            description=f"{done} of {len(notes)} jobs",
+            status="" if left is None else time_left(left),
+        )
+        lines = [
+            Text(f"  {self.sweep.titles[number]}  {note.at}  {note.share:.0%}") for number, note in running[:MOST_SHOWN]
+        ]
+        more = len(running) - MOST_SHOWN
+        return Group(self.bar.get_renderable(), *lines, *([Text(f"  and {more} more")] if more > 0 else []))
+
+
+def seconds_left(notes: Sequence[Note], seconds: float) -> float | None:
+    """Seconds that are left at the speed of the ``seconds`` so far; None before anything was trained."""
+    made = sum(note.share - note.found for note in notes if note.state != "complete")
+    left = sum(1 - note.share for note in notes if note.state not in ENDED)
+    return left * seconds / made if made > 0 else None
+
+
+def summary(sweep: Sweep) -> tuple[int, list[str]]:
+    """How many jobs of a sweep that is over are not done, and lines for a person: how they ended, and what failed."""
+    notes = sweep.notes()
+    counts = Counter(note.state for note in notes)
+    told = ", ".join(f"{counts[state]} {word}" for state, word in STATES.items() if counts[state])
+    lines = [f"{len(notes)} jobs: {told}"]
+    for number, note in enumerate(notes):
+        if note.sentence or note.state not in ("done", "complete"):
+            lines.append(
+                f"  {STATES[note.state]}: {sweep.titles[number]}" + (f": {note.sentence}" if note.sentence else "")
+            )
+            if log_path(sweep.folder, number).exists():
+                lines.append(f"    {log_path(sweep.folder, number)}")
+    missing = len(notes) - counts["done"] - counts["complete"]
+    if missing:
+        lines.append("the same command runs what is missing")
+    return missing, lines

@@ -1,0 +1,59 @@
+"""``task=sync``: MLflow gets what it misses of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.ground.environment import describe_environment
+from pipeline.ground.errors import PipelineError, stoppable
+from pipeline.report import sheet, sizes, table
+from pipeline.rounds.building import build_job
+from pipeline.rounds.choice import chosen, ended, recorded
+from pipeline.rounds.job import Job, Site
+from pipeline.rounds.ledger import Round
+from pipeline.settings.groups import Settings
+from pipeline.tracking.tracker import Tracker
+
+
+def main(settings: Settings, runs: Path) -> None:
+    """Sends MLflow what it misses of a run's complete rounds; trains nothing.
+
+    Raises:
+        PipelineError: if there is no complete pruned round, or MLflow is or goes out of reach.
+    """
+    job, site = build_job(settings, runs)
+    done = recorded(site)
+    with site.ledger.locked(), Tracker(settings, runs, site.ledger, job.title, print) as tracker, stoppable():
+        for each in done:
+            tracker.round_done(each, site.ledger_of(each.index).path(each.index), trained=False)
+        if ended(job, done):
+            save_and_send(job, site, done, sizes.stored(site, done, settings.deploy), settings, tracker)
+        if not tracker.delivered():
+            raise PipelineError(f"MLflow at {tracker.uri} still misses a part: type the same command again")
+        if not ended(job, done):
+            tracker.abort("KILLED")
+    print(f"MLflow at {tracker.uri} has all {len(done)} rounds of {site.ledger.folder}")
+
+
+def save_and_send(
+    job: Job, site: Site, done: Sequence[Round], found: Sequence[sizes.Sizes], settings: Settings, tracker: Tracker
+) -> list[Path]:
+    """The report of an ended run: curves into the ledger's folder, whose paths it returns, and all of it to MLflow."""
+    figures = [each.figures for each in found]
+    curves = sheet.curves(done, figures, job.method, f"{settings.name}, seed {settings.seed}")
+    for name, curve in curves.items():
+        curve.savefig(site.ledger.folder / name, dpi=150)
+    tracker.finish(
+        done,
+        figures,
+        texts={
+            "rounds.csv": table.as_csv(done, figures),
+            "rounds.md": table.markdown(done, figures),
+            "environment.txt": describe_environment(),
+        },
+        figures=curves,
+        tags={
+            "chosen_round": str(chosen(done, settings.pruning).index),
+            "final_density": f"{done[-1].density:.4f}",
+        },
+    )
+    return [site.ledger.folder / name for name in curves]

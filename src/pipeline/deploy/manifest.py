@@ -1,0 +1,69 @@
+"""The facts of a bundle, as its ``manifest.json`` has them; ``board/run.py``, which runs alone, reads that file too."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which round of which run a bundle is made of."""
+
+    name: str
+    method: str
+    seed: int
+    round: int
+    density: float
+    macs: Mapping[str, int]
+    """Multiply-adds of one input: ``dense``, ``kept``, and (of a manifest) ``computed`` by ONNX Runtime."""
+    fingerprint: str
+    data_digest: str
+    git_commit: str
+    settings: Mapping[str, Any]
+    """Those of ``deploy``."""
+    mlflow_run_id: str
+
+
+@dataclass(frozen=True)
+class Manifest(Origin):
+    """All of them."""
+
+    classes: Sequence[str]
+    input: Mapping[str, Any]
+    """``shape`` (None: any number of inputs), ``type``, and how an ``image`` becomes one (None: they are no images)."""
+    models: Mapping[str, Mapping[str, Any]]
+    """By file: ``kind``, ``tolerance`` of its golden outputs, ``sha256``."""
+    size_bytes: Mapping[str, int]
+    gzip_bytes: Mapping[str, int]
+    positions: Mapping[str, float]
+    """Bytes of all positions of weights, and the fewest that these densities allow."""
+    accuracy: Mapping[str, Mapping[str, float]]
+    """By split and form of the network."""
+    latency: Mapping[str, Mapping[str, float]]
+    """``milliseconds`` and ``ratio`` to the dense network's, by form, on the machine that made the bundle."""
+    onnxruntime: Mapping[str, str]
+    """``oldest`` and ``newest`` version."""
+    engine: Mapping[str, Any]
+    """Of the sparse engine: why a model is ``uncovered``, ``libraries`` by file, why some are ``missing``, and the
+    versions of ``onnxruntime`` that they were tried with."""
+    versions: Mapping[str, str]
+    format: int = 1
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of ``model.onnx``."""
+        return self.size_bytes[self.models["model.onnx"]["kind"]]
+
+    def write(self, folder: Path) -> None:
+        """Writes it into a bundle."""
+        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def read(bundle: Path) -> Manifest:
+    """The manifest of a bundle."""
+    return Manifest(**json.loads((bundle / FILE).read_text()))

@@ -1,0 +1,17 @@
+"""A bar for long work on a terminal, with words on both sides of it."""
+
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+def progress_bar(console: Console, *, shown: bool) -> Progress:
+    """A bar of tasks with a ``description`` and a field ``status``; gone when it is over, nothing unless ``shown``."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[status]}"))
+    return Progress(*columns, console=console, transient=True, disable=not shown)
+
+
+def time_left(seconds: float) -> str:
+    """Such as ``0:01:30 left``."""
+    return f"{timedelta(seconds=round(seconds))} left"

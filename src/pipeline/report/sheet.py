@@ -1,0 +1,74 @@
+"""The outcome sheet: what every round of a run is worth in bytes, time and instructions, beside its accuracy."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pipeline.report import pictures, table
+from pipeline.report.sizes import Sizes
+from pipeline.rounds.ledger import Round
+
+Figures = Sequence[Mapping[str, float]]
+"""Of every round what is known of it, in numbers; empty where that is nothing."""
+PICTURES = {
+    "accuracy_vs_bytes.png": (
+        "kB on disk",
+        1e-3,
+        {"packed float32": "float32_bytes", "packed int8": "int8_bytes", "plain export, dense": "dense_bytes"},
+    ),
+    "accuracy_vs_time.png": (
+        "time of an inference here, one thread (% of the dense float network's)",
+        100.0,
+        {"float32": "latency_ratio", "int8": "int8_latency_ratio", "sparse engine": "sparse_latency_ratio"},
+    ),
+    "accuracy_vs_instructions.png": (
+        "million ARM instructions of an inference",
+        1e-6,
+        {"float32": "instructions", "int8": "int8_instructions", "sparse engine": "sparse_instructions"},
+    ),
+}
+"""By file: what accuracy is drawn against, the factor of its figures, and a line's label and figure."""
+OF_THE_DENSE = ("dense_bytes",)
+"""Figures that are drawn of round 0 alone."""
+
+
+def curves(rounds: Sequence[Round], figures: Figures, method: str, title: str) -> dict[str, Figure]:
+    """The pictures of a run by file name: accuracy against density, and against each cost that two rounds have."""
+    drawn = {"accuracy_vs_sparsity.png": pictures.accuracy_curves({method: [r.figures for r in rounds]}, title)}
+    for name, (cost, factor, kinds) in PICTURES.items():
+        lines = {}
+        for label, kind in kinds.items():
+            shown = rounds[:1] if kind in OF_THE_DENSE else rounds
+            points = [(known[kind] * factor, r) for r, known in zip(shown, figures, strict=False) if kind in known]
+            if points:
+                lines[label] = points
+        if any(len(points) > 1 for points in lines.values()):
+            drawn[name] = pictures.accuracy_by_cost(lines, cost, f"{title}, {method}")
+    return drawn
+
+
+def write(
+    folder: Path,
+    rounds: Sequence[Round],
+    sizes: Sequence[Sizes],
+    timings: Figures,
+    best: Round,
+    method: str,
+    title: str,
+) -> list[Path]:
+    """Table, figures and pictures of a run into a folder; the figures of ``best`` into ``metrics.json``.
+
+    ``timings`` are figures of every round, empty for one that has not been timed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    extra = [each.figures for each in sizes]
+    (folder / "rounds.md").write_text(table.markdown(rounds, extra))
+    known = [{**(extra[n] if extra else {}), **timings[n]} for n in range(len(rounds))]
+    (folder / "rounds.csv").write_text(table.as_csv(rounds, known))
+    figures = best.figures | known[best.index]
+    (folder / "metrics.json").write_text(json.dumps({"round": best.index, **figures}, indent=1) + "\n")
+    for name, curve in curves(rounds, known, method, title).items():
+        curve.savefig(folder / name, dpi=150)
+    return sorted(folder.iterdir())

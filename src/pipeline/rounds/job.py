@@ -1,0 +1,171 @@
+"""What a run is: a job, which decides every number, and the site where it runs, which decides none."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Generator, Tensor, nn
+
+from pipeline.data.dataset import Dataset
+from pipeline.ground.randomness import generator
+from pipeline.networks import prunable, weight_layers
+from pipeline.networks.costs import LayerCost, layer_costs, positions
+from pipeline.pruning.channels import ChannelGroup
+from pipeline.pruning.cut import cut_filters, cut_weights
+from pipeline.pruning.masks import Masks, ones_like
+from pipeline.rounds.ledger import Ledger, Round
+from pipeline.settings.groups import Pruning, Retraining, Training
+from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.retraining import Span, retraining_span, run_title, training_span
+from pipeline.training.state import Epoch
+from pipeline.training.train import Trainable
+
+
+class Watcher(Protocol):
+    """What may look on: a display, a tracker. A watcher decides nothing."""
+
+    def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
+        """A round is to train ``epochs`` epochs, of which ``done`` are finished already."""
+
+    def batch_done(self, batches: int, of: int) -> None:
+        """So many batches of the present epoch are done."""
+
+    def epoch_done(self, index: int, history: tuple[Epoch, ...]) -> None:
+        """One more epoch is on disk."""
+
+    def round_done(self, result: Round, folder: Path, *, trained: bool) -> None:
+        """A round is complete on disk in ``folder``; ``trained`` is false where it was found there."""
+
+    def note(self, sentence: str) -> None:
+        """Something that a person should know."""
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Several watchers as one: each hears of everything, in their order."""
+
+    each: tuple[Watcher, ...] = ()
+
+    def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
+        for watcher in self.each:
+            watcher.round_started(index, epochs, done)
+
+    def batch_done(self, batches: int, of: int) -> None:
+        for watcher in self.each:
+            watcher.batch_done(batches, of)
+
+    def epoch_done(self, index: int, history: tuple[Epoch, ...]) -> None:
+        for watcher in self.each:
+            watcher.epoch_done(index, history)
+
+    def round_done(self, result: Round, folder: Path, *, trained: bool) -> None:
+        for watcher in self.each:
+            watcher.round_done(result, folder, trained=trained)
+
+    def note(self, sentence: str) -> None:
+        for watcher in self.each:
+            watcher.note(sentence)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides a run's numbers.
+
+    ``classes`` is the number of scores that the network gives. ``groups`` are the channels that may go where whole
+    filters are pruned. ``initial(0)`` gives round 0's initial weights, ``initial(r)`` fresh ones for round r.
+    ``trained`` are weights that take the place of round 0's training.
+    """
+
+    network: nn.Module
+    dataset: Dataset
+    classes: int
+    training: Training
+    pruning: Pruning
+    groups: tuple[ChannelGroup, ...]
+    retraining: Retraining
+    seed: int
+    initial: Callable[[int], Mapping[str, Tensor]]
+    trained: Mapping[str, Tensor] | None
+
+    @property
+    def method(self) -> str:
+        """The run's name in a comparison."""
+        return run_title(self.pruning, self.retraining)
+
+    @property
+    def title(self) -> str:
+        """What tells the run apart from those of its experiment."""
+        return f"{self.method}, seed {self.seed}"
+
+    @cached_property
+    def positions(self) -> Mapping[str, int]:
+        """How many times an input uses each weight of a layer, as ``costs.positions`` counts it."""
+        return positions(self.network, self.dataset.example)
+
+    @property
+    def dense_span(self) -> Span:
+        return training_span(self.training, self.dataset.steps_per_epoch(self.training.batch_size))
+
+    @property
+    def span(self) -> Span:
+        return retraining_span(self.retraining, self.dense_span)
+
+    def alive(self) -> dict[str, Tensor]:
+        """Masks before any pruning, in parameter order: the order that decides between equal scores.
+
+        Filters go with what reads them and with their biases and normalisation, so those have masks too.
+        """
+        if not self.groups:
+            return self._ones(prunable(self.network, self.pruning.exclude))
+        vectors = {part.parameter for group in self.groups for part in group.vectors}
+        return self._ones([*prunable(self.network), *sorted(vectors)])
+
+    def whole(self) -> dict[str, Tensor]:
+        """Masks of the dense network, whatever this run prunes of it."""
+        return self._ones(prunable(self.network))
+
+    def _ones(self, names: Sequence[str]) -> dict[str, Tensor]:
+        return ones_like({name: self.network.get_parameter(name) for name in names})
+
+    def cut(self, weights: Mapping[str, Tensor], masks: Masks, index: int) -> dict[str, Tensor]:
+        """The masks of round ``index``, from weights and masks at the end of the round before.
+
+        Raises:
+            ValueError: with a sentence, if there is not enough left to remove.
+        """
+
+        def draws(name: str) -> Generator:
+            return generator(self.seed, index, "random criterion", name)
+
+        if self.groups:
+            return cut_filters(self.pruning, weights, masks, index, draws, self.groups, self.positions)
+        return cut_weights(self.pruning, weights, masks, index, draws, self.positions)
+
+    def layers(self, masks: Masks) -> tuple[LayerCost, ...]:
+        """What each layer costs under masks."""
+        sizes = {name: self.network.get_parameter(name).numel() for name in weight_layers(self.network)}
+        return layer_costs(sizes, self.positions, masks)
+
+    @property
+    def trainable(self) -> Trainable:
+        return Trainable(self.network, self.dataset, self.classes, self.training)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a job runs: the ledgers that keep it, the machine, who looks on, and the processes that share it.
+
+    ``dense`` keeps round 0, which runs share, ``ledger`` all later ones.
+    """
+
+    dense: Ledger
+    ledger: Ledger
+    environment: Mapping[str, Any]
+    watcher: Watcher = Watchers()
+    ranks: Ranks = ALONE
+
+    def ledger_of(self, index: int) -> Ledger:
+        """Where a round lives."""
+        return self.dense if index == 0 else self.ledger

@@ -1,0 +1,55 @@
+"""How far a run goes, by arithmetic alone."""
+
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.networks.costs import density
+from pipeline.pruning.prune import removal_count
+from pipeline.rounds.job import Job
+from pipeline.settings.groups import Pruning
+
+
+def planned(job: Job) -> list[float] | None:
+    """Density of every round from 0 on, by arithmetic alone; None if nothing but accuracy ends the run.
+
+    A floor on accuracy may end a run before. Filters: of weights or multiply-adds (``pruning.measure``), each round to
+    within a filter; there may be fewer rounds, since one never removes less than it should.
+    """
+    pruning, masks = job.pruning, job.alive()
+    if pruning.rounds is None and pruning.target_density is None and pruning.shares is None:
+        return None
+    if pruning.shares is not None:
+        nothing = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
+        last = 1 if pruning.rounds is None else pruning.rounds
+        return [density(job.layers(masks if r == 0 else job.cut(nothing, masks, r))) for r in range(last + 1)]
+    assert pruning.fraction is not None
+    if pruning.structure == "filter":
+        densities = [1.0]
+        while densities[-1] != pruning.target_density and len(densities) - 1 != pruning.rounds:
+            densities.append(max(densities[-1] * (1 - pruning.fraction), pruning.target_density or 0.0))
+        return densities
+    return planned_densities([mask.numel() for mask in masks.values()], pruning)
+
+
+def planned_densities(sizes: Sequence[int], pruning: Pruning) -> list[float]:
+    """Density of every round from 0 on where weights of layers of these ``sizes`` compete, to the weight."""
+    assert pruning.fraction is not None
+    groups = [[sum(sizes), sum(sizes)]] if pruning.scope == "global" else [[size, size] for size in sizes]
+    densities = [1.0]
+    while pruning.rounds is None or len(densities) <= pruning.rounds:
+        removed = 0
+        for group in groups:
+            count = removal_count(group[1], group[0], pruning.fraction, pruning.target_density)
+            group[1] -= count
+            removed += count
+        if not removed:
+            break
+        densities.append(sum(alive for _, alive in groups) / sum(sizes))
+    return densities
+
+
+def planned_rounds(job: Job) -> int | None:
+    """How many rounds follow round 0; None if nothing but accuracy ends the run."""
+    densities = planned(job)
+    return None if densities is None else len(densities) - 1

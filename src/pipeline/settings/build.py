@@ -1,0 +1,138 @@
+"""From the mapping that was composed to ``Settings`` that can be: built strictly, completed, held against each other.
+
+Nothing behind ``build`` ever sees a Hydra object.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.ground.errors import SettingsError
+from pipeline.settings.groups import Data, ImagesInMemory, ImagesOnDisk, Pruning, Settings, Sgd, Step
+from pipeline.settings.strict import _NO_MATCH, _build, _matched, _shown, _takes
+
+
+def build(mapping: Mapping[str, Any]) -> Settings:
+    """Builds ``Settings`` from a plain mapping.
+
+    Raises:
+        SettingsError: with a sentence for every unknown, missing, mistyped, out-of-range or impossible setting.
+    """
+    faults: list[str] = []
+    settings = _build(Settings, mapping, "", faults)
+    if not faults:
+        settings = _with_fraction(settings)
+        faults = list(_impossible(settings))
+    if faults:
+        raise SettingsError(faults)
+    return typing.cast(Settings, settings)
+
+
+def _with_fraction(settings: Settings) -> Settings:
+    """The settings with the fraction that follows from rounds and target, where it is to follow from them."""
+    pruning = settings.pruning
+    if pruning.fraction is not None or not pruning.rounds or pruning.target_density is None:
+        return settings
+    fraction = 1 - pruning.target_density ** (1 / pruning.rounds)
+    return dataclasses.replace(settings, pruning=dataclasses.replace(pruning, fraction=fraction))
+
+
+def _impossible(settings: Settings) -> Iterator[str]:
+    """Settings that are each right and together cannot be."""
+    training, pruning = settings.training, settings.pruning
+    optimizer, schedule = training.optimizer, training.schedule
+    if settings.name.strip() != settings.name or not settings.name or set("/\\:") & set(settings.name):
+        yield f"name: got {settings.name!r}, takes a word that can name a folder"
+    yield from _impossible_data(settings.data)
+    if settings.deploy.runner == "ssh" and not settings.deploy.host:
+        yield "deploy.host: got null, takes the name of a board for deploy.runner=ssh"
+    if settings.model.weights is not None and settings.retraining.weights == "rewound":
+        yield (
+            "retraining.weights: got rewound, but model.weights gives a network of which no earlier point is known; "
+            "takes final or fresh (retraining=lr_rewinding, fine_tuning or reinitialisation)"
+        )
+    if isinstance(optimizer, Sgd) and optimizer.nesterov and not optimizer.momentum:
+        yield "training.optimizer.nesterov: got true with momentum 0, takes a momentum above 0"
+    if isinstance(schedule, Step) and list(schedule.milestones) != sorted(set(schedule.milestones)):
+        yield f"training.schedule.milestones: got {list(schedule.milestones)}, takes rising shares"
+    given = pruning.shares is not None or pruning.policy is not None
+    if pruning.fraction is None and not given:
+        yield (
+            f"pruning.fraction: got null with pruning.rounds={_shown(pruning.rounds)} and "
+            f"pruning.target_density={_shown(pruning.target_density)}, takes a share, or both of these"
+        )
+        return
+    if pruning.rounds is None and pruning.target_density is None and pruning.max_accuracy_drop is None and not given:
+        yield (
+            "pruning: got rounds, target_density and max_accuracy_drop all null, takes at least one of them "
+            "(else pruning would never end)"
+        )
+    if pruning.target_density is not None and pruning.rounds is not None and pruning.fraction is not None:
+        reached = (1 - pruning.fraction) ** pruning.rounds
+        if reached > pruning.target_density * (1 + 1e-9):
+            needed = math.ceil(math.log(pruning.target_density) / math.log(1 - pruning.fraction) - 1e-9)
+            yield (
+                f"pruning.target_density: got {pruning.target_density}, which no round reaches: pruning.rounds="
+                f"{pruning.rounds} of pruning.fraction={pruning.fraction} end at density {reached:.4f}; "
+                f"takes pruning.rounds={needed} or more, or null"
+            )
+    yield from _impossible_shares(pruning)
+    if pruning.criterion == "magnitude_per_mac" and pruning.structure == "filter":
+        yield "pruning.criterion: got magnitude_per_mac with pruning.structure=filter, takes magnitude or random"
+    if pruning.criterion == "magnitude_per_mac" and (pruning.scope == "layer" or given):
+        yield (
+            "pruning.criterion: got magnitude_per_mac where weights compete within their layer, which all save the "
+            "same multiply-adds; takes magnitude or random, or pruning.scope=global without shares"
+        )
+    amc = settings.amc
+    if (settings.task == "search" or pruning.policy == "search") and training.devices * training.nodes > 1:
+        yield "training.devices: got several processes for a search, takes training.devices=1 and training.nodes=1"
+    if amc.share is None and amc.reward == "resource_constrained":
+        yield "amc.share: got null with amc.reward=resource_constrained, takes a share (else nothing would be pruned)"
+    if amc.budget == "latency" and pruning.structure == "weight":
+        yield "amc.budget: got latency with pruning.structure=weight, takes macs or parameters: zeros take their time"
+    share, target = pruning.empty_layer, pruning.target_density
+    if isinstance(share, float) and target is not None and share >= target:
+        yield (
+            f"pruning.empty_layer: got {share}, a share of every layer that is kept, "
+            f"takes less than pruning.target_density={target}"
+        )
+
+
+def _impossible_shares(pruning: Pruning) -> Iterator[str]:
+    given = "policy" if pruning.policy is not None else "shares"
+    if pruning.measure == "macs" and pruning.structure == "weight":
+        yield "pruning.measure: got macs with pruning.structure=weight, takes weights"
+    if pruning.shares is not None and pruning.policy is not None:
+        yield f"pruning.policy: got {pruning.policy!r} beside pruning.shares, takes null: one of them says what stays"
+    if getattr(pruning, given) is not None and pruning.target_density is not None:
+        yield f"pruning.target_density: got {pruning.target_density}, but pruning.{given} says how far; takes null"
+
+
+def shares_of(mapping: Any, path: Any) -> dict[str, float]:
+    """What ``pruning.shares`` takes, read from ``path``.
+
+    Raises:
+        SettingsError: if it does not take this.
+    """
+    hint = typing.get_args(typing.get_type_hints(Pruning, include_extras=True)["shares"])[0]
+    shares = _matched(hint, mapping)
+    if shares is _NO_MATCH or not shares:
+        raise SettingsError([f"pruning.policy: {path} has shares {_shown(mapping)}, takes {_takes(hint)}"])
+    return typing.cast(dict[str, float], shares)
+
+
+def _impossible_data(data: Data) -> Iterator[str]:
+    if isinstance(data, ImagesInMemory):
+        if data.dataset != "digits" and data.source is None:
+            yield f"data.source: got null, takes a hub id or a local folder for data.dataset={data.dataset}"
+        if data.dataset == "digits" and data.source is not None:
+            yield f"data.source: got {data.source!r}, takes null for data.dataset=digits, which needs no files"
+    if isinstance(data, ImagesOnDisk):
+        for name in ("mean", "deviation"):
+            if len(getattr(data, name)) != 3:
+                yield f"data.{name}: got {list(getattr(data, name))}, takes a number for each of red, green and blue"
+        if data.shorter_side < data.size:
+            yield f"data.shorter_side: got {data.shorter_side}, takes at least data.size={data.size}"
