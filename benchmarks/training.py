@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import ModelPruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.dataset import Part
+from pipeline.data.dataset import Shard
 from pipeline.data.memory import Images, InMemory
 from pipeline.networks import prunable
 from pipeline.pruning.masks import ones_like
@@ -121,7 +121,7 @@ def bare_rate(job: Job) -> float:
     lower = job.training.precision == "bfloat16"
 
     def train(clock: Clock) -> None:
-        for done, batch in enumerate(job.dataset.training(128, STEPS, (0, 1, 0), Part(device=device)), start=1):
+        for done, batch in enumerate(job.dataset.training(128, STEPS, (0, 1, 0), Shard(device=device)), start=1):
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16) if lower else nullcontext():
                 loss = F.cross_entropy(network(batch.inputs).float(), batch.labels)

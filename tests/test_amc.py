@@ -376,16 +376,16 @@ def test_a_policy_is_what_the_ordinary_step_does(overrides, tmp_path, monkeypatc
 def test_measured_latencies_rise_with_the_widths_and_are_kept(tmp_path):
     width = costs.Width(0, ((0, 1),))
     part = costs.Product("conv", width, costs.Width(16), 9, 64)
-    place = latency.Place(8, 8, (3, 3), (1, 1), (1, 1), depthwise=False)
+    place = latency.Geometry(8, 8, (3, 3), (1, 1), (1, 1), depthwise=False)
     table = {}
     cost = latency.latency([part], {"conv": place}, [range(4, 65)], table)
     found = [cost([count]) for count in range(4, 65, 5)]
     assert found == sorted(found)
     assert found[0] > 0
     assert len(table) == latency.LEVELS
-    latency.keep_table(tmp_path / "a" / "latency.json", table)
-    latency.keep_table(tmp_path / "a" / "latency.json", {"other": 1.0})
-    assert latency.kept_table(tmp_path / "a" / "latency.json") == table | {"other": 1.0}
+    latency.add_to_table(tmp_path / "a" / "latency.json", table)
+    latency.add_to_table(tmp_path / "a" / "latency.json", {"other": 1.0})
+    assert latency.read_table(tmp_path / "a" / "latency.json") == table | {"other": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.data import load
 from pipeline.data.batches import cropped, mirrored, standardised, standardised_alike
-from pipeline.data.dataset import Part
+from pipeline.data.dataset import Shard
 from pipeline.ground.errors import SettingsError
 from pipeline.ground.randomness import derived_seed, generator
 from tests.conftest import settings as composed
@@ -38,7 +38,7 @@ def test_flips_mirror_the_marked_and_leave_the_rest():
 def test_an_epoch_mirrors_about_half_of_its_images_and_crops_them_everywhere():
     dataset = load(composed("data.flip=true", "data.crop_padding=1").data)
     plain = {bytes(pixels.numpy()) for pixels in standardised(dataset.train.pixels)}
-    batches = list(dataset.training(64, 19, (0, 0, 0), Part()))
+    batches = list(dataset.training(64, 19, (0, 0, 0), Shard()))
     unchanged = sum(bytes(image.contiguous().numpy()) in plain for batch in batches for image in batch.inputs)
     assert 1197 / 18 * 0.6 < unchanged < 1197 / 18 * 1.6  # one of nine crops, half of them mirrored
 
@@ -78,7 +78,7 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_key():
     dataset = load(composed().data)
 
     def labels(*key):
-        return torch.cat([batch.labels for batch in dataset.training(64, 19, key, Part())])
+        return torch.cat([batch.labels for batch in dataset.training(64, 19, key, Shard())])
 
     assert torch.equal(labels(0, 1, 2).sort().values, dataset.train.labels.sort().values)
     assert torch.equal(labels(0, 1, 2), labels(0, 1, 2))
@@ -88,8 +88,8 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_key():
 
 def test_a_cut_epoch_is_the_beginning_of_the_whole_one():
     dataset = load(composed().data)
-    whole = list(dataset.training(64, 19, (0, 0, 0), Part()))
-    cut = list(dataset.training(64, 5, (0, 0, 0), Part()))
+    whole = list(dataset.training(64, 19, (0, 0, 0), Shard()))
+    cut = list(dataset.training(64, 5, (0, 0, 0), Shard()))
     assert len(whole) == 19
     assert len(whole[-1].labels) == 1197 - 18 * 64
     assert len(cut) == 5
@@ -182,7 +182,7 @@ def test_the_deployed_standardisation_is_that_of_training_and_no_order_of_sums_c
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_raw_inputs_become_those_of_evaluation(split):
     dataset = load(composed().data)
-    pairs = list(zip(dataset.raw(split), dataset.evaluation(split, Part()), strict=True))
+    pairs = list(zip(dataset.raw(split), dataset.evaluation(split, Shard()), strict=True))
     assert pairs
     for (inputs, labels), batch in pairs:
         assert inputs.dtype == torch.uint8

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data import load
-from pipeline.data.dataset import Part
+from pipeline.data.dataset import Shard
 from pipeline.data.disk import random_box
 from pipeline.data.split import split
 from pipeline.ground.errors import PipelineError, SettingsError
@@ -39,7 +39,7 @@ def test_class_folders_become_disjoint_splits_with_the_folders_names(photos):
 def test_evaluation_takes_the_middle_of_the_scaled_image(photos):
     data = data_of(photos)
     dataset = load(data)
-    (batch,) = dataset.evaluation("validation", Part())
+    (batch,) = dataset.evaluation("validation", Shard())
     for index, got in zip(dataset.splits["validation"].tolist(), batch.inputs.numpy(), strict=True):
         image = Image.open(dataset.files[index]["image"]["path"]).convert("RGB")
         scale = 36 / min(image.size)
@@ -74,7 +74,7 @@ def test_random_parts_cover_the_shares_of_area_evenly():
 def test_neither_workers_nor_processes_change_a_batch(photos):
     def batches(workers, rank=0, world=1):
         dataset = load(data_of(photos, f"data.workers={workers}"))
-        return list(dataset.training(16, 3, (0, 1, 2), Part(rank, world)))
+        return list(dataset.training(16, 3, (0, 1, 2), Shard(rank, world)))
 
     alone, two_workers = batches(0), batches(2)
     halves = [batches(0, rank, 2) for rank in range(2)]
@@ -97,7 +97,7 @@ def test_parquet_in_the_hubs_layout_gives_the_same_images(photos, tmp_path):
         rows.to_parquet(tmp_path / "hub" / "data" / f"{part}-00000-of-00001.parquet")
     folder, parquet = (load(data_of(place)) for place in (photos, tmp_path / "hub"))
     assert parquet.classes == folder.classes
-    for one, other in zip(folder.evaluation("test", Part()), parquet.evaluation("test", Part()), strict=True):
+    for one, other in zip(folder.evaluation("test", Shard()), parquet.evaluation("test", Shard()), strict=True):
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.labels, other.labels)
 
@@ -182,7 +182,7 @@ def test_a_folder_without_classes_is_a_sentence(tmp_path):
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_raw_inputs_become_those_of_evaluation(split, photos):
     dataset = load(data_of(photos))
-    pairs = list(zip(dataset.raw(split), dataset.evaluation(split, Part()), strict=True))
+    pairs = list(zip(dataset.raw(split), dataset.evaluation(split, Shard()), strict=True))
     assert pairs
     for (inputs, labels), batch in pairs:
         assert inputs.dtype == torch.uint8

@@ -5,15 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.settings.groups import Cosine, OneCycle, Retraining, Step
+from pipeline.settings.groups import Cosine, OneCycle, Retraining, StepDecay
 from pipeline.training.retraining import method_name, retraining_span, training_span
 from pipeline.training.schedule import held, scheduled
 from tests.conftest import settings
 
-STEP = Step("step", (0.5, 0.75), 0.1, 0.0)
+STEP = StepDecay("step", (0.5, 0.75), 0.1, 0.0)
 SCHEDULES = {
     "step": STEP,
-    "step with warm-up": Step("step", (0.5, 0.75), 0.1, 0.1),
+    "step with warm-up": StepDecay("step", (0.5, 0.75), 0.1, 0.1),
     "cosine": Cosine("cosine", 0.0),
     "cosine with warm-up": Cosine("cosine", 0.2),
     "one cycle": OneCycle("one_cycle", 0.3),

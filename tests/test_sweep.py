@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.__main__ import main
-from pipeline.commands import sweep
-from pipeline.commands.sweep import Note
+from pipeline.commands import sweep, sweep_notes
+from pipeline.commands.sweep_notes import Note
 from tests.conftest import SMALL
 from tests.servers import family, free_port, killed
 from tests.test_command_line import PROJECT
@@ -65,7 +65,7 @@ def test_jobs_are_named_by_what_tells_them_apart():
 
 def test_the_launcher_does_not_change_a_sweeps_folder():
     one, two = (
-        sweep.planned([*SMALL, "seed=0,1", *more], lambda _: Path("runs")) for more in ([], ["hydra/launcher=ray"])
+        sweep.planned([*SMALL, "seed=0,1", *more]) for more in ([], ["hydra/launcher=ray"])
     )
     assert one.folder == two.folder
 
@@ -91,8 +91,8 @@ def test_faults_of_any_job_are_told_before_one_is_started(overrides, fault, type
 
 def test_time_left_counts_what_this_call_has_done():
     notes = [Note("done", 1.0), Note("complete", 1.0, 1.0), Note("running", 0.75, 0.5), Note("waiting")]
-    assert sweep.time_left(notes, 100.0) == pytest.approx((0.25 + 1.0) * 100 / (1.0 + 0.25))
-    assert sweep.time_left([Note("running", 0.5, 0.5), Note()], 9.0) is None
+    assert sweep_notes.seconds_left(notes, 100.0) == pytest.approx((0.25 + 1.0) * 100 / (1.0 + 0.25))
+    assert sweep_notes.seconds_left([Note("running", 0.5, 0.5), Note()], 9.0) is None
 
 
 def test_a_job_that_fails_lets_the_others_go_on_and_again_runs_what_is_missing(typed, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.deploy import arm, kernels
-from pipeline.report.sizes import curves
+from pipeline.report.sheet import curves
 from pipeline.rounds import loop as rounds
 from tests.conftest import SMALL
 from tests.test_sweep import typed  # noqa: F401

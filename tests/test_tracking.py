@@ -6,8 +6,10 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.__main__ import Stopped, main
+from pipeline.__main__ import main
+from pipeline.ground.errors import Stopped
 from pipeline.settings.identity import flat
+from pipeline.tracking import store
 from tests.conftest import SMALL, settings
 from tests.test_rounds import Stop
 

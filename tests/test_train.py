@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.data.dataset import Part
+from pipeline.data.dataset import Shard
 from pipeline.ground.errors import PipelineError
 from pipeline.networks import prunable
 from pipeline.pruning.masks import ones_like
@@ -62,7 +62,7 @@ def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_und
     trajectory = []
     for epoch in range(11):
         steps = job.dense_span.steps(epoch)
-        batches = job.dataset.training(job.training.batch_size, steps, (job.seed, 1, epoch), Part())
+        batches = job.dataset.training(job.training.batch_size, steps, (job.seed, 1, epoch), Shard())
         for batch, (images, labels, _) in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = job.dense_span.rate(job.dense_span.position(epoch, batch))

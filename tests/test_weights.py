@@ -50,7 +50,7 @@ def test_other_weights_are_another_run(trained, small_job, tmp_path):
 
 
 def test_all_that_does_not_fit_is_told_at_once(trained, tmp_path):
-    tensors = dict(build_job(settings(*SMALL), tmp_path).network.state_dict())
+    tensors = dict(build_job(settings(*SMALL), tmp_path)[0].network.state_dict())
     tensors["extra.weight"] = torch.zeros(2)
     tensors["output.weight"] = torch.zeros(10, 7)
     tensors["features.0.weight"] = tensors["features.0.weight"] * torch.nan

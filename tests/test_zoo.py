@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.data.dataset import Part
+from pipeline.data.dataset import Shard
 from pipeline.networks import NETWORKS, build_network
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
@@ -37,7 +37,7 @@ def test_a_network_goes_through_the_loop(model, photos, tmp_path):
     assert all((plain.get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())
     trained = [name for name, tensor in site.dense.state(0).network.items() if not torch.equal(tensor, weights[name])]
     assert set(masks) <= set(trained)
-    images = next(iter(job.dataset.evaluation("test", Part()))).inputs
+    images = next(iter(job.dataset.evaluation("test", Shard()))).inputs
     job.network.load_state_dict(dict(site.ledger.state(1).network))
     with torch.no_grad():
         torch.testing.assert_close(plain.eval()(images), job.network.eval()(images), rtol=1e-4, atol=1e-4)

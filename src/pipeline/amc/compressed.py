@@ -44,9 +44,9 @@ class Normal:
 def importance(weights: Mapping[str, Tensor], group: ChannelGroup) -> Tensor:
     """Of each channel of a group: the sum of magnitudes of the weights that read it, float64 (size,)."""
     total = torch.zeros(group.size, dtype=torch.float64)
-    for part in group.readers:
-        columns = weights[part.parameter].movedim(part.dimension, 0).flatten(1).double().abs().sum(1)
-        total.index_add_(0, part.channels, columns[part.places])
+    for each in group.readers:
+        columns = weights[each.parameter].movedim(each.dimension, 0).flatten(1).double().abs().sum(1)
+        total.index_add_(0, each.channels, columns[each.places])
     return total
 
 
@@ -63,7 +63,7 @@ def refit(weight: Tensor, mask: Tensor, normal: Normal) -> Tensor:
 def channels(network: nn.Module, groups: Sequence[ChannelGroup], normals: Mapping[str, Normal]) -> Choice:
     """Choices of how many channels each of ``groups`` keeps; what has ``normals`` is refit."""
     weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    whole = ones_like({each: weights[each] for group in groups for each in {part.parameter for part in group.parts}})
+    whole = ones_like({each: weights[each] for group in groups for each in {each.parameter for each in group.slices}})
     orders = {group.name: importance(weights, group).argsort(stable=True) for group in groups}
 
     def chosen(counts: Sequence[int]) -> Weights:

@@ -56,24 +56,24 @@ def single(positions: Mapping[str, int], names: Sequence[str], sizes: Mapping[st
     )
 
 
-def macs(parts: Iterable[Product]) -> Callable[[Sequence[int]], int]:
+def macs(products: Iterable[Product]) -> Callable[[Sequence[int]], int]:
     """Multiply-adds of one input."""
-    parts = tuple(parts)
-    return lambda counts: sum(p.rows.of(counts) * p.columns.of(counts) * p.area * p.positions for p in parts)
+    products = tuple(products)
+    return lambda counts: sum(p.rows.of(counts) * p.columns.of(counts) * p.area * p.positions for p in products)
 
 
-def parameters(parts: Iterable[Product]) -> Callable[[Sequence[int]], int]:
+def parameters(products: Iterable[Product]) -> Callable[[Sequence[int]], int]:
     """Number of weights."""
-    parts = tuple(parts)
-    return lambda counts: sum(p.rows.of(counts) * p.columns.of(counts) * p.area for p in parts)
+    products = tuple(products)
+    return lambda counts: sum(p.rows.of(counts) * p.columns.of(counts) * p.area for p in products)
 
 
 def _width(size: int, name: str, dimension: int, slices: Sequence[Sequence[Slice]]) -> Width:
     own = [
-        (step, part)
-        for step, parts in enumerate(slices)
-        for part in parts
-        if (part.parameter, part.dimension) == (name, dimension)
+        (step, each)
+        for step, of_step in enumerate(slices)
+        for each in of_step
+        if (each.parameter, each.dimension) == (name, dimension)
     ]
-    terms = tuple((step, len(part.places) // int(part.channels.max() + 1)) for step, part in own)
-    return Width(size - sum(len(part.places) for _, part in own), terms)
+    terms = tuple((step, len(each.places) // int(each.channels.max() + 1)) for step, each in own)
+    return Width(size - sum(len(each.places) for _, each in own), terms)

@@ -29,7 +29,7 @@ SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Place:
+class Geometry:
     """Where a layer stands: its input map (0, 0: none, a linear layer), kernel, stride, padding; depthwise or not."""
 
     height: int
@@ -47,39 +47,39 @@ class Place:
 
 
 Table = dict[str, float]
-"""``Place.key`` -> milliseconds."""
+"""``Geometry.key`` -> milliseconds."""
 
 
 def latency(
-    parts: Sequence[Product], places: Mapping[str, Place], choices: Sequence[Sequence[int]], table: Table,
+    products: Sequence[Product], places: Mapping[str, Geometry], choices: Sequence[Sequence[int]], table: Table,
     told: Callable[[str], None] = lambda _: None,
 ) -> Callable[[Sequence[int]], float]:  # fmt: skip
     """Milliseconds of a choice of counts. What ``table`` misses is measured and put into it."""
     grids = {}
-    for number, part in enumerate(parts):
-        told(f"measuring layer {number + 1} of {len(parts)}")
-        rows, columns = (_levels(width, choices) for width in (part.rows, part.columns))
-        grids[part.name] = rows, columns, _grid(places[part.name], rows, columns, table)
+    for number, product in enumerate(products):
+        told(f"measuring layer {number + 1} of {len(products)}")
+        rows, columns = (_levels(width, choices) for width in (product.rows, product.columns))
+        grids[product.name] = rows, columns, _grid(places[product.name], rows, columns, table)
 
     def total(counts: Sequence[int]) -> float:
-        return sum(_between(*grids[p.name], p.rows.of(counts), p.columns.of(counts)) for p in parts)
+        return sum(_between(*grids[p.name], p.rows.of(counts), p.columns.of(counts)) for p in products)
 
     return total
 
 
-def kept_table(path: Path) -> Table:
+def read_table(path: Path) -> Table:
     """The table of a file; empty if there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def keep_table(path: Path, table: Table) -> None:
+def add_to_table(path: Path, table: Table) -> None:
     """Adds a table to that of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        write_file(path, json.dumps(kept_table(path) | table, indent=1).encode())
+        write_file(path, json.dumps(read_table(path) | table, indent=1).encode())
 
 
-def measured(place: Place, outputs: int, inputs: int) -> float:
+def measured(place: Geometry, outputs: int, inputs: int) -> float:
     """Median milliseconds of one inference of a layer, without those of a call that does nothing."""
     if place.height == 0:
         shape, weight = [1, inputs], [inputs, outputs]
@@ -127,7 +127,7 @@ def _levels(width: Width, choices: Sequence[Sequence[int]]) -> list[int]:
     return [possible[each] for each in chosen]
 
 
-def _grid(place: Place, rows: Sequence[int], columns: Sequence[int], table: Table) -> NDArray[np.float64]:
+def _grid(place: Geometry, rows: Sequence[int], columns: Sequence[int], table: Table) -> NDArray[np.float64]:
     for outputs in rows:
         for inputs in columns:
             key = place.key(outputs, inputs)

@@ -11,7 +11,7 @@ from torch.compiler import set_stance
 from pipeline.amc import costs, latency
 from pipeline.amc.compressed import IMAGES, Choice, accuracy, channels, normals, single_weights
 from pipeline.amc.environment import Environment, Step, choices
-from pipeline.data.dataset import Part
+from pipeline.data.dataset import Shard
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.randomness import generator
 from pipeline.networks import prunable, weight_layers
@@ -45,16 +45,16 @@ def problem(job: Job, site: Site, amc: Amc, table: latency.Table, told: Callable
     places = _places(network, example)
     if job.groups:
         order = list(layers)
-        groups = sorted(job.groups, key=lambda group: min(order.index(part.parameter) for part in group.readers))
-        readers = [[part.parameter for part in group.readers] for group in groups]
+        groups = sorted(job.groups, key=lambda group: min(order.index(each.parameter) for each in group.readers))
+        readers = [[each.parameter for each in group.readers] for group in groups]
         names, sizes = [group.name for group in groups], [group.size for group in groups]
-        parts = costs.products(weights, groups, used)
+        products = costs.products(weights, groups, used)
         told("sampling feature maps")
         choice: Choice = channels(network, groups, normals(network, _refitted(layers, readers), *_samples(job)))
     else:
         names = prunable(network, job.pruning.exclude)
         readers, sizes = [[name] for name in names], [weights[name].numel() for name in names]
-        parts = costs.single(used, names, {name: weight.numel() for name, weight in weights.items()})
+        products = costs.single(used, names, {name: weight.numel() for name, weight in weights.items()})
         choice = single_weights(network, names)
     multiple = amc.multiple if job.groups else 1
     steps = []
@@ -74,10 +74,10 @@ def problem(job: Job, site: Site, amc: Amc, table: latency.Table, told: Callable
                 macs=sum(weights[each].numel() * used[each] for each in reads),
             )
         )
-    macs, parameters = costs.macs(parts), costs.parameters(parts)
+    macs, parameters = costs.macs(products), costs.parameters(products)
     cost: Callable[[Sequence[int]], float] = {"macs": macs, "parameters": parameters}.get(amc.budget, macs)
     if amc.budget == "latency":
-        cost = latency.latency(parts, places, [step.choices for step in steps], table, told)
+        cost = latency.latency(products, places, [step.choices for step in steps], table, told)
     whole = cost([step.size for step in steps])
     try:
         environment = Environment(tuple(steps), cost, None if amc.share is None else amc.share * whole)
@@ -85,7 +85,7 @@ def problem(job: Job, site: Site, amc: Amc, table: latency.Table, told: Callable
         raise PipelineError(
             f"amc.share: got {amc.share} of amc.budget={amc.budget}, but {error} (amc.floor)"
         ) from error
-    batches = [(batch.inputs, batch.labels) for batch in job.dataset.evaluation("validation", Part())]
+    batches = [(batch.inputs, batch.labels) for batch in job.dataset.evaluation("validation", Shard())]
     low = job.training.precision == "bfloat16"
     return Problem(environment, lambda counts: accuracy(network, choice(counts), batches, low), macs, parameters)
 
@@ -112,18 +112,18 @@ def _samples(job: Job) -> tuple[list[Tensor], torch.Generator]:
 
 
 @torch.no_grad()
-def _places(network: nn.Module, example: Tensor) -> dict[str, latency.Place]:
+def _places(network: nn.Module, example: Tensor) -> dict[str, latency.Geometry]:
     """Where each layer stands when the network looks at an example."""
-    found: dict[str, latency.Place] = {}
+    found: dict[str, latency.Geometry] = {}
 
     def look(name: str, layer: Any, given: Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
             padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
             height, width = given.shape[2:]
             kernel, stride = layer.kernel_size, layer.stride
-            place = latency.Place(height, width, kernel, stride, padding, depthwise=layer.groups > 1)  # type: ignore[arg-type]
+            place = latency.Geometry(height, width, kernel, stride, padding, depthwise=layer.groups > 1)  # type: ignore[arg-type]
         else:
-            place = latency.Place(0, 0, (1, 1), (1, 1), (0, 0), depthwise=False)
+            place = latency.Geometry(0, 0, (1, 1), (1, 1), (0, 0), depthwise=False)
         found[name] = place
 
     hooks = [

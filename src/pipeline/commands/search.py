@@ -66,12 +66,12 @@ def search_job(job: Job, site: Site, settings: Settings, runs: Path, wait: Calla
     with home.locked(wait), Mirror(settings, runs, home, title, told) as mirror, stoppable():
         dense_round(job, site)
         tables = [folder / "latency.json" for folder in (home.folder, cache_folder())]
-        table = latency.kept_table(tables[0]) or latency.kept_table(tables[1]) if amc.budget == "latency" else {}
+        table = latency.read_table(tables[0]) or latency.read_table(tables[1]) if amc.budget == "latency" else {}
         with console.status("loading") as status:
             asked = problem(job, site, amc, table, status.update)
         if amc.budget == "latency":
             for path in tables:
-                latency.keep_table(path, table)
+                latency.add_to_table(path, table)
         whole = asked.accurate(asked.environment.whole)
         with _Shown(console, asked, amc, whole) as shown:
 

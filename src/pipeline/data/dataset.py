@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """Which examples of every batch are this process's: number ``rank``, ``rank + world`` and so on."""
 
     rank: int = 0
@@ -74,10 +74,10 @@ class Dataset(Protocol):
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches show every training example once."""
 
-    def training(self, batch_size: int, steps: int, key: Key, part: Part) -> Iterable[Batch]:
+    def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> Iterable[Batch]:
         """The first ``steps`` batches of an epoch."""
 
-    def evaluation(self, split: Split, part: Part) -> Iterable[Batch]:
+    def evaluation(self, split: Split, shard: Shard) -> Iterable[Batch]:
         """All examples of a split, in order, as they are."""
 
     @property

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data import hub
 from pipeline.data.batches import standardised
-from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
+from pipeline.data.dataset import AnySplit, Batch, Key, Preprocessing, Shard, Split
 from pipeline.data.split import split
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.randomness import generator
@@ -74,14 +74,14 @@ class OnDisk:
     def steps_per_epoch(self, batch_size: int) -> int:
         return -(-len(self.splits["train"]) // batch_size)
 
-    def training(self, batch_size: int, steps: int, key: Key, part: Part) -> Iterable[Batch]:
+    def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> Iterable[Batch]:
         index = self.splits["train"]
         order = index[torch.randperm(len(index), generator=generator(*key, "order"))]
-        return _Batches(self, order.split(batch_size)[:steps], partial(_training_view, self.settings, key), part)
+        return _Batches(self, order.split(batch_size)[:steps], partial(_training_view, self.settings, key), shard)
 
-    def evaluation(self, split: Split, part: Part) -> Iterable[Batch]:
+    def evaluation(self, split: Split, shard: Shard) -> Iterable[Batch]:
         view = partial(_evaluation_view, self.settings)
-        return _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, part)
+        return _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, shard)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -90,7 +90,7 @@ class OnDisk:
 
     def raw(self, split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
         view = partial(_evaluation_view, self.settings)
-        for decoded in _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, Part()).decoded():
+        for decoded in _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, Shard()).decoded():
             self.report(decoded.unreadable)
             yield decoded.pixels, decoded.labels
 
@@ -175,23 +175,23 @@ def _check_parts(files: Any, source: str) -> None:
 class _Batches:
     """Batches decoded by worker processes, in order."""
 
-    def __init__(self, data: OnDisk, batches: Any, view: Any, part: Part) -> None:
-        self.data, self.batches, self.view, self.part = data, batches, view, part
+    def __init__(self, data: OnDisk, batches: Any, view: Any, shard: Shard) -> None:
+        self.data, self.batches, self.view, self.shard = data, batches, view, shard
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def decoded(self) -> Iterable[Decoded]:
         """This process's part of every batch."""
-        mine = [self.part.of(batch.tolist()) for batch in self.batches]
+        mine = [self.shard.of(batch.tolist()) for batch in self.batches]
         wanted = self.data.settings.workers
-        cores = len(os.sched_getaffinity(0)) // self.part.world if wanted is None else wanted
+        cores = len(os.sched_getaffinity(0)) // self.shard.world if wanted is None else wanted
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
         return DataLoader(
             _Reader(self.data, mine, self.view),
             batch_size=None,
             num_workers=min(cores, len(mine)),
-            pin_memory=self.part.device.type == "cuda",
+            pin_memory=self.shard.device.type == "cuda",
             worker_init_fn=_start_worker,
             generator=generator("workers"),
         )
@@ -199,14 +199,14 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         settings = self.data.settings
         for batch, decoded in zip(self.batches, self.decoded(), strict=True):
-            unreadable = self.part.of_all(decoded.unreadable)
+            unreadable = self.shard.of_all(decoded.unreadable)
             self.data.report(unreadable)
             if len(unreadable) == len(batch):
                 raise PipelineError(f"none of a batch's images can be decoded: {unreadable[0]} and the others")
-            pixels = decoded.pixels.to(self.part.device, non_blocking=True)
+            pixels = decoded.pixels.to(self.shard.device, non_blocking=True)
             yield Batch(
                 standardised(pixels, settings.mean, settings.deviation),
-                decoded.labels.to(self.part.device, non_blocking=True),
+                decoded.labels.to(self.shard.device, non_blocking=True),
                 of=len(batch) - len(unreadable),
             )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.data import sources
 from pipeline.data.batches import cropped, mirrored, standardised, standardised_alike
-from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
+from pipeline.data.dataset import AnySplit, Batch, Key, Preprocessing, Shard, Split
 from pipeline.data.split import Pool, split
 from pipeline.ground.randomness import generator
 from pipeline.settings.groups import ImagesInMemory
@@ -69,11 +69,11 @@ class InMemory:
     def steps_per_epoch(self, batch_size: int) -> int:
         return -(-len(self.train) // batch_size)
 
-    def training(self, batch_size: int, steps: int, key: Key, part: Part) -> "TrainingBatches":
-        return TrainingBatches(self._images("train", part.device), self.settings, batch_size, steps, key, part)
+    def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> "TrainingBatches":
+        return TrainingBatches(self._images("train", shard.device), self.settings, batch_size, steps, key, shard)
 
-    def evaluation(self, split: Split, part: Part) -> "EvaluationBatches":
-        return EvaluationBatches(self._images(split, part.device), part)
+    def evaluation(self, split: Split, shard: Shard) -> "EvaluationBatches":
+        return EvaluationBatches(self._images(split, shard.device), shard)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -117,7 +117,7 @@ class TrainingBatches:
     batch_size: int
     steps: int
     key: Key
-    part: Part
+    shard: Shard
 
     def __len__(self) -> int:
         return self.steps
@@ -127,9 +127,9 @@ class TrainingBatches:
         order = torch.randperm(count, generator=generator(*self.key, "order"))
         offsets = torch.randint(2 * padding + 1, (count, 2), generator=generator(*self.key, "crop"))
         flips = torch.rand(count, generator=generator(*self.key, "flip")) < (0.5 if self.settings.flip else 0)
-        moved = (each.to(self.part.device, non_blocking=True) for each in (order, offsets, flips))
+        moved = (each.to(self.shard.device, non_blocking=True) for each in (order, offsets, flips))
         for rows in islice(zip(*(each.split(self.batch_size) for each in moved), strict=True), self.steps):
-            index, offset, flip = (self.part.of(each) for each in rows)
+            index, offset, flip = (self.shard.of(each) for each in rows)
             pixels = self.images.pixels[index]
             if padding:
                 pixels = cropped(pixels, padding, offset)
@@ -143,7 +143,7 @@ class EvaluationBatches:
     """All images of a split, in order, as they are."""
 
     images: Images
-    part: Part
+    shard: Shard
 
     def __len__(self) -> int:
         return -(-len(self.images) // EVALUATION_BATCH)
@@ -152,4 +152,4 @@ class EvaluationBatches:
         for first in range(0, len(self.images), EVALUATION_BATCH):
             batch = slice(first, first + EVALUATION_BATCH)
             pixels, labels = self.images.pixels[batch], self.images.labels[batch]
-            yield Batch(standardised(self.part.of(pixels)), self.part.of(labels), of=len(labels))
+            yield Batch(standardised(self.shard.of(pixels)), self.shard.of(labels), of=len(labels))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import pytorch_lightning as lightning
 import torch
 
-from pipeline.data.dataset import Batch, Dataset, Part
+from pipeline.data.dataset import Batch, Dataset, Shard
 
 
 class RoundData(lightning.LightningDataModule):
@@ -22,15 +22,15 @@ class RoundData(lightning.LightningDataModule):
     def train_dataloader(self) -> Iterable[Batch]:
         assert self.trainer is not None
         epoch = self.first_epoch + self.trainer.current_epoch
-        return self.dataset.training(self.batch_size, self.steps[epoch], (*self.key, epoch), self._part())
+        return self.dataset.training(self.batch_size, self.steps[epoch], (*self.key, epoch), self._shard())
 
     def val_dataloader(self) -> Iterable[Batch]:
-        return self.dataset.evaluation("validation", self._part())
+        return self.dataset.evaluation("validation", self._shard())
 
     def test_dataloader(self) -> Iterable[Batch]:
-        return self.dataset.evaluation("test", self._part())
+        return self.dataset.evaluation("test", self._shard())
 
-    def _part(self) -> Part:
+    def _shard(self) -> Shard:
         assert self.trainer is not None
         device: torch.device = self.trainer.strategy.root_device
-        return Part(self.trainer.global_rank, self.trainer.world_size, device)
+        return Shard(self.trainer.global_rank, self.trainer.world_size, device)

@@ -10,7 +10,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from pipeline.data.dataset import AnySplit, Batch, Key, Part, Preprocessing, Split
+from pipeline.data.dataset import AnySplit, Batch, Key, Preprocessing, Shard, Split
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.randomness import derived_seed
 from pipeline.settings.dotted import class_at, made
@@ -52,12 +52,12 @@ class OwnBatches:
         """Batches of the module, which has its own batch size."""
         return len(self.module.train_dataloader())
 
-    def training(self, batch_size: int, steps: int, key: Key, part: Part) -> "_Batches":
-        return _Batches(self.module, "train_dataloader", steps, part, derived_seed(*key, "batches"))
+    def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> "_Batches":
+        return _Batches(self.module, "train_dataloader", steps, shard, derived_seed(*key, "batches"))
 
-    def evaluation(self, split: Split, part: Part) -> "_Batches":
+    def evaluation(self, split: Split, shard: Shard) -> "_Batches":
         loader = "val_dataloader" if split == "validation" else "test_dataloader"
-        return _Batches(self.module, loader, len(getattr(self.module, loader)()), part, 0)
+        return _Batches(self.module, loader, len(getattr(self.module, loader)()), shard, 0)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -142,7 +142,7 @@ class _Batches:
     module: lightning.LightningDataModule
     loader: str
     steps: int
-    part: Part
+    shard: Shard
     seed: int
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class _Batches:
         torch.manual_seed(self.seed)
         given = 0
         for inputs, labels in islice(_pairs(self.module, self.loader), self.steps):
-            yield Batch(self.part.of(inputs), self.part.of(labels), of=len(labels))
+            yield Batch(self.shard.of(inputs), self.shard.of(labels), of=len(labels))
             given += 1
         if given < self.steps:
             name = type(self.module).__name__

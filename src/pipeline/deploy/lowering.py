@@ -39,7 +39,7 @@ class Lowering:
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.known = _known_shapes(model)
         self.shapes: list[Shape] = []
-        self.steps: list[Operation] = []
+        self.operations: list[Operation] = []
         self.numbers: dict[str, int] = {}
         self.before, self.constant, self.body = _parts(model)
         self.boundary = self.body[0].input[0]
@@ -61,7 +61,7 @@ class Lowering:
             raise NotCovered(f"an input of {len(shape)} dimensions")
         channels, *plane = shape[1:]
         first = self._new((channels, *plane) if plane else (channels, 0, 0))  # type: ignore[arg-type]
-        self.steps.append(Operation("input", first, first))
+        self.operations.append(Operation("input", first, first))
         self.numbers[self.boundary] = first
         for node in self.body:
             lower = _OPERATORS.get(node.op_type)
@@ -71,7 +71,7 @@ class Lowering:
         last = self.numbers[self.source.graph.output[0].name]
         if self.shapes[last][1]:
             raise NotCovered("a result that is not a vector")
-        self.steps.append(Operation("output", last, last))
+        self.operations.append(Operation("output", last, last))
 
     def _new(self, shape: Shape) -> int:
         self.shapes.append(shape)
@@ -84,7 +84,7 @@ class Lowering:
         return self.readers[name] == 1
 
     def _emit(self, node: NodeProto, step: Operation) -> None:
-        self.steps.append(step)
+        self.operations.append(step)
         self.numbers[node.output[0]] = step.to
 
     def coded(self, node: NodeProto) -> None:
@@ -98,7 +98,7 @@ class Lowering:
                 self._bound(node, 255 * float(scale))
 
     def _producer(self, value: int) -> Operation:
-        return next(step for step in reversed(self.steps) if step.to == value)
+        return next(step for step in reversed(self.operations) if step.to == value)
 
     def _bound(self, node: NodeProto, ceiling: float | None) -> None:
         """Clamps a value, in the step that makes it where nothing else reads it."""
@@ -106,7 +106,7 @@ class Lowering:
         producer = self._producer(source)
         clamping = ("convolution", "linear", "add", "max_pool", "average_pool", "mean")
         if self._alone(node.input[0]) and producer.kind in clamping and producer.ceiling is None:
-            self.steps[self.steps.index(producer)] = replace(producer, relu=True, ceiling=ceiling)
+            self.operations[self.operations.index(producer)] = replace(producer, relu=True, ceiling=ceiling)
             self.numbers[node.output[0]] = source
         else:
             self._emit(node, Operation("add", source, self._new(self.shapes[source]), relu=True, ceiling=ceiling))
@@ -159,11 +159,11 @@ class Lowering:
         """The planes (row mod stride, column mod stride) of an activation, made once."""
         channels, height, width = self.shapes[source]
         shape = (channels * phases, math.ceil(height / stride), math.ceil(width / stride))
-        for step in self.steps:
+        for step in self.operations:
             if (step.kind, step.source, step.stride) == ("split", source, stride) and self.shapes[step.to] == shape:
                 return step.to
-        self.steps.append(Operation("split", source, self._new(shape), stride=stride))
-        return self.steps[-1].to
+        self.operations.append(Operation("split", source, self._new(shape), stride=stride))
+        return self.operations[-1].to
 
     def gemm(self, node: NodeProto) -> None:
         told = _attributes(node)
@@ -225,7 +225,7 @@ class Lowering:
             producer = self._producer(one)
             free = producer.kind == "convolution" and not producer.relu and producer.residual is None
             if free and self._alone(name):
-                self.steps.remove(producer)
+                self.operations.remove(producer)
                 self._emit(node, replace(producer, residual=other))
                 return
         self._emit(node, Operation("add", pairs[0][1], self._new(self.shapes[pairs[0][1]]), pairs[1][1]))

@@ -26,7 +26,7 @@ def one_node(model: ModelProto) -> tuple[ModelProto, str | None]:
         [lowered.boundary, *lowered.inputs],
         [model.graph.output[0].name],
         domain=DOMAIN,
-        program=integers(lowered.shapes, lowered.steps),
+        program=integers(lowered.shapes, lowered.operations),
     )
     del result.graph.node[:]
     result.graph.node.extend([*lowered.before, node])

@@ -14,16 +14,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from pipeline.deploy.board.run import options
 from pipeline.deploy.export import INPUT, operators
-from pipeline.ground.environment import processor_features
 
 Session = Any
-EXACT = {"session.x64quantprecision": "1"}
-"""Of a session: x86 without VNNI adds int8 products in 16 bits, which overflow, unless it is told not to.
-
-With VNNI the sums are exact anyway, and this would double the time of int8.
-"""
-VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 def session(model: ModelProto, *, threads: int = 1, save: Path | None = None, library: Path | None = None) -> Session:
@@ -31,17 +25,10 @@ def session(model: ModelProto, *, threads: int = 1, save: Path | None = None, li
 
     With a ``library`` of the sparse engine that computes what it covers.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if VNNI.isdisjoint(processor_features()):
-        for key, value in EXACT.items():
-            options.add_session_config_entry(key, value)
-    if library is not None:
-        options.register_custom_ops_library(str(library))
+    chosen = options(threads, library)
     if save is not None:
-        options.optimized_model_filepath = str(save)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        chosen.optimized_model_filepath = str(save)
+    return onnxruntime.InferenceSession(model.SerializeToString(), chosen, providers=["CPUExecutionProvider"])
 
 
 def scores(running: Session, batches: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:

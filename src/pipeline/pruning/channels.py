@@ -48,7 +48,7 @@ class ChannelGroup:
     vectors: tuple[Slice, ...]
 
     @property
-    def parts(self) -> tuple[Slice, ...]:
+    def slices(self) -> tuple[Slice, ...]:
         """All slices of a channel's."""
         return self.makers + self.readers + self.vectors
 
@@ -147,7 +147,7 @@ def without(masks: Masks, groups: Sequence[ChannelGroup], dead: Mapping[str, Ten
     for group in groups:
         if group.name not in dead or not dead[group.name].any():
             continue
-        for part in group.parts:
-            gone = part.places[dead[group.name][part.channels]]
-            changed[part.parameter] = changed[part.parameter].index_fill(part.dimension, gone, False)
+        for each in group.slices:
+            gone = each.places[dead[group.name][each.channels]]
+            changed[each.parameter] = changed[each.parameter].index_fill(each.dimension, gone, False)
     return changed

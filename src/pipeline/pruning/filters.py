@@ -24,11 +24,11 @@ def norms(weights: Mapping[str, Tensor], masks: Masks, groups: Sequence[ChannelG
     scores = {}
     for group in groups:
         total, count = (torch.zeros(group.size, dtype=torch.float64) for _ in range(2))
-        for part in group.makers:
-            rows = weights[part.parameter].movedim(part.dimension, 0).flatten(1).double().abs() ** power
-            left = masks[part.parameter].movedim(part.dimension, 0).flatten(1)
-            total.index_add_(0, part.channels, (rows * left).sum(1)[part.places])
-            count.index_add_(0, part.channels, left.sum(1).double()[part.places])
+        for each in group.makers:
+            rows = weights[each.parameter].movedim(each.dimension, 0).flatten(1).double().abs() ** power
+            left = masks[each.parameter].movedim(each.dimension, 0).flatten(1)
+            total.index_add_(0, each.channels, (rows * left).sum(1)[each.places])
+            count.index_add_(0, each.channels, left.sum(1).double()[each.places])
         scores[group.name] = (total / count.clamp(min=1)) ** (1 / power)
     return scores
 

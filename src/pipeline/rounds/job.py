@@ -119,7 +119,7 @@ class Job:
         """
         if not self.groups:
             return self._ones(prunable(self.network, self.pruning.exclude))
-        vectors = {part.parameter for group in self.groups for part in group.vectors}
+        vectors = {each.parameter for group in self.groups for each in group.vectors}
         return self._ones([*prunable(self.network), *sorted(vectors)])
 
     def whole(self) -> dict[str, Tensor]:

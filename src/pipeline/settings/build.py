@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.ground.errors import SettingsError
-from pipeline.settings.groups import Data, ImagesInMemory, ImagesOnDisk, Pruning, Settings, Sgd, Step
+from pipeline.settings.groups import Data, ImagesInMemory, ImagesOnDisk, Pruning, Settings, Sgd, StepDecay
 from pipeline.settings.strict import _NO_MATCH, _build, _matched, _shown, _takes
 
 
@@ -55,7 +55,7 @@ def _impossible(settings: Settings) -> Iterator[str]:
         )
     if isinstance(optimizer, Sgd) and optimizer.nesterov and not optimizer.momentum:
         yield "training.optimizer.nesterov: got true with momentum 0, takes a momentum above 0"
-    if isinstance(schedule, Step) and list(schedule.milestones) != sorted(set(schedule.milestones)):
+    if isinstance(schedule, StepDecay) and list(schedule.milestones) != sorted(set(schedule.milestones)):
         yield f"training.schedule.milestones: got {list(schedule.milestones)}, takes rising shares"
     given = pruning.shares is not None or pruning.policy is not None
     if pruning.fraction is None and not given:

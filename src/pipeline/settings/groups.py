@@ -89,7 +89,7 @@ Data = ImagesInMemory | ImagesOnDisk | OwnData
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDecay:
     kind: Literal["step"]
     milestones: tuple[ProperShare, ...]
     """Shares of the training at which the rate is multiplied by ``factor``, rising."""
@@ -143,7 +143,7 @@ class AdamW:
     """Whether one-dimensional parameters (normalisation, biases) decay too."""
 
 
-Schedule = Step | Cosine | OneCycle
+Schedule = StepDecay | Cosine | OneCycle
 Optimizer = Sgd | AdamW
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from mlflow.exceptions import MlflowException
 
+from pipeline.deploy.board.run import EXACT
 from pipeline.deploy.manifest import Manifest
-from pipeline.deploy.runtime import EXACT
 from pipeline.tracking.store import metrics
 from pipeline.tracking.tracker import Tracker
 

@@ -8,7 +8,7 @@ not keep its length.
 import math
 from collections.abc import Callable
 
-from pipeline.settings.groups import Cosine, OneCycle, Schedule, Step
+from pipeline.settings.groups import Cosine, OneCycle, Schedule, StepDecay
 
 Rate = Callable[[int], float]
 """Learning rate at a position, in steps."""
@@ -21,7 +21,7 @@ def scheduled(schedule: Schedule, full_rate: float, total_steps: int) -> Rate:
         if not 0 <= step < total_steps:
             raise ValueError(f"step {step} is outside of the schedule of {total_steps} steps")
         match schedule:
-            case Step(milestones=milestones, factor=factor, warmup=warmup):
+            case StepDecay(milestones=milestones, factor=factor, warmup=warmup):
                 passed = sum(step >= round(share * total_steps) for share in milestones)
                 return full_rate * _warm(step, round(warmup * total_steps)) * factor**passed
             case Cosine(warmup=warmup):

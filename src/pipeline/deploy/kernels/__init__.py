@@ -1,4 +1,4 @@
-"""The sparse engine as libraries: one C source, built for every processor on any machine by ``ziglang``'s compiler.
+"""The sparse engine as libraries: C, an idea a file, built for every processor on any machine by ``ziglang``'s compiler.
 
 A library is a file that ``onnxruntime.SessionOptions.register_custom_ops_library`` takes. It is kept in the cache
 folder, by the digest of source, compiler and options; the same of these give the same bytes.
@@ -25,6 +25,7 @@ from pipeline.ground.files import whole
 from pipeline.ground.folders import cache_folder
 
 SOURCE = Path(__file__).with_name("engine.c")
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 OPTIONS = (
     "-std=gnu11", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC", "-shared", "-s",
     "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
@@ -90,7 +91,7 @@ def library(target: Target) -> Path:
         compiler = importlib.metadata.version("ziglang")
     except importlib.metadata.PackageNotFoundError as error:
         raise PipelineError("the sparse engine cannot be built: pip install ziglang") from error
-    recipe = json.dumps([SOURCE.read_text(), compiler, OPTIONS, target.options])
+    recipe = json.dumps([*(each.read_text() for each in SOURCES), compiler, OPTIONS, target.options])
     place = cache_folder() / f"kernels-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}" / f"{target.name}.so"
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
@@ -107,7 +108,8 @@ def build(target: Target, file: Path) -> None:
         PipelineError: with the compiler's own words, if it fails.
     """
     with tempfile.TemporaryDirectory() as name:  # no path of this machine gets into the library
-        shutil.copy(SOURCE, name)
+        for source in SOURCES:
+            shutil.copy(source, name)
         compiler = [sys.executable, "-m", "ziglang", "cc"]
         command = [*compiler, *target.options, *OPTIONS, SOURCE.name, "-o", "engine.so", "-lm"]
         environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": name}

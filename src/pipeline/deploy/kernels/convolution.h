@@ -1,0 +1,126 @@
+/* Convolutions: blocks of outputs in registers, taps streaming by */
+
+typedef struct { /* N vectors of the outputs of one group of filters */
+    const number *in, *weights, *bias, *residual;
+    const int32_t *offsets;
+    const vector *caps;
+    const lanes *inside;
+    int64_t taps, rows, plane;
+    number *out;
+} block;
+
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
+#define UNROLLED _Pragma("GCC unroll 28")
+#endif
+
+#if defined(__aarch64__)
+#define KEPT(weight) __asm__("" : "+w"(weight)) /* loaded in pairs, multiplied by from there */
+#else
+#define KEPT(weight)
+#endif
+
+/* M and N are constants, so that all sums are registers. */
+static inline __attribute__((always_inline)) void tapped(const int M, const int N, vector *sums, const number *in,
+                                                         const number *weights) {
+    __asm__("" : "+r"(in)); /* one pointer, not N of them */
+    if (M == 1) {
+        number weight = weights[0];
+        KEPT(weight);
+        UNROLLED for (int n = 0; n < N; n++) sums[n] += weight * *(const vector *)(in + n * LANES);
+        return;
+    }
+    vector x[MOST_TOGETHER];
+    UNROLLED for (int n = 0; n < N; n++) x[n] = *(const vector *)(in + n * LANES);
+    UNROLLED for (int m = 0; m < M; m++) {
+        UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] += weights[m] * x[n];
+    }
+}
+
+static inline __attribute__((always_inline)) void computed(const int M, const int N, const block *b) {
+    vector sums[MOST];
+    UNROLLED for (int m = 0; m < M; m++) {
+        vector bias;
+        UNROLLED for (int i = 0; i < LANES; i++) bias[i] = b->bias[m];
+        if (b->residual) {
+            const vector *residual = (const vector *)(b->residual + (m < b->rows ? m : 0) * b->plane);
+            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = residual[n] + bias;
+        } else {
+            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] = bias;
+        }
+    }
+    const number *in = b->in, *weights = b->weights;
+    const int32_t *offsets = b->offsets;
+    for (int64_t pairs = b->taps / 2; pairs > 0; pairs--, offsets += 2, weights += 2 * M) { /* half the counting */
+        tapped(M, N, sums, in + offsets[0], weights);
+        tapped(M, N, sums, in + offsets[1], weights + M);
+    }
+    if (b->taps % 2) tapped(M, N, sums, in + offsets[0], weights);
+    UNROLLED for (int m = 0; m < M; m++) {
+        if (m >= b->rows) return;
+        vector *sum = sums + m * N, *out = (vector *)(b->out + m * b->plane);
+        if (b->caps) {
+            UNROLLED for (int n = 0; n < N; n++) sum[n] = smaller(larger(sum[n], (vector){0}), b->caps[n]);
+        } else {
+            UNROLLED for (int n = 0; n < N; n++) sum[n] = (vector)((lanes)sum[n] & b->inside[n]);
+        }
+        UNROLLED for (int n = 0; n < N; n++) out[n] = sum[n];
+    }
+}
+
+#define BLOCK(M, N) \
+    static void block_##M##_##N(const block *b) { computed(M, N, b); }
+#define TWO(DO, M) DO(M, 1) DO(M, 2)
+#define SIX(DO, M) TWO(DO, M) DO(M, 3) DO(M, 4) DO(M, 5) DO(M, 6)
+#define TWELVE(DO, M) SIX(DO, M) DO(M, 7) DO(M, 8) DO(M, 9) DO(M, 10) DO(M, 11) DO(M, 12)
+#define TWENTY_FOUR(DO, M)                                                                                                \
+    TWELVE(DO, M) DO(M, 13) DO(M, 14) DO(M, 15) DO(M, 16) DO(M, 17) DO(M, 18) DO(M, 19) DO(M, 20) DO(M, 21) DO(M, 22) \
+        DO(M, 23) DO(M, 24)
+#define TWENTY_EIGHT(DO, M) TWENTY_FOUR(DO, M) DO(M, 25) DO(M, 26) DO(M, 27) DO(M, 28)
+#if defined(__AVX512F__)
+#define TO_MOST TWENTY_EIGHT
+#define TO_MOST_TOGETHER SIX
+#elif defined(__AVX2__)
+#define TO_MOST TWELVE
+#define TO_MOST_TOGETHER TWO
+#else
+#define TO_MOST TWENTY_FOUR
+#define TO_MOST_TOGETHER SIX
+#endif
+TO_MOST(BLOCK, 1)
+TO_MOST_TOGETHER(BLOCK, 4)
+#define NAME(M, N) block_##M##_##N,
+static void (*const ALONE[MOST])(const block *) = {TO_MOST(NAME, 1)};
+static void (*const JOINED[MOST_TOGETHER])(const block *) = {TO_MOST_TOGETHER(NAME, 4)};
+
+/* Groups `begin` to `end` of a convolution: outside pieces of the plane, whose inputs stay near, inside filters. */
+static void convolved(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
+    const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
+    const number *in = activations[s->from] + from->first;
+    const number *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
+    number *out = activations[s->to] + to->first;
+    int64_t vectors = vectors_of(to), most = l->rows == 1 ? MOST : MOST_TOGETHER;
+    int64_t pieces = (vectors + most - 1) / most;
+    block b = {.plane = to->plane};
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        int64_t v = vectors * piece / pieces, count = vectors * (piece + 1) / pieces - v, at = v * LANES;
+        b.in = in + at;
+        b.inside = to->inside + v;
+        b.caps = l->caps ? l->caps + v : NULL;
+        for (int64_t group = begin; group < end; group++) {
+            int64_t first = group * l->rows, start = l->starts[group];
+            b.weights = l->weights + start * l->rows;
+            b.offsets = l->offsets + start;
+            b.taps = l->starts[group + 1] - start;
+            b.bias = l->bias + first;
+            b.rows = l->outputs - first < l->rows ? l->outputs - first : l->rows;
+            b.out = out + first * to->plane + at;
+            b.residual = residual ? residual + first * to->plane + at : NULL;
+            if (l->rows == 1)
+                ALONE[count - 1](&b);
+            else
+                JOINED[count - 1](&b);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+/* Linear layers */
+
+static float clamped(const step *s, float value) { return s->relu ? fminf(fmaxf(value, 0), ceiling_of(s)) : value; }
+
+static void multiplied(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
+    const number *in = activations[s->from];
+    number *out = activations[s->to];
+    for (int64_t group = begin; group < end; group++) {
+        const int32_t *offsets = l->offsets + l->starts[group];
+        const number *weights = l->weights + l->starts[group] * l->rows;
+        int64_t count = l->starts[group + 1] - l->starts[group], tap = 0;
+        if (l->rows == 1) {
+            number sums[4] = {l->bias[group]};
+            for (; tap + 4 <= count; tap += 4)
+                for (int i = 0; i < 4; i++) sums[i] += weights[tap + i] * in[offsets[tap + i]];
+            for (; tap < count; tap++) sums[0] += weights[tap] * in[offsets[tap]];
+            out[group] = clamped(s, sums[0] + sums[1] + (sums[2] + sums[3]));
+            continue;
+        }
+        vector sums[4] = {*(const vector *)(l->bias + group * LANES)};
+        for (; tap + 4 <= count; tap += 4)
+            for (int i = 0; i < 4; i++) sums[i] += in[offsets[tap + i]] * *(const vector *)(weights + (tap + i) * LANES);
+        for (; tap < count; tap++) sums[0] += in[offsets[tap]] * *(const vector *)(weights + tap * LANES);
+        vector sum = sums[0] + sums[1] + (sums[2] + sums[3]);
+        for (int64_t o = group * LANES; o < (group + 1) * LANES && o < l->outputs; o++)
+            out[o] = clamped(s, sum[o - group * LANES]);
+    }
+}
+
+/* All that has no weights, for channels `begin` to `end` of the result; split and flattened: of what they read */
+
+static void copied_in(const layout *to, const float *in, number *out) {
+    int64_t rows = to->shape.height ? to->shape.height : 1, width = to->shape.height ? to->shape.width : 1;
+    for (int64_t c = 0; c < to->shape.channels; c++)
+        for (int64_t y = 0; y < rows; y++)
+            for (int64_t x = 0; x < width; x++)
+                out[to->first + c * to->plane + y * to->row + x] = in[(c * rows + y) * width + x];
+}
+
+static vector every_second(const number *in) {
+    const vector *pair = (const vector *)in;
+    return __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
+}
+
+/* A row to the rows of its phases, `next` numbers apart. */
+static inline void dealt(const number *restrict in, number *restrict out, int64_t width, int64_t stride, int64_t phases,
+                         int64_t next) {
+    const number *end = in + width;
+    if (stride == 2 && phases == 2)
+        for (; in + 2 * LANES <= end; in += 2 * LANES, out += LANES) {
+            const vector *pair = (const vector *)in;
+            *(vector *)out = __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
+            *(vector *)(out + next) = __builtin_shufflevector(pair[0], pair[1], ODD_LANES);
+        }
+    for (int64_t phase = 0; phase < phases; phase++) {
+        number *written = out + phase * next;
+        for (const number *read = in + phase; read < end; read += stride) *written++ = *read;
+    }
+}
+
+static void split(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
+                  int64_t end) {
+    const int64_t stride = s->stride, width = from->shape.width, height = from->shape.height;
+    const int64_t phases = to->shape.channels == from->shape.channels ? 1 : stride;
+    const int64_t next = from->shape.channels * to->plane, step_in = stride * from->row, step_out = to->row;
+    for (int64_t c = begin; c < end; c++)
+        for (int64_t top = 0; top < phases; top++) {
+            const number *row = in + from->first + c * from->plane + top * from->row;
+            number *written = out + to->first + c * to->plane + top * phases * next;
+            for (int64_t y = top; y < height; y += stride, row += step_in, written += step_out)
+                dealt(row, written, width, stride, phases, next);
+        }
+}
+
+static void added(const step *s, const layout *to, const number *in, const number *other, number *out, int64_t begin,
+                  int64_t end) {
+    for (int64_t c = begin; c < end; c++)
+        for (int64_t y = 0; y < (to->shape.height ? to->shape.height : 1); y++) {
+            int64_t at = to->first + c * to->plane + y * to->row, width = to->shape.height ? to->shape.width : 1;
+            for (int64_t i = at; i < at + width; i++) out[i] = clamped(s, in[i] + (other ? other[i] : 0));
+        }
+}
+
+static number joined(int maximum, number a, number b) { return !maximum ? a + b : a > b ? a : b; }
+
+/* One row of a window's column: out[x] joined with in[x * stride]. */
+static void swept(int maximum, int64_t stride, const number *in, number *out, int64_t count) {
+    int64_t x = 0;
+    if (maximum && stride <= 2)
+        for (; x + LANES <= count; x += LANES) {
+            vector given = stride == 1 ? *(const vector *)(in + x) : every_second(in + 2 * x);
+            *(vector *)(out + x) = larger(*(vector *)(out + x), given);
+        }
+    for (; x < count; x++) out[x] = joined(maximum, out[x], in[stride * x]);
+}
+
+static int64_t within(int64_t begin, int64_t length, int64_t size) { /* how much of a window lies in the plane */
+    int64_t end = begin + length < size ? begin + length : size;
+    return end - (begin < 0 ? 0 : begin);
+}
+
+static void pooled(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
+                   int64_t end) {
+    int maximum = s->kind == MAX_POOL;
+    int64_t high = from->shape.height, wide = from->shape.width, area = s->kernel_height * s->kernel_width;
+    for (int64_t c = begin; c < end; c++)
+        for (int64_t y = 0; y < to->shape.height; y++) {
+            number *row = out + to->first + c * to->plane + y * to->row;
+            const number *plane = in + from->first + c * from->plane;
+            int64_t top = y * s->stride - s->pad;
+            for (int64_t x = 0; x < to->shape.width; x++) row[x] = maximum ? -INFINITY : 0;
+            for (int64_t v = top < 0 ? 0 : top; v < top + s->kernel_height && v < high; v++)
+                for (int64_t u = -s->pad; u < s->kernel_width - s->pad; u++) {
+                    int64_t first = u < 0 ? (s->stride - 1 - u) / s->stride : 0;
+                    int64_t last = u < wide ? (wide - 1 - u) / s->stride : -1;
+                    if (last >= to->shape.width) last = to->shape.width - 1;
+                    swept(maximum, s->stride, plane + v * from->row + first * s->stride + u, row + first, last - first + 1);
+                }
+            for (int64_t x = 0; x < to->shape.width; x++) {
+                int64_t count = within(top, s->kernel_height, high) *
+                                within(x * s->stride - s->pad, s->kernel_width, wide);
+                row[x] = clamped(s, maximum ? row[x] : row[x] / (s->count_padding ? area : count));
+            }
+        }
+}
+
+static void averaged(const step *s, const layout *from, const number *in, number *out, int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++) {
+        const vector *plane = (const vector *)(in + from->first + c * from->plane);
+        floats sums = {0}; /* between the rows are zeros */
+        for (int64_t v = 0; v < vectors_of(from); v++) sums += __builtin_convertvector(plane[v], floats);
+        float sum = 0;
+        for (int i = 0; i < LANES; i++) sum += sums[i];
+        out[c] = clamped(s, sum / (from->shape.height * from->shape.width));
+    }
+}
+
+static void flattened(const layout *from, const number *in, number *out, int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++)
+        for (int64_t y = 0; y < from->shape.height; y++)
+            memcpy(out + (c * from->shape.height + y) * from->shape.width, in + from->first + c * from->plane + y * from->row,
+                   sizeof(number) * from->shape.width);
+}

@@ -1,0 +1,59 @@
+/* What is computed in: numbers, and vectors of as many as the processor takes at once. */
+#include <math.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+typedef _Float16 number;
+typedef int16_t lane;
+#else
+typedef float number;
+typedef int32_t lane; /* as wide as a number */
+#endif
+
+#if defined(__AVX512F__)
+enum { LANES = 16, MOST = 28, MOST_TOGETHER = 6 };
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif defined(__AVX2__)
+enum { LANES = 8, MOST = 12, MOST_TOGETHER = 2 };
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
+#elif defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+enum { LANES = 8, MOST = 24, MOST_TOGETHER = 6 };
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
+#else
+enum { LANES = 4, MOST = 24, MOST_TOGETHER = 6 };
+#define EVEN_LANES 0, 2, 4, 6
+#define ODD_LANES 1, 3, 5, 7
+#endif
+enum { TOGETHER = 4 }; /* filters; MOST vectors of sums of one filter fit into the registers, MOST_TOGETHER of four */
+
+/* What a tap of several filters or of a vector of them costs, in taps of one: docs/kernels.md. */
+static const double TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;
+
+typedef number vector __attribute__((vector_size(sizeof(number) * LANES), aligned(sizeof(number)), may_alias));
+typedef lane lanes __attribute__((vector_size(sizeof(lane) * LANES), aligned(sizeof(lane)), may_alias));
+typedef float floats __attribute__((vector_size(sizeof(float) * LANES))); /* for long sums */
+
+/* Where a is no number they give b: what comes out between the rows ends as zeros whatever the image. */
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+static inline vector larger(vector a, vector b) { return (vector)vmaxnmq_f16((float16x8_t)a, (float16x8_t)b); }
+static inline vector smaller(vector a, vector b) { return (vector)vminnmq_f16((float16x8_t)a, (float16x8_t)b); }
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+static inline vector larger(vector a, vector b) { return (vector)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
+static inline vector smaller(vector a, vector b) { return (vector)vminnmq_f32((float32x4_t)a, (float32x4_t)b); }
+#else /* compilers see one instruction in each on x86 */
+static inline vector chosen(lanes condition, vector yes, vector no) {
+    return (vector)((condition & (lanes)yes) | (~condition & (lanes)no));
+}
+static inline vector larger(vector a, vector b) { return chosen(a > b, a, b); }
+static inline vector smaller(vector a, vector b) { return chosen(a < b, a, b); }
+#endif

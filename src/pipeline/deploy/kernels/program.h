@@ -1,0 +1,71 @@
+/* The program: what Python writes (program.py), in integers */
+
+enum kind { INPUT, OUTPUT, SPLIT, CONVOLUTION, LINEAR, ADD, MAX_POOL, AVERAGE_POOL, MEAN, FLATTEN };
+enum coding { PLAIN, MASK, GAPS, RICE };
+
+typedef struct { /* an activation; height 0: a plain vector of so many channels */
+    int64_t channels, height, width, pad;
+} shape;
+
+typedef struct {
+    int64_t kind, from, to, residual; /* activations; residual: one more than its number, 0: none */
+    int64_t kernel_height, kernel_width, stride, pad, groups;
+    int64_t count_padding;             /* zeros of the padding count in an average */
+    int64_t relu, ceiling;             /* nothing below 0; nothing above: bits of a float32, 0: none */
+    int64_t coding, weights, low_bits; /* of the weights, the first input that has them, Rice's k */
+    int64_t is_int8, scale, bias, bias_scale; /* inputs; 0: none */
+} step;
+
+enum { SHAPE_FIELDS = sizeof(shape) / 8, STEP_FIELDS = sizeof(step) / 8 };
+
+typedef struct { /* numbers from row to row, from plane to plane, before the first element, and in all */
+    shape shape;
+    int64_t row, plane, first, size;
+    lanes *inside; /* of a plane's vectors: all ones in the rows, zero between them */
+} layout;
+
+typedef struct { /* filters, `rows` at a time: group g has the taps starts[g] to starts[g + 1] */
+    int64_t rows, outputs;
+    int64_t *starts;
+    int32_t *offsets; /* of a tap, from the output that it is for */
+    number *weights;  /* taps x rows */
+    number *bias;
+    vector *caps; /* with a Relu: what each place of a plane may be at most; 0 between the rows */
+} layer;
+
+typedef struct workspace {
+    struct workspace *next;
+    number *memory, **activations;
+} workspace;
+
+typedef struct {
+    const api *api;
+    int64_t activation_count, step_count;
+    layout *layouts;
+    step *steps;
+    layer *layers;
+    pthread_mutex_t lock;
+    workspace *idle; /* one for every inference that has run at the same time as others */
+} network;
+
+static int64_t rounded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
+
+/* Planes begin where vectors do: what a 1x1 convolution loads crosses no line of the cache. */
+static layout laid_out(shape s) {
+    if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels), NULL};
+    int64_t row = s.width + s.pad, margin = s.pad * row;
+    int64_t plane = rounded(rounded(s.height * row) + margin), first = rounded(margin + s.pad);
+    return (layout){s, row, plane, first, rounded(first + s.channels * plane + margin + LANES), NULL};
+}
+
+static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.width : 1); }
+
+static int64_t vectors_of(const layout *l) { return rounded(l->shape.height * l->row) / LANES; }
+
+static int masked(layout *l) {
+    lane *inside = calloc(vectors_of(l) * LANES + 1, sizeof *inside);
+    l->inside = (lanes *)inside;
+    for (int64_t y = 0; inside && y < l->shape.height; y++)
+        for (int64_t x = 0; x < l->shape.width; x++) inside[y * l->row + x] = -1;
+    return inside != NULL;
+}

@@ -1,0 +1,145 @@
+/* Weights: from the model's codings to lists of taps */
+
+typedef struct {
+    const void *data;
+    int64_t count;
+    int type;
+} constant;
+
+static int bit(const void *stream, int64_t place) { return ((const uint8_t *)stream)[place >> 3] >> (place & 7) & 1; }
+
+static float value_at(const step *s, const constant *values, int64_t i) {
+    return s->is_int8 ? (float)((const int8_t *)values->data)[i] : ((const float *)values->data)[i];
+}
+
+/* Writes the dense tensor; 0 if a stream does not fit to it. */
+static int decoded(const step *s, const constant *inputs, float *dense, int64_t size) {
+    const constant *values = inputs + s->weights, *stream = values + 1, *low = values + 2;
+    if (values->type != (s->is_int8 ? INT8 : FLOAT)) return 0;
+    if ((s->coding != PLAIN && stream->type != UINT8) || (s->coding == RICE && low->type != UINT8)) return 0;
+    memset(dense, 0, sizeof(float) * size);
+    if (s->coding == PLAIN) {
+        if (values->count != size) return 0;
+        for (int64_t i = 0; i < size; i++) dense[i] = value_at(s, values, i);
+        return 1;
+    }
+    if (s->coding == MASK) {
+        if (stream->count * 8 < size) return 0;
+        int64_t next = 1; /* the first value is the zero of all pruned weights */
+        for (int64_t i = 0; i < size; i++) {
+            if (!bit(stream->data, i)) continue;
+            if (next >= values->count) return 0;
+            dense[i] = value_at(s, values, next++);
+        }
+        return next == values->count;
+    }
+    for (int64_t i = 0, at = -1, high = 0; i < values->count; i++) {
+        int64_t gap = 0;
+        if (s->coding == GAPS) {
+            if (i >= stream->count) return 0;
+            gap = ((const uint8_t *)stream->data)[i];
+        } else {
+            for (; high < stream->count * 8 && !bit(stream->data, high); high++)
+                if ((gap += 1LL << s->low_bits) > size) return 0;
+            if (++high > stream->count * 8 || (i + 1) * s->low_bits > low->count * 8) return 0;
+            for (int64_t b = 0; b < s->low_bits; b++) gap += (int64_t)bit(low->data, i * s->low_bits + b) << b;
+        }
+        at += gap + 1;
+        if (at >= size) return 0;
+        dense[at] = value_at(s, values, i);
+    }
+    return 1;
+}
+
+static int64_t floored(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+/* Where the tap (channel, y, x) of a filter reads, from the output that it is for; `channels` of each phase. */
+static int64_t offset_of(const step *s, const layout *from, int64_t channels, int64_t channel, int64_t y, int64_t x) {
+    int64_t up = floored(y - s->pad, s->stride), left = floored(x - s->pad, s->stride);
+    int64_t phase = (y - s->pad - up * s->stride) * s->stride + (x - s->pad - left * s->stride);
+    return (phase * channels + channel) * from->plane + up * from->row + left;
+}
+
+/* Lists the taps of groups of `rows` filters, each that any filter of the group has; into `made`, or null: counts them. */
+static int64_t taps(const step *s, const layout *from, const float *dense, int64_t outputs, int64_t inputs, int64_t rows,
+                    layer *made) {
+    int64_t count = 0, area = s->kernel_height * s->kernel_width, filter = inputs * area;
+    for (int64_t first = 0; first < outputs; first += rows) {
+        if (made) made->starts[first / rows] = count;
+        for (int64_t tap = 0; tap < filter; tap++) {
+            int used = 0;
+            for (int64_t o = first; o < first + rows && o < outputs; o++) used |= dense[o * filter + tap] != 0;
+            if (used && made) {
+                int64_t channel = first / (outputs / s->groups) * inputs + tap / area;
+                made->offsets[count] = offset_of(s, from, inputs * s->groups, channel, tap % area / s->kernel_width,
+                                                 tap % s->kernel_width);
+                for (int64_t r = 0; r < rows; r++)
+                    made->weights[count * rows + r] = first + r < outputs ? dense[(first + r) * filter + tap] : 0;
+            }
+            count += used;
+        }
+        if (made) made->starts[first / rows + 1] = count;
+    }
+    return count;
+}
+
+static int made_of(const step *s, const layout *from, const float *dense, int64_t outputs, int64_t inputs, layer *made) {
+    int64_t rows = s->kind == LINEAR ? LANES : TOGETHER;
+    int64_t count = taps(s, from, dense, outputs, inputs, 1, NULL);
+    if (s->groups == 1) {
+        int64_t joined = taps(s, from, dense, outputs, inputs, rows, NULL);
+        if (joined * (s->kind == LINEAR ? TAP_OF_LANES : TAP_OF_FOUR) < count) made->rows = rows, count = joined;
+    }
+    if (!made->rows) made->rows = 1;
+    made->outputs = outputs;
+    int64_t groups = (outputs + made->rows - 1) / made->rows;
+    made->starts = malloc(sizeof(int64_t) * (groups + 1));
+    made->offsets = malloc(sizeof(int32_t) * (count + 1));
+    made->weights = malloc(sizeof(number) * (count * made->rows + 1));
+    made->bias = calloc(groups * made->rows, sizeof(number));
+    if (!made->starts || !made->offsets || !made->weights || !made->bias) return 0;
+    taps(s, from, dense, outputs, inputs, made->rows, made);
+    return 1;
+}
+
+static float ceiling_of(const step *s) {
+    uint32_t word = (uint32_t)s->ceiling;
+    float result;
+    memcpy(&result, &word, 4);
+    return s->ceiling ? result : INFINITY;
+}
+
+static int capped(const step *s, const layout *to, layer *made) {
+    if (!s->relu || !to->shape.height) return 1;
+    int64_t size = vectors_of(to) * LANES;
+    number *caps = malloc(sizeof(number) * size);
+    made->caps = (vector *)caps;
+    for (int64_t i = 0; caps && i < size; i++) caps[i] = ((lane *)to->inside)[i] ? ceiling_of(s) : 0;
+    return caps != NULL;
+}
+
+/* Decodes and lists the weights of a step; 0 if its inputs do not fit to it. */
+static int weighted(const network *net, const step *s, const constant *inputs, layer *made) {
+    const layout *from = net->layouts + s->from;
+    int64_t outputs = net->layouts[s->to].shape.channels, area = s->kernel_height * s->kernel_width;
+    int64_t phases = area == 1 ? 1 : s->stride * s->stride, channels = from->shape.channels / phases / s->groups;
+    int64_t filter = channels * area;
+    const constant *scale = !s->scale ? NULL : inputs + s->scale, *bias = !s->bias ? NULL : inputs + s->bias;
+    const constant *bias_scale = !s->bias_scale ? NULL : inputs + s->bias_scale;
+    if (scale && (scale->type != FLOAT || (scale->count != 1 && scale->count != outputs))) return 0;
+    if (bias && (bias->type != (bias_scale ? INT32 : FLOAT) || bias->count != outputs)) return 0;
+    if (bias_scale && (bias_scale->type != FLOAT || (bias_scale->count != 1 && bias_scale->count != outputs))) return 0;
+    float *dense = malloc(sizeof(float) * (outputs * filter + 1));
+    int fits = dense && decoded(s, inputs, dense, outputs * filter);
+    if (fits && scale)
+        for (int64_t i = 0; i < outputs * filter; i++)
+            dense[i] *= ((const float *)scale->data)[scale->count == 1 ? 0 : i / filter];
+    fits = fits && made_of(s, from, dense, outputs, channels, made) && capped(s, net->layouts + s->to, made);
+    free(dense);
+    if (!fits) return 0;
+    for (int64_t o = 0; bias && o < outputs; o++)
+        made->bias[o] = bias_scale ? ((const int32_t *)bias->data)[o] *
+                                         ((const float *)bias_scale->data)[bias_scale->count == 1 ? 0 : o]
+                                   : ((const float *)bias->data)[o];
+    return 1;
+}
