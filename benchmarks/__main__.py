@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import engine, images, jobs, pruning, sweeps, training
+from benchmarks import commands, data, deploy, pruning, sweeps, training
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
 from pipeline.ground.environment import environment
@@ -16,7 +16,7 @@ PAGE = CHECKOUT / "docs" / "benchmarks.md"
 TURNS = 5
 SIZES = (250_000, 2_500_000, 25_000_000, 250_000_000)
 ENGINE_TURNS = 15
-ENGINE_CASES = [(name, density) for name in engine.NETS for density in ((0.1, 0.05) if "50" in name else (1.0, 0.05))]
+ENGINE_CASES = [(name, density) for name in deploy.NETS for density in ((0.1, 0.05) if "50" in name else (1.0, 0.05))]
 PAPERS_STEPS = 11 * 71_108
 
 
@@ -102,9 +102,9 @@ def pruning_step() -> Iterator[str]:
 
 def whole_jobs(source: Path) -> Iterator[str]:
     yield "## Whole jobs"
-    starts = [jobs.measured("training.epochs=1", "pruning.rounds=0").to_first_step for _ in range(5)]
+    starts = [commands.measured("training.epochs=1", "pruning.rounds=0").to_first_step for _ in range(5)]
     arguments = ["+experiment=resnet20", f"data.source={source}", "training.epochs=2", "pruning.rounds=3"]
-    job = jobs.measured(*arguments, "deploy.sizes=false")
+    job = commands.measured(*arguments, "deploy.sizes=false")
     yield table(
         ["", ""],
         [
@@ -127,16 +127,16 @@ def sparse_engine() -> Iterator[str]:
     )
     heads, rows = ["", "density", "MACs left", "ONNX Runtime", "engine", "faster by", "two threads over one"], []
     for name, density in ENGINE_CASES:
-        found = in_turns(engine.contestants(name, density, (1, 2)), ENGINE_TURNS)
-        one, two = found[engine.engine(1)], found[engine.engine(2)]
+        found = in_turns(deploy.contestants(name, density, (1, 2)), ENGINE_TURNS)
+        one, two = found[deploy.engine(1)], found[deploy.engine(2)]
         rows.append(
             [
                 name,
                 f"{density:g}",
-                f"{engine.macs_left(name, density):.3f}",
-                f"{spread(found[engine.FLOAT]):.2f}",
+                f"{deploy.macs_left(name, density):.3f}",
+                f"{spread(found[deploy.FLOAT]):.2f}",
                 f"{spread(one):.2f}",
-                f"{ratio(found[engine.FLOAT], one):.2f}",
+                f"{ratio(found[deploy.FLOAT], one):.2f}",
                 f"{ratio(one, two):.2f}",
             ]
         )
@@ -147,7 +147,7 @@ def main() -> None:
     begin = time.perf_counter()
     paragraphs = []
     with tempfile.TemporaryDirectory() as folder:
-        for paragraph in page(images.write(Path(folder) / "images")):
+        for paragraph in page(data.write(Path(folder) / "images")):
             print(paragraph, flush=True)
             print()
             paragraphs.append(paragraph)

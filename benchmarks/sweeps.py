@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import comparison
+from benchmarks import report
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
 from pipeline.ground.environment import environment
@@ -61,8 +61,8 @@ def page(store: Path) -> Iterator[str]:
         ],
     )
     if not store.exists():
-        comparison.write(store, PARENTS, ROUNDS)
-    took = [comparison.seconds(store) for _ in range(3)]
+        report.write(store, PARENTS, ROUNDS)
+    took = [report.seconds(store) for _ in range(3)]
     yield (
         f"`task=compare` over {PARENTS:,} parent runs of {ROUNDS} rounds each (and round 0), the whole command, "
         f"SQLite: {spread(took):.1f} s."

@@ -24,7 +24,8 @@ SMALL = [
 ]
 torch.set_num_threads(1)  # two threads that meet at every tiny operation crawl on a busy machine
 
-SHARED_CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+PROJECT = Path(__file__).resolve().parents[1]
+SHARED_CIFAR10 = PROJECT.parent / "shared" / "data" / "cifar10"
 
 
 def settings(*overrides: str) -> Settings:
@@ -38,7 +39,7 @@ def small_job(tmp_path: Path) -> Callable[..., tuple[Job, Site]]:
 
     def make(*overrides: str, runs: Path = tmp_path, watchers: tuple[Watcher, ...] = ()) -> tuple[Job, Site]:
         job, site = build_job(settings(*SMALL, *overrides), runs)
-        return job, dataclasses.replace(site, watcher=Watchers(watchers))
+        return job, dataclasses.replace(site, watcher=Watchers(*watchers))
 
     return make
 

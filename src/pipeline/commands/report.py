@@ -7,7 +7,7 @@ from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.folders import artifacts_folder
 from pipeline.report import ledgers, sheet, sizes, timing
 from pipeline.report.comparison import accuracies, each_alone
-from pipeline.report.pictures import accuracy_curves
+from pipeline.report.pictures import methods_figure
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import chosen, recorded
 from pipeline.settings.groups import Settings
@@ -34,11 +34,11 @@ def write_all(runs: Path, name: str) -> tuple[str, list[Path]]:
     Raises:
         PipelineError: if there is none.
     """
-    found = ledgers.records(runs, name)
-    table = accuracies(each_alone(found))
+    found = each_alone(ledgers.records(runs, name))
+    table = accuracies(found)
     text, picture = runs / f"{name}.md", runs / f"{name}.png"
     text.write_text(table)
-    accuracy_curves({each.name: each.rounds for each in found}, name).savefig(picture, dpi=150)
+    methods_figure(found, name).savefig(picture, dpi=150)
     return table, [text, picture]
 
 

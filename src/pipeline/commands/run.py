@@ -68,7 +68,7 @@ def _shown_and_tracked(
     display = Display(planned_rounds(job), dense_epochs, job.span.last - job.span.first)
     with site.ledger.locked(wait), Tracker(settings, runs, site.ledger, job.title, display.note) as tracker:
         with stoppable(), display:
-            watcher = Watchers((display, tracker, *watchers))
+            watcher = Watchers(display, tracker, *watchers)
             done = loop.run(job, dataclasses.replace(shared, watcher=watcher))
             found = _sizes(job, site, done, settings, display)
         curves = save_and_send(job, site, done, found, settings, tracker)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.commands import command
 from pipeline.commands.attempt import attempt
-from pipeline.commands.sweep_notes import ENDED, Note, Progress, Sweep, View, log_path, read, summary, write
+from pipeline.commands.sweep_notes import ENDED, Note, Sweep, View, log_path, read, summary, write
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.folders import runs_folder
 from pipeline.settings import composition
@@ -135,6 +135,7 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
 
     from pipeline.commands.run import run_job
     from pipeline.commands.search import with_policy
+    from pipeline.commands.sweep_progress import Progress
     from pipeline.rounds.building import build_job
     from pipeline.rounds.planning import planned_rounds
 

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -26,12 +25,18 @@ from pipeline.ground.files import write_file
 from pipeline.ground.progress import progress_bar, time_left
 from pipeline.settings.groups import Settings
 
-if TYPE_CHECKING:
-    from pipeline.rounds.job import Job
-    from pipeline.rounds.ledger import Round
-    from pipeline.training.state import Epoch
-
 ENDED = ("done", "complete", "failed")
+STATES = {
+    "done": "done",
+    "complete": "complete before",
+    "failed": "failed",
+    "stopped": "stopped",
+    "running": "cut off",
+    "waiting": "not started",
+}
+"""What a job can be, and what the summary calls it once the sweep is over."""
+MOST_SHOWN = 8
+"""Running jobs that have a line of their own on a terminal."""
 SECONDS_BETWEEN = 0.5
 
 
@@ -82,60 +87,6 @@ def log_path(folder: Path, number: int) -> Path:
 
 def _note_path(folder: Path, number: int) -> Path:
     return folder / f"job-{number:02d}.json"
-
-
-class Progress:
-    """A watcher that notes how far a job is."""
-
-    def __init__(self, folder: Path, number: int, job: "Job", planned_rounds: int | None) -> None:
-        """``planned_rounds`` counts those after round 0; None if only accuracy ends the run."""
-        self.folder, self.number = folder, number
-        dense = job.dense_span.last if job.trained is None else 0
-        self.epochs = dense + (planned_rounds or 0) * (job.span.last - job.span.first)
-        self.before = self.found = self.trained = 0
-        self.index, self.last, self.told = 0, 0.0, ""
-
-    def round_started(self, index: int, epochs: int, done: "tuple[Epoch, ...]") -> None:
-        self.index = index
-        self.found += len(done)
-        self._note(len(done))
-
-    def batch_done(self, batches: int, of: int) -> None: ...
-
-    def note(self, sentence: str) -> None:
-        if sentence.startswith("warning"):
-            self.told = sentence
-            self._note(0)
-
-    def epoch_done(self, index: int, history: "tuple[Epoch, ...]") -> None:
-        if time.monotonic() - self.last >= SECONDS_BETWEEN:
-            self._note(len(history))
-
-    def round_done(self, result: "Round", folder: Path, *, trained: bool) -> None:
-        self.index = result.index
-        self.before += len(result.history)
-        self.found += 0 if trained else len(result.history)
-        self.trained += trained
-        self._note(0)
-
-    def _note(self, epochs: int) -> None:
-        self.last = time.monotonic()
-        of = max(1, self.epochs)
-        share, found = min(1.0, (self.before + epochs) / of), min(1.0, self.found / of)
-        write(self.folder, self.number, Note("running", share, found, f"round {self.index}", self.told))
-
-
-STATES = {
-    "done": "done",
-    "complete": "complete before",
-    "failed": "failed",
-    "stopped": "stopped",
-    "running": "cut off",
-    "waiting": "not started",
-}
-"""What a job can be, and what the summary calls it once the sweep is over."""
-MOST_SHOWN = 8
-"""Running jobs that have a line of their own on a terminal."""
 
 
 class View:

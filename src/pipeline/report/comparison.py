@@ -25,6 +25,8 @@ NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for nam
     "training.compile",
 }
 """Settings of network, data and training that may differ; what became of the last two stands under their bare names."""
+Recipe = tuple[tuple[str, str], ...]
+"""What tells methods apart: names of settings with their values."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,16 @@ class Method:
 
 
 def each_alone(runs: Sequence[RunRecord]) -> list[Method]:
-    """Every run as a method of its own, under its own name, whatever it was made with."""
-    return [Method(run.name, {run.seed: run}) for run in runs]
+    """Every run as a method of its own, whatever it was made with, called by what tells it apart from the others."""
+    recipes: dict[str, list[Recipe]] = {}
+    for run in runs:
+        recipes.setdefault(run.method, []).append(_recipe(run))
+    names = [", ".join([run.method, *_apart(_recipe(run), recipes[run.method]), f"seed {run.seed}"]) for run in runs]
+    found = [
+        Method(name if names.count(name) == 1 else f"{name} ({run.name})", {run.seed: run})
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return sorted(found, key=lambda method: method.name)
 
 
 def methods(runs: Sequence[RunRecord]) -> list[Method]:
@@ -123,10 +133,10 @@ def methods(runs: Sequence[RunRecord]) -> list[Method]:
             "these runs cannot be compared: " + "; ".join(differing) + "; compare.where narrows the choice, such as "
             "compare.where=\"params.`training.epochs` = '20'\""
         )
-    groups: dict[tuple[tuple[str, str], ...], dict[int, RunRecord]] = {}
+    groups: dict[Recipe, dict[int, RunRecord]] = {}
     for run in sorted(runs, key=lambda run: (len(run.rounds), run.started_ms)):
         groups.setdefault(_recipe(run), {})[run.seed] = run
-    named: dict[str, list[tuple[tuple[str, str], ...]]] = {}
+    named: dict[str, list[Recipe]] = {}
     for recipe, group in groups.items():
         named.setdefault(next(iter(group.values())).method, []).append(recipe)
     found = [
@@ -137,7 +147,7 @@ def methods(runs: Sequence[RunRecord]) -> list[Method]:
     return sorted(found, key=lambda method: method.name)
 
 
-def _recipe(run: RunRecord) -> tuple[tuple[str, str], ...]:
+def _recipe(run: RunRecord) -> Recipe:
     """What tells methods apart. A policy has its name in the method's: the file is another for each seed."""
     known = {f"pruning.{key}": str(value) for key, value in LATER.items()} | dict(run.settings)
     kept = {key: value for key, value in known.items() if key.split(".")[0] in ("pruning", "retraining")}
@@ -146,7 +156,7 @@ def _recipe(run: RunRecord) -> tuple[tuple[str, str], ...]:
     return (("method", run.method), *recipe)
 
 
-def _apart(recipe: tuple[tuple[str, str], ...], recipes: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
+def _apart(recipe: Recipe, recipes: Sequence[Recipe]) -> list[str]:
     """The settings that tell a recipe apart from others of the same name."""
     return [
         f"{key.split('.')[-1]} {value}"
@@ -213,7 +223,7 @@ def accuracies(methods: Sequence[Method]) -> str:
         [f"{density:.4f}", *(_cell(by_density[method.name].get(density), len(method.runs)) for method in methods)]
         for density in densities
     ]
-    return f"Test accuracy in %{_median_of(methods)}.\n\n" + tables.markdown(["density", *names.values()], rows)
+    return f"Test accuracy in %: {_median_of(methods)}.\n\n" + tables.markdown(["density", *names.values()], rows)
 
 
 def _by_round(methods: Sequence[Method]) -> str:
@@ -222,12 +232,12 @@ def _by_round(methods: Sequence[Method]) -> str:
     for method, name in zip(methods, titles(methods).values(), strict=True):
         points = [*method.points, *[None] * (most - len(method.points))]
         rows.append([name, *(_cell(point, len(method.runs)) for point in points)])
-    return f"Test accuracy in % by round{_median_of(methods)}.\n\n" + tables.markdown(head, rows, left=[0])
+    return f"Test accuracy in % by round: {_median_of(methods)}.\n\n" + tables.markdown(head, rows, left=[0])
 
 
 def _median_of(methods: Sequence[Method]) -> str:
     seeds = max(len(method.runs) for method in methods)
-    return f": median (least to most) of {seeds} seeds; a number in brackets: of so many" if seeds > 1 else ""
+    return f"median (least to most) of {seeds} seeds; a number in brackets: of so many"
 
 
 def _cell(point: Point | None, seeds: int) -> str:

@@ -8,11 +8,12 @@ from rich.console import Console
 
 from pipeline.ground.progress import progress_bar, time_left
 from pipeline.report.table import header, row
+from pipeline.rounds.job import Watcher
 from pipeline.rounds.ledger import Round
 from pipeline.training.state import Epoch
 
 
-class Display:
+class Display(Watcher):
     """Shows a run. Off a terminal it prints the table's lines and nothing else."""
 
     def __init__(self, planned_rounds: int | None, dense_epochs: int, epochs: int) -> None:

@@ -24,42 +24,17 @@ COSTS = {
 """What accuracy is drawn against: a label, and the figure with its factor."""
 
 
-def accuracy_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> Figure:
-    """Test accuracy against the share of weights kept, one line a name; the dense network's level is dashed.
+def accuracy_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str, title: str) -> Figure:
+    """Test accuracy (%) against what a network costs: a line a form of it, of (cost, accuracy) from round 0 on.
 
-    ``curves`` has the figures of each round, from round 0 on.
+    A form with one round is a star; the dense network's accuracy is dotted.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for name, rounds in curves.items():
-        (line,) = axes.plot(
-            [r["density"] * 100 for r in rounds],
-            [r["test_accuracy"] * 100 for r in rounds],
-            marker="o",
-            markersize=4,
-            label=name,
-        )
-        axes.axhline(rounds[0]["test_accuracy"] * 100, color=line.get_color(), linestyle=":", linewidth=1)
-    axes.set(xscale="log", xlabel="weights kept (%)", ylabel="test accuracy (%)", title=title)
-    shown = sorted({round(r["density"] * 100, 1) for rounds in curves.values() for r in rounds[::2]})
-    axes.set_xticks(shown, [f"{each:g}" for each in shown])
-    axes.set_xticks([], minor=True)
-    axes.invert_xaxis()
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
-def accuracy_by_cost(lines: Mapping[str, Sequence[tuple[float, Round]]], cost: str, title: str) -> Figure:
-    """Test accuracy against what a network costs: a line a form of it; a form with one round is a star."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
     for label, points in lines.items():
-        costs, accuracy = zip(*((x, each.figures["test_accuracy"] * 100) for x, each in points), strict=True)
-        if len(points) > 1:
-            axes.plot(costs, accuracy, marker="o", markersize=4, label=label)
-        else:
-            axes.plot(costs, accuracy, "k*", markersize=10, label=label)
+        form, size = ("o-", 4) if len(points) > 1 else ("k*", 10)
+        axes.plot(*zip(*points, strict=True), form, markersize=size, label=label)
+    axes.axhline(next(iter(lines.values()))[0][1], color="black", linestyle=":", linewidth=1)
     axes.set(ylabel="test accuracy of the masked network (%)", title=title)
     _cost_axis(axes, cost, [x for points in lines.values() for x, _ in points])
     figure.legend(loc="outside lower center", ncols=len(lines))

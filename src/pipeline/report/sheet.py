@@ -13,6 +13,7 @@ from pipeline.rounds.ledger import Round
 Figures = Sequence[Mapping[str, float]]
 """Of every round what is known of it, in numbers; empty where that is nothing."""
 PICTURES = {
+    "accuracy_vs_sparsity.png": ("weights kept (%)", 100.0, {"masked network": "density"}),
     "accuracy_vs_bytes.png": (
         "kB on disk",
         1e-3,
@@ -36,15 +37,15 @@ OF_THE_DENSE = ("dense_bytes",)
 
 def curves(rounds: Sequence[Round], figures: Figures, method: str, title: str) -> dict[str, Figure]:
     """The pictures of a run by file name: accuracy against density, and against each cost that two rounds have."""
-    drawn = {"accuracy_vs_sparsity.png": pictures.accuracy_curves({method: [r.figures for r in rounds]}, title)}
+    known = [{**r.figures, **(figures[n] if figures else {})} for n, r in enumerate(rounds)]
+    drawn = {}
     for name, (cost, factor, kinds) in PICTURES.items():
         lines = {}
         for label, kind in kinds.items():
-            shown = rounds[:1] if kind in OF_THE_DENSE else rounds
-            points = [(known[kind] * factor, r) for r, known in zip(shown, figures, strict=False) if kind in known]
-            if points:
+            shown = known[:1] if kind in OF_THE_DENSE else known
+            if points := [(each[kind] * factor, each["test_accuracy"] * 100) for each in shown if kind in each]:
                 lines[label] = points
-        if any(len(points) > 1 for points in lines.values()):
+        if "density" in kinds.values() or any(len(points) > 1 for points in lines.values()):
             drawn[name] = pictures.accuracy_by_cost(lines, cost, f"{title}, {method}")
     return drawn
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Generator, Tensor, nn
 
@@ -23,8 +23,8 @@ from pipeline.training.state import Epoch
 from pipeline.training.train import Trainable
 
 
-class Watcher(Protocol):
-    """What may look on: a display, a tracker. A watcher decides nothing."""
+class Watcher:
+    """What may look on: a display, a tracker. A watcher decides nothing; this one does nothing."""
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
         """A round is to train ``epochs`` epochs, of which ``done`` are finished already."""
@@ -42,11 +42,14 @@ class Watcher(Protocol):
         """Something that a person should know."""
 
 
-@dataclass(frozen=True)
-class Watchers:
+SILENT = Watcher()
+
+
+class Watchers(Watcher):
     """Several watchers as one: each hears of everything, in their order."""
 
-    each: tuple[Watcher, ...] = ()
+    def __init__(self, *each: Watcher) -> None:
+        self.each = each
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
         for watcher in self.each:
@@ -163,7 +166,7 @@ class Site:
     dense: Ledger
     ledger: Ledger
     environment: Mapping[str, Any]
-    watcher: Watcher = Watchers()
+    watcher: Watcher = SILENT
     ranks: Ranks = ALONE
 
     def ledger_of(self, index: int) -> Ledger:

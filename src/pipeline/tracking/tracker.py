@@ -23,6 +23,7 @@ from pipeline.ground.environment import git_commit
 from pipeline.ground.errors import Stopped, one_line
 from pipeline.report.pictures import layer_sparsity
 from pipeline.report.table import layers_csv
+from pipeline.rounds.job import Watcher
 from pipeline.rounds.ledger import Ledger, Round
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
@@ -34,7 +35,7 @@ SECONDS_BETWEEN = 5.0
 """A round's curve leaves at most so often, and at the round's end."""
 
 
-class Tracker:
+class Tracker(Watcher):
     """Mirrors one run into MLflow. Left by an exception, its runs end as KILLED or FAILED."""
 
     def __init__(
@@ -88,10 +89,6 @@ class Tracker:
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
         self.outbox.put(lambda: self._round_run(index))
-
-    def batch_done(self, batches: int, of: int) -> None: ...
-
-    def note(self, sentence: str) -> None: ...
 
     def epoch_done(self, index: int, history: tuple[Epoch, ...]) -> None:
         if time.monotonic() - self.last_epochs >= SECONDS_BETWEEN:

@@ -5,9 +5,12 @@ masks and (seed, round) alone. That is why a round can stop after any epoch and 
 """
 
 import logging
+import math
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as lightning
 import torch
@@ -16,12 +19,14 @@ from torch import nn
 
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.module import RoundData
+from pipeline.ground.errors import PipelineError
+from pipeline.ground.randomness import derived_seed
 from pipeline.pruning.masks import Masks
 from pipeline.settings.groups import Training
-from pipeline.training.callbacks import EachBatch, EpochEnd, KeepPruned, OneSetOfStatistics, RewindAwareSchedule
 from pipeline.training.module import Classifier
 from pipeline.training.retraining import Span
-from pipeline.training.state import Epoch, State, masked
+from pipeline.training.schedule import Rate
+from pipeline.training.state import Epoch, State, capture, masked
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,10 @@ def train_round(
     callbacks: list[lightning.Callback] = [
         RewindAwareSchedule(span.rate, span.position, first_epoch),
         KeepPruned(network, plan.masks),
-        EpochEnd(span, first_epoch, (plan.seed, plan.index), on_epoch),
+        _EpochEnd(span, first_epoch, (plan.seed, plan.index), on_epoch),
     ]
-    callbacks += [EachBatch(on_batch)] if on_batch else []
-    callbacks += [OneSetOfStatistics()] if training.devices * training.nodes > 1 else []
+    callbacks += [_EachBatch(on_batch)] if on_batch else []
+    callbacks += [_OneSetOfStatistics()] if training.devices * training.nodes > 1 else []
     round_data = RoundData(
         trainable.dataset,
         batch_size=training.batch_size,
@@ -100,6 +105,83 @@ def evaluate(trainable: Trainable, split: Split, state: State) -> dict[str, floa
     evaluation = trainer.validate if split == "validation" else trainer.test
     evaluation(module, datamodule=loaders, verbose=False)
     return module.collect(split)
+
+
+class RewindAwareSchedule(lightning.Callback):
+    """Sets the rate of every step to that of its position in the schedule, wherever the round began."""
+
+    def __init__(self, rate: Rate, position: Callable[[int, int], int], first_epoch: int) -> None:
+        """``position`` maps (epoch of round 0, batch) to a step of round 0; training begins at ``first_epoch``."""
+        self.rate, self.position, self.first_epoch = rate, position, first_epoch
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        rate = self.rate(self.position(self.first_epoch + trainer.current_epoch, batch_idx))
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+
+class KeepPruned(lightning.Callback):
+    """Takes dead weights out of every gradient, before norms are taken and the optimizer steps.
+
+    Together with a start from a ``masked`` state this keeps them at exactly zero: no gradient, no momentum, and a
+    decay of zero times anything.
+    """
+
+    def __init__(self, network: nn.Module, masks: Masks) -> None:
+        parameters = dict(network.named_parameters())
+        self.pairs = [(parameters[name], mask) for name, mask in masks.items() if not mask.all()]
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        self.pairs = [(parameter, mask.to(parameter.device)) for parameter, mask in self.pairs]
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        for parameter, mask in self.pairs:
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
+
+
+class _EpochEnd(lightning.Callback):
+    """Seeds each epoch, and reports it when it is done and validated."""
+
+    def __init__(self, span: Span, first_epoch: int, key: tuple[int, int], report: Callable[[Epoch, State], None]):
+        self.span, self.first_epoch, self.key, self.report = span, first_epoch, key, report
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.started = time.perf_counter()
+        self.epoch = self.first_epoch + trainer.current_epoch
+        torch.manual_seed(derived_seed(*self.key, self.epoch, "network"))
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        metrics = module.collect("train") | module.collect("validation")
+        if not math.isfinite(metrics["train_loss"]):
+            raise PipelineError(
+                f"round {self.key[1]}, epoch {self.epoch + 1}: the training loss is {metrics['train_loss']}: the "
+                "training has diverged; try a lower training.optimizer.rate or a warm-up"
+            )
+        finished = Epoch(
+            number=self.epoch - self.span.first + 1,
+            rate=self.span.rate(self.span.position(self.epoch, 0)),
+            metrics=metrics,
+            seconds=time.perf_counter() - self.started,
+            finished_ms=time.time_ns() // 1_000_000,
+        )
+        self.report(finished, capture(module.network, trainer.optimizers[0]))
+
+
+class _EachBatch(lightning.Callback):
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self.report = report
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.report(batch_idx + 1)
+
+
+class _OneSetOfStatistics(lightning.Callback):
+    """Validates on every process with the leader's running statistics (of BatchNorm), which are those that are kept."""
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        for buffer in module.network.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def _load(network: nn.Module, state: State) -> None:

@@ -1,4 +1,4 @@
-"""The sparse engine as libraries: C, an idea a file, built for every processor on any machine by ``ziglang``'s compiler.
+"""The sparse engine as libraries: C, an idea a file, built for every processor on any machine by ``ziglang``.
 
 A library is a file that ``onnxruntime.SessionOptions.register_custom_ops_library`` takes. It is kept in the cache
 folder, by the digest of source, compiler and options; the same of these give the same bytes.

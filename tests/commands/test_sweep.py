@@ -17,11 +17,10 @@ from mlflow import MlflowClient
 from pipeline.__main__ import main
 from pipeline.commands import sweep, sweep_notes
 from pipeline.commands.sweep_notes import Note
-from tests.conftest import SMALL
+from tests.conftest import PROJECT, SMALL
+from tests.rounds.test_loop import content
 from tests.servers import family, free_port, killed
-from tests.test_command_line import PROJECT
-from tests.test_rounds import content
-from tests.test_tracking import everything
+from tests.tracking.test_tracker import everything
 
 SWEEP = ["-m", *SMALL, "+method=lr_rewinding,weight_rewinding,random_pruning", "seed=0,1"]
 
@@ -51,9 +50,7 @@ def ordered(runs):
 
 
 def test_jobs_are_named_by_what_tells_them_apart():
-    jobs = sweep.planned(
-        [*SMALL, "retraining=lr_rewinding,fine_tuning", "++seed=0,1", "hydra/launcher=joblib"], lambda _: Path("runs")
-    )
+    jobs = sweep.planned([*SMALL, "retraining=lr_rewinding,fine_tuning", "++seed=0,1", "hydra/launcher=joblib"])
     assert jobs.titles == (
         "retraining=lr_rewinding seed=0",
         "retraining=lr_rewinding seed=1",
@@ -64,9 +61,7 @@ def test_jobs_are_named_by_what_tells_them_apart():
 
 
 def test_the_launcher_does_not_change_a_sweeps_folder():
-    one, two = (
-        sweep.planned([*SMALL, "seed=0,1", *more]) for more in ([], ["hydra/launcher=ray"])
-    )
+    one, two = (sweep.planned([*SMALL, "seed=0,1", *more]) for more in ([], ["hydra/launcher=ray"]))
     assert one.folder == two.folder
 
 

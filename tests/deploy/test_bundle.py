@@ -36,7 +36,7 @@ from pipeline.networks import build_network
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import network_after
 from tests.conftest import SMALL, settings
-from tests.test_shrink import pruned
+from tests.deploy.test_shrink import pruned
 
 ENGINES = ("onnxruntime", "sparse")
 here = pytest.mark.skipif(target_here() is None, reason="no library is for this processor")

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -22,11 +21,10 @@ from pipeline.commands import sweep
 from pipeline.settings.composition import CONF
 from pipeline.tracking.store import make_embedded_store
 from pipeline.training.speed import has_compiler
-from tests.conftest import PHOTOS, SMALL, settings
-from tests.test_rounds import content
-from tests.test_tracking import everything
+from tests.conftest import PHOTOS, PROJECT, SMALL, settings
+from tests.rounds.test_loop import content
+from tests.tracking.test_tracker import everything
 
-PROJECT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 JOB = [
     *SMALL, "retraining=weight_rewinding", "training.max_steps=null", "training.epochs=4", "data.crop_padding=1",
@@ -66,7 +64,7 @@ def started(*arguments):
     It is forked from a server without threads, for the tests' own process has some and could pass on a lock.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.test_command_line"])
+    server.set_forkserver_preload(["tests.commands.test_command_line"])
     process = server.Process(target=run_main, args=(arguments,))
     process.start()
     return process

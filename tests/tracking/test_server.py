@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from pipeline.ground.errors import PipelineError
 from pipeline.tracking import server
 from tests import servers
+from tests.commands.test_sweep import typed_for_real
 from tests.conftest import SMALL
-from tests.test_sweep import typed_for_real
-from tests.test_tracking import artifacts, runs
+from tests.tracking.test_tracker import artifacts, runs
 
 pytestmark = pytest.mark.slow
 OUTAGE, EPOCHS = 15.0, 80

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +14,9 @@ from pipeline import prune_by_rewinding
 from pipeline.ground.errors import SettingsError
 from pipeline.networks import prunable
 from pipeline.networks.costs import positions
-from tests.conftest import settings
+from tests.conftest import PROJECT, settings
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "transformer.py"
+EXAMPLE = PROJECT / "examples" / "transformer.py"
 QUICK = ["training.epochs=2", "pruning.rounds=2", "pruning.target_density=null"]
 
 

@@ -16,7 +16,7 @@ from pipeline.ground.randomness import generator
 from pipeline.rounds import loop as rounds
 from tests.conftest import PHOTOS
 from tests.conftest import settings as composed
-from tests.test_rounds import Stop, Watch, content
+from tests.rounds.test_loop import Stop, Watch, content
 
 
 def data_of(photos, *overrides):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_command_line import PROJECT
+from tests.conftest import PROJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ENVIRONMENT = Path(sys.prefix)

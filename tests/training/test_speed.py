@@ -13,7 +13,7 @@ from pipeline.training import speed
 from pipeline.training.speed import has_compiler, resolved
 from pipeline.training.train import evaluate
 from tests.conftest import settings
-from tests.test_rounds import Stop, Watch, content, first_steps
+from tests.rounds.test_loop import Stop, Watch, content, first_steps
 
 compiled = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler (apt-get install g++)")
 

@@ -3,8 +3,8 @@
 import pytest
 from mlflow import MlflowClient
 
+from tests.commands.test_sweep import typed  # noqa: F401
 from tests.conftest import SMALL
-from tests.test_sweep import typed  # noqa: F401
 
 DOCUMENT = "# Ours\n\n<!-- comparison of digits -->\nold\n<!-- end -->\n\nwords\n"
 

@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 from pipeline.deploy import arm, kernels
 from pipeline.report.sheet import curves
 from pipeline.rounds import loop as rounds
+from tests.commands.test_sweep import typed  # noqa: F401
 from tests.conftest import SMALL
-from tests.test_sweep import typed  # noqa: F401
-from tests.test_tracking import history, runs
+from tests.tracking.test_tracker import history, runs
 
 FILTERS = [*SMALL, "pruning=filters", "pruning.rounds=1", "pruning.target_density=null", "model.arguments.width=8"]
 
@@ -124,4 +124,4 @@ def test_the_bakeoffs_methods_run_as_one_sweep_with_the_searches_that_they_need(
     assert len(list((tmp_path / "runs").glob("digits-amc-*"))) == 4
     assert "6 jobs: 6 complete" in typed("-m", *command)[1]
     _, out = typed(*[each for each in command if "method" not in each], "task=report", f"artifacts={tmp_path}")
-    assert "lr_rewinding, structure filter, measure macs, policy AMC 0.5 macs, seed 0" in out
+    assert "lr_rewinding (filters by AMC 0.5 macs), seed 0" in out

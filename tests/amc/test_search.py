@@ -43,10 +43,9 @@ from pipeline.networks.costs import positions
 from pipeline.pruning.channels import alive, without
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
-from tests.conftest import PHOTOS, SMALL, settings
+from tests.conftest import PHOTOS, PROJECT, SMALL, settings
+from tests.pruning.test_filters import SHAPES, trained, weights_of, whole
 from tests.servers import killed
-from tests.test_command_line import PROJECT
-from tests.test_filters import SHAPES, trained, weights_of, whole
 
 
 def step(name="x", size=16, floor=0.2, multiple=1, macs=100, **place):

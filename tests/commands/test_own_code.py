@@ -178,7 +178,7 @@ class Frozen(Net):
         self.requires_grad_(False)
 
 
-HERE = "tests.test_own_code"
+HERE = "tests.commands.test_own_code"
 DATA = {
     "NotSetUp": (2, r"data: NotSetUp cannot be set up: KeyError: .*no\\nsuch column.*"),
     "NoClasses": (2, r"data: NoClasses cannot be set up: 'int' object is not iterable"),

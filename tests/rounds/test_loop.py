@@ -16,7 +16,7 @@ from pipeline.pruning.prune import prune
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import chosen
-from pipeline.rounds.job import Watchers
+from pipeline.rounds.job import Watcher, Watchers
 from pipeline.rounds.ledger import Ledger
 from pipeline.rounds.planning import planned
 from pipeline.training.state import capture, masked
@@ -38,15 +38,11 @@ class Stop(BaseException):
     """A death that nothing handles."""
 
 
-class Watch:
+class Watch(Watcher):
     """Remembers what it is told, and dies after a number of epochs."""
 
     def __init__(self, dies_after=None):
         self.epochs, self.trained, self.notes, self.dies_after = 0, [], [], dies_after
-
-    def round_started(self, index, epochs, done): ...
-
-    def batch_done(self, batches, of): ...
 
     def epoch_done(self, index, history):
         self.epochs += 1
@@ -301,11 +297,11 @@ class OwnNetwork(torch.nn.Module):
 def test_a_users_own_network_by_dotted_path_continues_bit_for_bit_too(small_job, tmp_path):
     def own(runs, *watchers):
         chosen = settings(
-            "model=custom", "model.network=tests.test_rounds.OwnNetwork", "++model.arguments={hidden: 7}",
+            "model=custom", "model.network=tests.rounds.test_loop.OwnNetwork", "++model.arguments={hidden: 7}",
             "training.epochs=2", "pruning.rounds=1", "training/optimizer=adamw",
         )  # fmt: skip
         job, site = build_job(chosen, runs)
-        return job, rounds.dataclasses.replace(site, watcher=Watchers(watchers))
+        return job, rounds.dataclasses.replace(site, watcher=Watchers(*watchers))
 
     done = rounds.run(*own(tmp_path / "whole"))
     assert {layer.name: layer.macs for layer in done[0].layers} == {

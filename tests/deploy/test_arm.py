@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.deploy import arm, bundle
 from pipeline.ground.errors import PipelineError
-from tests.test_bundle import RUN, called, made, told  # noqa: F401
+from tests.deploy.test_bundle import RUN, called, made, told  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

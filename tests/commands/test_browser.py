@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests import servers
+from tests.commands.test_sweep import typed_for_real
 from tests.conftest import SMALL
-from tests.test_sweep import typed_for_real
 
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -11,7 +11,7 @@ from pipeline.ground.errors import Stopped
 from pipeline.settings.identity import flat
 from pipeline.tracking import store
 from tests.conftest import SMALL, settings
-from tests.test_rounds import Stop
+from tests.rounds.test_loop import Stop
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from pipeline.rounds.building import build_job
 from pipeline.rounds.ledger import Ledger, dense_home
 from pipeline.training.ranks import Ranks, follows, together
 from pipeline.training.train import evaluate
+from tests.commands.test_command_line import command, store
 from tests.conftest import PHOTOS, settings
-from tests.test_command_line import command, store
-from tests.test_rounds import content
-from tests.test_tracking import everything
+from tests.rounds.test_loop import content
+from tests.tracking.test_tracker import everything
 
 two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
 TWO = ["training.devices=2", "training.epochs=3", "pruning.rounds=1"]

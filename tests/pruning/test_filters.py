@@ -26,8 +26,8 @@ from pipeline.rounds import loop as rounds
 from pipeline.rounds.choice import ended
 from pipeline.rounds.planning import planned, planned_densities
 from tests.conftest import settings
-from tests.test_rounds import Stop, Watch, content
-from tests.test_zoo import MODELS
+from tests.networks.test_zoo import MODELS
+from tests.rounds.test_loop import Stop, Watch, content
 
 FILTERS = ["pruning=filters", "pruning.target_density=0.5"]
 
