@@ -1,14 +1,20 @@
 """The ledger refuses what it cannot trust, and says what differs; a folder has one owner."""
 
+import dataclasses
 import json
 import multiprocessing
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.ground.errors import PipelineError
 from pipeline.rounds import loop as rounds
+from pipeline.rounds.building import build_job
+from pipeline.rounds.job import Watcher
 from pipeline.rounds.ledger import Ledger
+from tests.conftest import settings
 
 
 @pytest.fixture
@@ -150,3 +156,47 @@ def test_files_hold_plain_tensors_that_load_without_this_package(finished, small
     assert not [name for name in weights if "mask" in name or "_orig" in name]
     masks = load_file(finished.ledger.path(1) / "masks.safetensors")
     assert all(mask.dtype == torch.bool and (weights[name][~mask] == 0).all() for name, mask in masks.items())
+
+
+BEFORE = Path(__file__).with_name("ledger_before_the_rooms")
+"""Written at commit b697e93: rounds 0 and 1 of weight rewinding, a rewind point, and round 2 after its first epoch."""
+MASKS = "929eba2b272ac44cd6db22adb916bdb053cc24aa35ee86dd88bc30bef575df9c"
+"""Of round 2, as that commit made them of round 1."""
+
+
+class Told(Watcher):
+    def __init__(self):
+        self.started, self.trained = [], []
+
+    def round_started(self, index, epochs, done):
+        self.started.append((index, epochs, len(done)))
+
+    def round_done(self, result, folder, *, trained):
+        self.trained.append((result.index, trained))
+
+
+def test_a_ledger_of_an_earlier_version_is_found_and_goes_on(tmp_path):
+    """Where a run is kept and what its files say has not changed: pruning has one answer on every machine."""
+    runs = Path(shutil.copytree(BEFORE, tmp_path / "runs"))
+    before = {path.relative_to(runs): path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    (partial,) = (path for path in before if path.name == "partial.safetensors")
+    job, site = build_job(
+        settings(
+            "model.arguments.width=2", "training.epochs=4", "training.max_steps=null", "training.batch_size=256",
+            "training.precision=float32", "training.compile=off", "retraining=weight_rewinding",
+            "retraining.length=0.5", "pruning.rounds=2",
+        ),
+        runs,
+    )  # fmt: skip
+    state, history = site.ledger.partial(2)
+    told = Told()
+    rounds.run(job, dataclasses.replace(site, watcher=told))
+    assert told.started == [(2, 2, 1)]
+    assert told.trained == [(0, False), (1, False), (2, True)]
+    after = {path.relative_to(runs): path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    assert all(after[path] == content for path, content in before.items() if path != partial)
+    assert partial not in after
+    assert site.ledger.read(2).history[0] == history[0]
+    assert not all(torch.equal(state.network[name], new) for name, new in site.ledger.state(2).network.items())
+    record = json.loads((site.ledger.path(2) / "round.json").read_text())
+    assert record["digests"]["masks"] == MASKS
