@@ -62,9 +62,10 @@ def test_the_time_of_the_dense_and_the_last_round_is_taken_once_and_tracked(meas
 def test_times_are_drawn_as_shares_of_what_the_dense_network_took_in_turns_with_them(small_job):
     """A machine that was busy in the second round drew it as slower."""
     figures = [{"latency_ms": 5.0, "latency_ratio": 1.0}, {"latency_ms": 9.0, "latency_ratio": 0.9}]
-    picture = curves(rounds.run(*small_job("pruning.rounds=1")), figures, "fine", "tuned")["accuracy_vs_time.png"]
-    (line,) = picture.axes[0].get_lines()
+    done = rounds.run(*small_job("pruning.rounds=1"))
+    line, dense = curves(done, figures, "fine", "tuned")["accuracy_vs_time.png"].axes[0].get_lines()
     assert list(line.get_xdata()) == pytest.approx([100, 90])
+    assert set(dense.get_ydata()) == {done[0].test["test_accuracy"] * 100}
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ from pipeline.amc import latency
 from pipeline.amc.mirror import Mirror
 from pipeline.amc.problem import Problem, problem
 from pipeline.amc.search import Episode, chosen, policy, search
+from pipeline.ground import tables
 from pipeline.ground.errors import stoppable
 from pipeline.ground.files import write_file
 from pipeline.ground.folders import cache_folder
 from pipeline.ground.progress import progress_bar, time_left
-from pipeline.ground.tables import as_csv
 from pipeline.pruning.policy import episodes_of, searched
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job, Site
@@ -141,14 +141,13 @@ class _Shown:
 
 
 def _table(asked: Problem, best: Episode, found: dict[str, Any]) -> str:
-    rows = [f"{'layer':<28}{'kept':>10}{'of':>10}{'share':>8}"]
-    for step, count in zip(asked.environment.steps, best.counts, strict=True):
-        rows.append(f"{step.name:<28}{count:>10,}{step.size:>10,}{found['shares'][step.name]:>8.2f}")
-    return "\n".join(rows)
+    counts = zip(asked.environment.steps, best.counts, strict=True)
+    rows = [(step.name, f"{count:,}", f"{step.size:,}", f"{found['shares'][step.name]:.2f}") for step, count in counts]
+    return tables.aligned([("layer", "kept", "of", "share"), *rows])
 
 
 def _csv(episodes: Sequence[Episode]) -> str:
-    return as_csv(
+    return tables.as_csv(
         [
             {
                 "episode": each.number,

@@ -6,7 +6,6 @@
 Any process may read the files.
 """
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -17,9 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.text import Text
+from rich.console import Console
 
 from pipeline.ground.files import write_file
 from pipeline.ground.progress import progress_bar, time_left
@@ -90,13 +87,14 @@ def _note_path(folder: Path, number: int) -> Path:
 
 
 class View:
-    """Shows a sweep while it runs: a line for each job that ends, and on a terminal one bar with the time left."""
+    """Shows a sweep while it runs: a line for each job that ends, and on a terminal bars with the time left."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self.bar = progress_bar(self.console, shown=True)
-        self.task = self.bar.add_task("", total=len(sweep.titles), status="")
+        self.bar = progress_bar(self.console, shown=self.console.is_terminal)
+        self.whole = self.bar.add_task("", status="")
+        self.jobs = [self.bar.add_task(f"  {each}", total=1.0, status="", visible=False) for each in sweep.titles]
         self.started = time.monotonic()
         self.told: set[int] = set()
         self._over = threading.Event()
@@ -111,15 +109,13 @@ class View:
         self._thread.join()
 
     def _work(self) -> None:
-        live = Live(console=self.console, transient=True, auto_refresh=False) if self.console.is_terminal else None
-        with live or contextlib.nullcontext():
+        with self.bar:
             over = False
             while not over:
                 over = self._over.wait(SECONDS_BETWEEN)
                 notes = self.sweep.notes()
                 self._tell_ended(notes)
-                if live:
-                    live.update(self._picture(notes), refresh=True)
+                self._show(notes)
 
     def _tell_ended(self, notes: Sequence[Note]) -> None:
         for number, note in enumerate(notes):
@@ -130,21 +126,19 @@ class View:
                     f"{len(self.told):>4} of {len(notes)}  {note.state:<9} {self.sweep.titles[number]}{words}"
                 )
 
-    def _picture(self, notes: Sequence[Note]) -> Group:
-        done = sum(note.state in ENDED for note in notes)
-        running = [(number, note) for number, note in enumerate(notes) if note.state == "running"]
+    def _show(self, notes: Sequence[Note]) -> None:
+        running = [number for number, note in enumerate(notes) if note.state == "running"]
         left = seconds_left(notes, time.monotonic() - self.started)
         self.bar.update(
-            self.task,
+            self.whole,
+            total=len(notes),
             completed=sum(1.0 if note.state in ENDED else note.share for note in notes),
-            description=f"{done} of {len(notes)} jobs",
+            description=f"{sum(note.state in ENDED for note in notes)} of {len(notes)} jobs, {len(running)} running",
             status="" if left is None else time_left(left),
         )
-        lines = [
-            Text(f"  {self.sweep.titles[number]}  {note.at}  {note.share:.0%}") for number, note in running[:MOST_SHOWN]
-        ]
-        more = len(running) - MOST_SHOWN
-        return Group(self.bar.get_renderable(), *lines, *([Text(f"  and {more} more")] if more > 0 else []))
+        for number, note in enumerate(notes):
+            shown = number in running[:MOST_SHOWN]
+            self.bar.update(self.jobs[number], visible=shown, completed=note.share, status=note.at)
 
 
 def seconds_left(notes: Sequence[Note], seconds: float) -> float | None:

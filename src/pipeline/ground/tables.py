@@ -1,4 +1,4 @@
-"""Rows as Markdown for people, and as CSV for programs."""
+"""Rows as Markdown and in columns for people, and as CSV for programs."""
 
 import csv
 import io
@@ -9,6 +9,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: Collectio
     """A Markdown table; columns whose numbers are in ``left`` are set to the left, all others to the right."""
     rule = ["---" if number in left else "---:" for number in range(len(head))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows)) + "\n"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as what is in them, set to the right."""
+    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    return "\n".join("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:

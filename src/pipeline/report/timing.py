@@ -20,6 +20,7 @@ from onnx import ModelProto
 from pipeline.deploy import arm, kernels
 from pipeline.deploy.models import Models, first, models
 from pipeline.deploy.runtime import latencies, session
+from pipeline.ground import tables
 from pipeline.ground.environment import environment
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.files import write_file
@@ -97,8 +98,7 @@ def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
                     "-" if count is None or dense is None else f"{count / dense:.3f}",
                 )
             )
-    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
-    return "\n".join("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return tables.aligned(rows)
 
 
 def _path(site: Site, round_: Round) -> Path:
