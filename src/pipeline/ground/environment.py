@@ -13,6 +13,7 @@ import torch
 from pipeline.ground.folders import CHECKOUT, in_checkout
 
 
+@cache
 def git_commit() -> str:
     """Commit of the checkout, with "+changes" if files differ from it; "unknown" outside of a checkout."""
 
