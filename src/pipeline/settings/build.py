@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.ground.errors import SettingsError
 from pipeline.settings.groups import Data, ImagesInMemory, ImagesOnDisk, Pruning, Settings, Sgd, StepDecay
-from pipeline.settings.strict import _NO_MATCH, _build, _matched, _shown, _takes
+from pipeline.settings.strict import NO_MATCH, built, matched, shown, takes
 
 
 def build(mapping: Mapping[str, Any]) -> Settings:
@@ -21,7 +21,7 @@ def build(mapping: Mapping[str, Any]) -> Settings:
         SettingsError: with a sentence for every unknown, missing, mistyped, out-of-range or impossible setting.
     """
     faults: list[str] = []
-    settings = _build(Settings, mapping, "", faults)
+    settings = built(Settings, mapping, "", faults)
     if not faults:
         settings = _with_fraction(settings)
         faults = list(_impossible(settings))
@@ -60,8 +60,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
     given = pruning.shares is not None or pruning.policy is not None
     if pruning.fraction is None and not given:
         yield (
-            f"pruning.fraction: got null with pruning.rounds={_shown(pruning.rounds)} and "
-            f"pruning.target_density={_shown(pruning.target_density)}, takes a share, or both of these"
+            f"pruning.fraction: got null with pruning.rounds={shown(pruning.rounds)} and "
+            f"pruning.target_density={shown(pruning.target_density)}, takes a share, or both of these"
         )
         return
     if pruning.rounds is None and pruning.target_density is None and pruning.max_accuracy_drop is None and not given:
@@ -118,9 +118,9 @@ def shares_of(mapping: Any, path: Any) -> dict[str, float]:
         SettingsError: if it does not take this.
     """
     hint = typing.get_args(typing.get_type_hints(Pruning, include_extras=True)["shares"])[0]
-    shares = _matched(hint, mapping)
-    if shares is _NO_MATCH or not shares:
-        raise SettingsError([f"pruning.policy: {path} has shares {_shown(mapping)}, takes {_takes(hint)}"])
+    shares = matched(hint, mapping)
+    if shares is NO_MATCH or not shares:
+        raise SettingsError([f"pruning.policy: {path} has shares {shown(mapping)}, takes {takes(hint)}"])
     return typing.cast(dict[str, float], shares)
 
 

@@ -22,10 +22,10 @@ class Takes:
     holds: Callable[[Any], bool]
 
 
-def _build(cls: Any, mapping: Any, path: str, faults: list[str]) -> Any:
+def built(cls: Any, mapping: Any, path: str, faults: list[str]) -> Any:
     """One dataclass from one mapping; faults are appended, and the value is then not to be used."""
     if not isinstance(mapping, Mapping):
-        faults.append(f"{path.rstrip('.') or 'settings'}: got {_shown(mapping)}, takes a group of settings")
+        faults.append(f"{path.rstrip('.') or 'settings'}: got {shown(mapping)}, takes a group of settings")
         return None
     hints = typing.get_type_hints(cls, include_extras=True)
     for key in mapping:
@@ -48,22 +48,22 @@ def _value(hint: Any, got: Any, path: str, faults: list[str]) -> Any:
     if all(dataclasses.is_dataclass(option) for option in options):
         return _group(options, got, path, faults)
     for option in options:
-        if (value := _matched(option, got)) is not _NO_MATCH:
+        if (value := matched(option, got)) is not NO_MATCH:
             return value
-    return _fault(path, got, " or ".join(_takes(option) for option in options), faults)
+    return _fault(path, got, " or ".join(takes(option) for option in options), faults)
 
 
 def _fault(path: str, got: Any, takes: str, faults: list[str]) -> None:
-    faults.append(f"{path}: got {_shown(got)}, takes {takes}")
+    faults.append(f"{path}: got {shown(got)}, takes {takes}")
 
 
-_NO_MATCH = object()
+NO_MATCH = object()
 
 
 def _group(options: tuple[Any, ...], got: Any, path: str, faults: list[str]) -> Any:
     """A nested dataclass; of several, the one whose first field takes what the mapping has under its name."""
     if len(options) == 1:
-        return _build(options[0], got, f"{path}.", faults)
+        return built(options[0], got, f"{path}.", faults)
     tag = dataclasses.fields(options[0])[0].name
     kinds = {kind: option for option in options for kind in typing.get_args(typing.get_type_hints(option)[tag])}
     choose = f"(choose with {path.replace('.', '/')}={_either(kinds)})"
@@ -71,34 +71,34 @@ def _group(options: tuple[Any, ...], got: Any, path: str, faults: list[str]) -> 
         return _fault(path, got, f"a group of settings {choose}", faults)
     if not isinstance(got.get(tag), str) or got[tag] not in kinds:
         return _fault(f"{path}.{tag}", got.get(tag), f"{_either(kinds)} {choose}", faults)
-    return _build(kinds[got[tag]], got, f"{path}.", faults)
+    return built(kinds[got[tag]], got, f"{path}.", faults)
 
 
-def _matched(hint: Any, got: Any) -> Any:
-    """``got`` as one simple type, or ``_NO_MATCH``."""
+def matched(hint: Any, got: Any) -> Any:
+    """``got`` as one simple type, or ``NO_MATCH``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is type(None) or hint is None:
-        return None if got is None else _NO_MATCH
+        return None if got is None else NO_MATCH
     if origin is Literal:
         if isinstance(got, bool) and {"on", "off"} <= set(arguments):  # what YAML makes of these words
             return "on" if got else "off"
-        return got if isinstance(got, str) and got in arguments else _NO_MATCH
+        return got if isinstance(got, str) and got in arguments else NO_MATCH
     if origin is Annotated:
-        value = _matched(arguments[0], got)
-        return value if value is not _NO_MATCH and arguments[1].holds(value) else _NO_MATCH
+        value = matched(arguments[0], got)
+        return value if value is not NO_MATCH and arguments[1].holds(value) else NO_MATCH
     if origin is tuple:
         if not isinstance(got, list | tuple):
-            return _NO_MATCH
-        values = tuple(_matched(arguments[0], item) for item in got)
-        return _NO_MATCH if _NO_MATCH in values else values
+            return NO_MATCH
+        values = tuple(matched(arguments[0], item) for item in got)
+        return NO_MATCH if NO_MATCH in values else values
     if hint is float:
         return _number(got)
     if origin is not None:
         if not isinstance(got, Mapping):
-            return _NO_MATCH
-        named = {key: value if arguments[1] is Any else _matched(arguments[1], value) for key, value in got.items()}
-        return _NO_MATCH if any(value is _NO_MATCH for value in named.values()) else named
-    return got if type(got) is hint else _NO_MATCH
+            return NO_MATCH
+        named = {key: value if arguments[1] is Any else matched(arguments[1], value) for key, value in got.items()}
+        return NO_MATCH if any(value is NO_MATCH for value in named.values()) else named
+    return got if type(got) is hint else NO_MATCH
 
 
 def _number(got: Any) -> Any:
@@ -110,11 +110,11 @@ def _number(got: Any) -> Any:
         else:
             value = float(got) if isinstance(got, int | float) and not isinstance(got, bool) else math.nan
     except (ValueError, ZeroDivisionError):
-        return _NO_MATCH
-    return value if math.isfinite(value) else _NO_MATCH
+        return NO_MATCH
+    return value if math.isfinite(value) else NO_MATCH
 
 
-def _takes(hint: Any) -> str:
+def takes(hint: Any) -> str:
     """What one simple type takes, in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is type(None):
@@ -124,10 +124,10 @@ def _takes(hint: Any) -> str:
     if origin is Annotated:
         return str(arguments[1].words)
     if origin is tuple:
-        return f"a list, each item {_takes(arguments[0])}"
+        return f"a list, each item {takes(arguments[0])}"
     names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
     if origin is not None and arguments[1] is not Any:
-        return f"a mapping of names, each to {_takes(arguments[1])}"
+        return f"a mapping of names, each to {takes(arguments[1])}"
     return names.get(hint, "a mapping of names to values")
 
 
@@ -135,5 +135,5 @@ def _either(words: Any) -> str:
     return " or ".join(map(str, words))
 
 
-def _shown(got: Any) -> str:
+def shown(got: Any) -> str:
     return json.dumps(got, default=str)
