@@ -170,3 +170,16 @@ def test_the_papers_settings_are_those_of_the_experiment_and_leave_the_method_fr
     paper = papers_settings()
     assert paper["training.max_steps"] == str(settings("+experiment=resnet20", "data.source=x").training.max_steps)
     assert not {"retraining.length", "retraining.weights", "pruning.rounds", "data.source"} & set(paper)
+
+
+def test_runs_alone_are_called_by_what_tells_them_apart_and_then_by_their_own_names():
+    alone = comparison.each_alone(
+        [run(), run(seed=1), run(pruning__fraction="0.5"), run("fine"), run(training__epochs="9")]
+    )
+    assert [method.name for method in alone] == [
+        "fine, seed 0", "lr, fraction 0.2, seed 0 (lr, seed 0)", "lr, fraction 0.2, seed 0 (lr, seed 0)",
+        "lr, fraction 0.2, seed 1", "lr, fraction 0.5, seed 0",
+    ]  # fmt: skip
+    assert (
+        comparison.accuracies(alone).splitlines()[2].startswith("| density | fine, seed 0 | lr, fraction 0.2, seed 0")
+    )

@@ -10,7 +10,6 @@ from functools import cached_property
 
 from pipeline.ground import tables
 from pipeline.ground.errors import PipelineError
-from pipeline.ground.tables import as_csv
 from pipeline.settings.identity import LATER, LENGTHENS, NO_NUMBERS
 
 LOSSES = (0.0, 0.005, 0.01)
@@ -321,7 +320,7 @@ def medians_csv(methods: Sequence[Method]) -> str:
         for method in methods
         for point in method.points
     ]
-    return as_csv(rows)
+    return tables.as_csv(rows)
 
 
 def rounds_csv(methods: Sequence[Method]) -> str:
@@ -333,4 +332,4 @@ def rounds_csv(methods: Sequence[Method]) -> str:
         for seed, run in sorted(method.runs.items())
         for index, figures in enumerate(run.rounds)
     ]
-    return as_csv(rows)
+    return tables.as_csv(rows)

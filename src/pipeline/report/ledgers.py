@@ -38,12 +38,15 @@ def _records(runs: Path, name: str) -> Iterator[RunRecord]:
         ledger = Ledger(folder, identity)
         later = itertools.takewhile(lambda r: r is not None, map(ledger.read, itertools.count(1)))
         rounds = [each for each in (dense, *later) if each is not None]
-        pruning = Pruning(**(LATER | dict.fromkeys(LENGTHENS) | identity["pruning"]))
+        pruning = LATER | dict.fromkeys(LENGTHENS) | identity["pruning"]
+        method = run_title(Pruning(**pruning), Retraining(**identity["retraining"]))
+        if pruning["policy"] is not None:  # whose name says it: its shares are others for each seed
+            pruning["shares"] = None
         yield RunRecord(
             name=folder.parent.name,
-            method=run_title(pruning, Retraining(**identity["retraining"])),
+            method=method,
             seed=identity["seed"],
-            settings={key: str(value) for key, value in flat(identity).items()},
+            settings={key: str(value) for key, value in flat(identity | {"pruning": pruning}).items()},
             rounds=tuple(each.figures for each in rounds),
             started_ms=rounds[0].finished_ms,
         )
