@@ -10,8 +10,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
-from pipeline.ground.environment import environment
-from pipeline.ground.folders import CHECKOUT
+from pipeline.ground.environment import CHECKOUT, environment
 
 PAGE = CHECKOUT / "docs" / "benchmarks-sweeps.md"
 TURNS = 2

@@ -31,7 +31,7 @@ from pipeline.deploy import bundle, models, runtime
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import target_here
 from pipeline.deploy.quantize import quantised
-from pipeline.ground.folders import CHECKOUT
+from pipeline.ground.environment import CHECKOUT
 from pipeline.networks import build_network
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import network_after

@@ -8,8 +8,8 @@ import traceback
 from pathlib import Path
 
 from pipeline.commands import Command
+from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import PipelineError, SettingsError, Stopped, one_line
-from pipeline.ground.folders import runs_folder
 from pipeline.settings.groups import OwnData, Settings
 
 PACKAGE = Path(__file__).parents[1]

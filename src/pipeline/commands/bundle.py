@@ -7,8 +7,8 @@ from rich.console import Console
 
 from pipeline.deploy import bundle
 from pipeline.deploy.manifest import Origin
+from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, stoppable
-from pipeline.ground.folders import artifacts_folder
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import ended, network_after, recorded, wanted
 from pipeline.rounds.job import Job, Site

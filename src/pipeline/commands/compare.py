@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
+from pipeline.ground.environment import artifacts_folder, expanded
 from pipeline.ground.errors import PipelineError, SettingsError
-from pipeline.ground.folders import artifacts_folder, expanded
 from pipeline.report import comparison, pictures
 from pipeline.settings.groups import Settings
 from pipeline.tracking.store import Store

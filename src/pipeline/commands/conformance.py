@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError
-from pipeline.ground.folders import artifacts_folder
 from pipeline.report import conformance
 from pipeline.settings.build import build
 from pipeline.settings.composition import composed

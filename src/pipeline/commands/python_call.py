@@ -7,8 +7,8 @@ import pytorch_lightning as lightning
 from torch import nn
 
 from pipeline.commands.run import run_job
+from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import SettingsError, Stopped
-from pipeline.ground.folders import runs_folder
 from pipeline.rounds.building import build_job
 from pipeline.rounds.ledger import Round
 from pipeline.settings.build import build

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, SettingsError
-from pipeline.ground.folders import artifacts_folder
 from pipeline.report import ledgers, sheet, sizes, timing
 from pipeline.report.comparison import accuracies, each_alone
 from pipeline.report.pictures import methods_figure

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipeline.commands.search import with_policy
 from pipeline.commands.sync import save_and_send
+from pipeline.ground.environment import expanded
 from pipeline.ground.errors import PipelineError, stoppable
 from pipeline.ground.files import write_file
-from pipeline.ground.folders import expanded
 from pipeline.report import sizes, table
 from pipeline.report.display import Display
 from pipeline.rounds import loop

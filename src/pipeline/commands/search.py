@@ -15,9 +15,9 @@ from pipeline.amc.mirror import Mirror
 from pipeline.amc.problem import Problem, problem
 from pipeline.amc.search import Episode, chosen, policy, search
 from pipeline.ground import tables
+from pipeline.ground.environment import cache_folder
 from pipeline.ground.errors import stoppable
 from pipeline.ground.files import write_file
-from pipeline.ground.folders import cache_folder
 from pipeline.ground.progress import progress_bar, time_left
 from pipeline.pruning.policy import episodes_of, searched
 from pipeline.rounds.building import build_job

@@ -20,8 +20,8 @@ from pathlib import Path
 from pipeline.commands import command
 from pipeline.commands.attempt import attempt
 from pipeline.commands.sweep_notes import ENDED, Note, Sweep, View, log_path, read, summary, write
+from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import SettingsError, one_line
-from pipeline.ground.folders import runs_folder
 from pipeline.settings import composition
 from pipeline.settings.build import build
 from pipeline.settings.groups import Settings

@@ -51,9 +51,6 @@ def save_and_send(
             "environment.txt": describe_environment(),
         },
         figures=curves,
-        tags={
-            "chosen_round": str(chosen(done, settings.pruning).index),
-            "final_density": f"{done[-1].density:.4f}",
-        },
+        tags={"chosen_round": str(chosen(done, settings.pruning).index), "final_density": f"{done[-1].density:.4f}"},
     )
     return [site.ledger.folder / name for name in curves]

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from pipeline.data import load
 from pipeline.deploy import bundle, verify
+from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, stoppable
-from pipeline.ground.folders import artifacts_folder
 from pipeline.settings.groups import Settings
 
 

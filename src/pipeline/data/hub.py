@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image
 
+from pipeline.ground.environment import expanded
 from pipeline.ground.errors import SettingsError
-from pipeline.ground.folders import expanded
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What ``opened`` raises for what is no image, a broken one, one of more than 8 bits a channel, or a huge one."""

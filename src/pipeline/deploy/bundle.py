@@ -46,13 +46,7 @@ PROGRAM = Path(__file__).with_name("board") / "run.py"
 
 
 def make(
-    network: nn.Module,
-    dataset: Dataset,
-    *,
-    deploy: Deploy,
-    origin: Origin,
-    folder: Path,
-    told: Callable[[str], None],
+    network: nn.Module, dataset: Dataset, *, deploy: Deploy, origin: Origin, folder: Path, told: Callable[[str], None]
 ) -> Manifest:
     """Makes the bundle of a network in ``folder``, checks included, and returns its manifest; ``told`` hears of it.
 
@@ -112,11 +106,7 @@ def make(
     manifest = Manifest(
         **dataclasses.asdict(replace(origin, macs={**origin.macs, "computed": found.macs})),
         classes=list(dataset.classes),
-        input={
-            "shape": [None, *golden.shape[1:]],
-            "type": str(golden.dtype),
-            "image": dataset.preprocessing.image,
-        },
+        input={"shape": [None, *golden.shape[1:]], "type": str(golden.dtype), "image": dataset.preprocessing.image},
         models={
             name: {
                 "kind": kind,

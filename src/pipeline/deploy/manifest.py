@@ -10,10 +10,11 @@ from typing import Any
 FILE = "manifest.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Which round of which run a bundle is made of."""
 
+    format: int = 1
     name: str
     method: str
     seed: int
@@ -29,7 +30,7 @@ class Origin:
     mlflow_run_id: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest(Origin):
     """All of them."""
 
@@ -52,7 +53,6 @@ class Manifest(Origin):
     """Of the sparse engine: why a model is ``uncovered``, ``libraries`` by file, why some are ``missing``, and the
     versions of ``onnxruntime`` that they were tried with."""
     versions: Mapping[str, str]
-    format: int = 1
 
     @property
     def model_bytes(self) -> int:

@@ -46,11 +46,7 @@ class Models:
     @property
     def size_bytes(self) -> dict[str, int]:
         """Bytes of the files: the plain export, and the two packed models."""
-        return {
-            "dense": self.plain.ByteSize(),
-            "float32": self.float32.ByteSize(),
-            "int8": self.int8.ByteSize(),
-        }
+        return {"dense": self.plain.ByteSize(), "float32": self.float32.ByteSize(), "int8": self.int8.ByteSize()}
 
 
 def models(
@@ -88,10 +84,7 @@ def _exports(
 def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[Any]) -> list[str]:
     """What is wrong with the models, a sentence each; ``inputs`` (N, ...) are compared on."""
     faults = []
-    for name, model, facts in (
-        ("float32", found.float32, found.float32_facts),
-        ("int8", found.int8, found.int8_facts),
-    ):
+    for name, model, facts in (("float32", found.float32, found.float32_facts), ("int8", found.int8, found.int8_facts)):
         try:
             onnx.checker.check_model(model, full_check=True)
         except Exception as error:

@@ -69,10 +69,7 @@ def _take_out(network: nn.Module, inputs: Tensor, multiple: int) -> bool:
 
 
 def _dead(
-    graph: torch_pruning.DependencyGraph,
-    group: torch_pruning.Group,
-    channels: int,
-    highest: Mapping[nn.Module, Tensor],
+    graph: torch_pruning.DependencyGraph, group: torch_pruning.Group, channels: int, highest: Mapping[nn.Module, Tensor]
 ) -> list[int]:
     """Channels of a group's first layer that nothing reads, or that no input gives a value."""
     made, read = (torch.zeros(channels, dtype=torch.bool) for _ in range(2))

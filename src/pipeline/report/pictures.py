@@ -49,11 +49,7 @@ def layer_sparsity(round_: Round) -> Figure:
     bars = axes.barh(names, [layer.sparsity * 100 for layer in round_.layers])
     axes.bar_label(bars, [f"{layer.kept:,} left" for layer in round_.layers], padding=3, fontsize=7)
     axes.axvline((1 - round_.density) * 100, color="black", linestyle=":", linewidth=1)
-    axes.set(
-        xlim=(0, 118),
-        xlabel="weights pruned (%)",
-        title=f"round {round_.index}, density {round_.density:.4f}",
-    )
+    axes.set(xlim=(0, 118), xlabel="weights pruned (%)", title=f"round {round_.index}, density {round_.density:.4f}")
     axes.set_xticks(range(0, 101, 20))
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()

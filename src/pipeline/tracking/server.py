@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import PipelineError
-from pipeline.ground.folders import runs_folder
 
 PATIENCE = 60.0
 """Seconds for PostgreSQL to answer."""

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pipeline.ground.environment import cache_folder
 from pipeline.ground.errors import PipelineError
-from pipeline.ground.folders import cache_folder
 
 PYTHON = "3.11"
 DEBIAN = "bookworm"

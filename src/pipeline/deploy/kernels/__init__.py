@@ -19,10 +19,9 @@ from typing import Literal
 
 from filelock import FileLock
 
-from pipeline.ground.environment import processor_features
+from pipeline.ground.environment import cache_folder, processor_features
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.files import whole
-from pipeline.ground.folders import cache_folder
 
 SOURCE = Path(__file__).with_name("engine.c")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
