@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from pipeline.ground.tables import markdown
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A paragraph: a Markdown table, numbers to the right."""
+    return markdown(head, rows, left=[0]).rstrip("\n")

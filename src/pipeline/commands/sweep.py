@@ -135,7 +135,7 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
 
     from pipeline.commands.run import run_job
     from pipeline.commands.search import with_policy
-    from pipeline.commands.sweep_progress import Progress
+    from pipeline.commands.sweep_progress import JobProgress
     from pipeline.rounds.building import build_job
     from pipeline.rounds.planning import planned_rounds
 
@@ -144,7 +144,7 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
 
     with_policy(settings, runs, wait)
     job, site = build_job(settings, runs)
-    progress = Progress(folder, number, job, planned_rounds(job))
+    progress = JobProgress(folder, number, job, planned_rounds(job))
     run_job(job, site, settings, runs, (progress,), wait)
     return progress.trained > 0
 

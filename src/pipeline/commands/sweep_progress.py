@@ -9,7 +9,7 @@ from pipeline.rounds.ledger import Round
 from pipeline.training.state import Epoch
 
 
-class Progress(Watcher):
+class JobProgress(Watcher):
     """A watcher that notes how far a job is."""
 
     def __init__(self, folder: Path, number: int, job: Job, planned_rounds: int | None) -> None:

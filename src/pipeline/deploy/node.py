@@ -48,9 +48,9 @@ def opened(model: ModelProto) -> ModelProto:
     around = [node for node in result.graph.node if node.domain != DOMAIN]
     del result.graph.node[:]
     result.graph.node.extend([*around, *body.node])
-    kept = [each for each in result.opset_import if each.domain != DOMAIN]
+    opsets = [each for each in result.opset_import if each.domain != DOMAIN]
     del result.opset_import[:]
-    result.opset_import.extend(kept)
+    result.opset_import.extend(opsets)
     return result
 
 

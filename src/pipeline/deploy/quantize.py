@@ -78,23 +78,23 @@ def with_float_activations(model: ModelProto) -> ModelProto:
     graph = result.graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     names: dict[str, str] = {}
-    kept = []
+    others = []
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         if node.op_type == "QuantizeLinear" and tensors[node.input[2]] == 0:
             high = 255 * tensors[node.input[1]]
             bounds = [numpy_helper.from_array(each, f"{node.output[0]}.{each}") for each in (0 * high, high)]
             graph.initializer.extend(bounds)
-            kept.append(helper.make_node("Clip", [node.input[0], *(each.name for each in bounds)], [node.output[0]]))
+            others.append(helper.make_node("Clip", [node.input[0], *(each.name for each in bounds)], [node.output[0]]))
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in tensors:
             names[node.output[0]] = node.input[0]
         else:
-            kept.append(node)
+            others.append(node)
     last = graph.output[0].name
     if last in names:
-        kept.append(helper.make_node("Identity", [names[last]], [last]))
+        others.append(helper.make_node("Identity", [names[last]], [last]))
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(others)
     return result
 
 

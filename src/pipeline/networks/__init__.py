@@ -119,9 +119,9 @@ def prunable(network: nn.Module, exclude: tuple[str, ...] = ()) -> list[str]:
         for pattern in exclude
         if not any(fnmatchcase(layer, pattern) for layer in names.values())
     ]
-    kept = [weight for weight, layer in names.items() if not any(fnmatchcase(layer, p) for p in exclude)]
-    if not faults and not kept:
+    left = [weight for weight, layer in names.items() if not any(fnmatchcase(layer, p) for p in exclude)]
+    if not faults and not left:
         faults = [f"pruning.exclude: got {list(exclude)}, which leaves no layer to prune"]
     if faults:
         raise SettingsError(faults)
-    return kept
+    return left

@@ -204,11 +204,11 @@ def faster(manifest: dict[str, Any], found: dict[str, Way]) -> Way:
     library = next((way.library for way in found.values() if way.library), None)
     if library is None or len(found) == 1:
         return next(iter(found.values()))
-    kept = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rewind-pipeline" / "faster.json"
+    file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rewind-pipeline" / "faster.json"
     model = manifest["models"][found[next(iter(found))].model]["sha256"]
     key = " ".join([model, digest(library), onnxruntime.__version__, processor()])
     try:
-        choices = dict(json.loads(kept.read_text()))
+        choices = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
         choices = {}
     if choices.get(key) not in found:
@@ -217,8 +217,8 @@ def faster(manifest: dict[str, Any], found: dict[str, Way]) -> Way:
         said = ", ".join(f"{name} {each:.3f} ms" for name, each in medians.items())
         print(f"{choices[key]} is the fastest here and computes from now on ({said})", file=sys.stderr)
         try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(choices, indent=1))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(choices, indent=1))
         except OSError:
             pass  # it is timed again the next time
     return found[choices[key]]
