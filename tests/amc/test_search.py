@@ -38,7 +38,7 @@ from pipeline.amc.problem import Problem
 from pipeline.amc.search import Episode, chosen, search, transitions
 from pipeline.commands.search import search_job
 from pipeline.ground.errors import PipelineError
-from pipeline.ground.files import read_tensors
+from pipeline.ground.tensors import read_tensors
 from pipeline.networks.costs import positions
 from pipeline.pruning.channels import alive, without
 from pipeline.rounds import loop as rounds

@@ -65,6 +65,13 @@ def test_the_launcher_does_not_change_a_sweeps_folder():
     assert one.folder == two.folder
 
 
+def test_a_job_sets_its_threads_before_anything_loads_that_reads_them():
+    """A job that began with torch loaded had two threads instead of one, and other numbers."""
+    code = "import sys, pipeline.commands.sweep\nassert not {'numpy', 'torch', 'mlflow', 'pytorch_lightning'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [

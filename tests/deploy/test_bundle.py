@@ -516,7 +516,7 @@ def test_the_oldest_onnxruntime_allowed_folds_all_and_gives_the_same_bits(made, 
     code = f"""
 import numpy as np, onnx, onnxruntime
 from pipeline.deploy.pack import unpacked
-from pipeline.deploy.program import opened
+from pipeline.deploy.node import opened
 from pipeline.deploy.runtime import optimised_operators, scores, session
 assert onnxruntime.__version__ == {oldest!r}
 golden = np.load("golden.npz")

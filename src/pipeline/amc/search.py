@@ -24,8 +24,8 @@ from pipeline.amc import ddpg
 from pipeline.amc.ddpg import Agent, Transition
 from pipeline.amc.environment import REWARDS, Environment, uniform, walk
 from pipeline.amc.problem import Problem
-from pipeline.ground.files import read_tensors, write_tensors
 from pipeline.ground.randomness import generator
+from pipeline.ground.tensors import read_tensors, write_tensors
 from pipeline.pruning.policy import episodes_of
 from pipeline.pruning.prune import one_thread
 from pipeline.settings.groups import Amc

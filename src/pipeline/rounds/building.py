@@ -15,8 +15,8 @@ from pipeline.data import load
 from pipeline.data.own import own_batches
 from pipeline.ground.environment import environment, expanded
 from pipeline.ground.errors import SettingsError, one_line
-from pipeline.ground.files import tensor_digest
 from pipeline.ground.randomness import derived_seed
+from pipeline.ground.tensors import tensor_digest
 from pipeline.networks import build_network, check_scores, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.pruning.channels import ChannelGroup, channel_groups

@@ -28,7 +28,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pipeline.ground.errors import PipelineError, one_line
-from pipeline.ground.files import read_tensors, remedy, write_file, write_tensors
+from pipeline.ground.files import write_file
+from pipeline.ground.tensors import read_tensors, remedy, write_tensors
 from pipeline.networks.costs import LayerCost, density
 from pipeline.pruning.masks import Masks
 from pipeline.settings.identity import fingerprint, flat

@@ -1,0 +1,55 @@
+"""Files of tensors that carry their digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline.ground.errors import PipelineError
+from pipeline.ground.files import write_file
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a damaged round."""
+    return f"delete {folder} (and the rounds after it) to have it trained again"
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name].detach().cpu().numpy())
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
+    """Writes a safetensors file with a digest of its tensors in its header, and returns the digest."""
+    digest = tensor_digest(tensors)
+    # one entry: safetensors writes several in an order that changes from process to process
+    write_file(path, save(dict(tensors), {"pipeline": json.dumps({**(metadata or {}), "digest": digest})}))
+    return digest
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Tensors and metadata of a file that ``write_tensors`` has written.
+
+    Raises:
+        PipelineError: if it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads((file.metadata() or {})["pipeline"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise PipelineError(f"{path} is damaged ({error}); {remedy(path.parent)}") from error
+    if metadata.get("digest") != tensor_digest(tensors):
+        raise PipelineError(f"{path} is damaged (its tensors are not those of its digest); {remedy(path.parent)}")
+    return tensors, metadata
