@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.commands.search import with_policy
 from pipeline.commands.sync import save_and_send
 from pipeline.ground.environment import expanded
 from pipeline.ground.errors import PipelineError, stoppable
@@ -26,8 +25,11 @@ from pipeline.training.speed import keep_freed_memory
 
 
 def main(settings: Settings, runs: Path) -> None:
-    """Does the task."""
-    with_policy(settings, runs)
+    """Does the task, and before it the search that ``pruning.policy=search`` asks for."""
+    if settings.pruning.policy == "search":
+        from pipeline.commands.search import see_to_policy
+
+        see_to_policy(settings, runs)
     run_job(*build_job(settings, runs), settings, runs)
 
 

@@ -33,13 +33,8 @@ def main(settings: Settings, runs: Path) -> None:
     search_job(*_searched_job(settings, runs), settings, runs)
 
 
-def with_policy(settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> None:
-    """Sees to it that the search of ``pruning.policy=search`` is done, where the settings ask for one.
-
-    ``wait`` as of ``Ledger.locked``.
-    """
-    if settings.pruning.policy != "search":
-        return
+def see_to_policy(settings: Settings, runs: Path, wait: Callable[[str], None] | None = None) -> None:
+    """Sees to it that the search of these settings is done; ``wait`` as of ``Ledger.locked``."""
     job, site = _searched_job(settings, runs)
     if not searched(_home(site, settings, runs).folder, settings.amc):
         search_job(job, site, settings, runs, wait)

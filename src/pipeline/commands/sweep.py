@@ -134,7 +134,7 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
         return True
 
     from pipeline.commands.run import run_job
-    from pipeline.commands.search import with_policy
+    from pipeline.commands.search import see_to_policy
     from pipeline.commands.sweep_progress import JobProgress
     from pipeline.rounds.building import build_job
     from pipeline.rounds.planning import planned_rounds
@@ -142,7 +142,8 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
     def wait(holder: str) -> None:
         print(f"waiting for {holder}, which is at this run")
 
-    with_policy(settings, runs, wait)
+    if settings.pruning.policy == "search":
+        see_to_policy(settings, runs, wait)
     job, site = build_job(settings, runs)
     progress = JobProgress(folder, number, job, planned_rounds(job))
     run_job(job, site, settings, runs, (progress,), wait)

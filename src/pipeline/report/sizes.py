@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.deploy.models import models
 from pipeline.ground.files import write_file
 from pipeline.rounds.choice import network_after
 from pipeline.rounds.job import Job, Site
@@ -64,6 +63,8 @@ def _stored(site: Site, round_: Round, deploy: Deploy) -> Sizes | None:
 
 
 def _made(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[int], None]) -> Sizes:
+    from pipeline.deploy.models import models  # no training waits for ONNX
+
     told(round_.index)
     found = models(
         network_after(job, site, round_.index), job.dataset, deploy.calibration_images, deploy.width_multiple
