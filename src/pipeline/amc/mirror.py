@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.amc.search import Episode
-from pipeline.ground.errors import Stopped, one_line
+from pipeline.ground.errors import Stopped
 from pipeline.rounds.ledger import Ledger
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
@@ -33,7 +33,7 @@ class Mirror:
         self.run_id = run.info.run_id
         self.waiting: list[Episode] = []
         self.last = 0.0
-        self.outbox = Outbox(FAILURES, self._tell)
+        self.outbox = Outbox(FAILURES, lambda failure: told(self.store.outage(failure, "the search goes on")))
 
     def __enter__(self) -> "Mirror":
         return self
@@ -77,9 +77,3 @@ class Mirror:
             )
         ]
         self.outbox.put(lambda: self.store.send(self.run_id, rows))
-
-    def _tell(self, failure: Exception | None) -> None:
-        if failure is None:
-            self.told(f"MLflow at {self.store.uri} is back and gets what it missed")
-        else:
-            self.told(f"warning: MLflow at {self.store.uri} fails: {one_line(failure)}; the search goes on")

@@ -60,12 +60,12 @@ def search_job(job: Job, site: Site, settings: Settings, runs: Path, wait: Calla
     title = f"{amc.agent} policy search, {'channels' if job.groups else 'weights'}, seed {job.seed}"
     with home.locked(wait), Mirror(settings, runs, home, title, told) as mirror, stoppable():
         dense_round(job, site)
-        tables = [folder / "latency.json" for folder in (home.folder, cache_folder())]
-        table = latency.read_table(tables[0]) or latency.read_table(tables[1]) if amc.budget == "latency" else {}
+        files = [folder / "latency.json" for folder in (home.folder, cache_folder())]
+        table = latency.read_table(files[0]) or latency.read_table(files[1]) if amc.budget == "latency" else {}
         with console.status("loading") as status:
             asked = problem(job, site, amc, table, status.update)
         if amc.budget == "latency":
-            for path in tables:
+            for path in files:
                 latency.add_to_table(path, table)
         whole = asked.accurate(asked.environment.whole)
         with _Shown(console, asked, amc, whole) as shown:

@@ -91,6 +91,12 @@ class Store:
                 "command goes on from there; tracking.uri or MLFLOW_TRACKING_URI names another store"
             ) from error
 
+    def outage(self, failure: Exception | None, meanwhile: str) -> str:
+        """What a person is told when deliveries begin to fail, and (None) when they arrive again."""
+        if failure is None:
+            return f"MLflow at {self.uri} is back and gets what it missed"
+        return f"warning: MLflow at {self.uri} fails: {one_line(failure)}; {meanwhile}"
+
     def _connected(self, runs: Path) -> MlflowClient:
         """A client of a store that answers; the embedded store is made if there is none."""
         until = time.monotonic() + PATIENCE

@@ -136,13 +136,8 @@ class Tracker(Watcher):
             self.told(f"MLflow was not told of the end: {one_line(error)}")
 
     def _tell(self, failure: Exception | None) -> None:
-        if failure is None:
-            self.told(f"MLflow at {self.uri} is back and gets what it missed")
-        else:
-            self.told(
-                f"warning: MLflow at {self.uri} fails: {one_line(failure)}; the run goes on, the ledger keeps all, and "
-                "MLflow gets what it misses when it is back"
-            )
+        meanwhile = "the run goes on, the ledger keeps all, and MLflow gets what it misses when it is back"
+        self.told(self.store.outage(failure, meanwhile))
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Tags the parent run."""
