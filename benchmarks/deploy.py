@@ -21,8 +21,9 @@ from pipeline.deploy.export import exported, lean
 from pipeline.deploy.node import one_node
 from pipeline.deploy.pack import packed
 from pipeline.deploy.runtime import scores, session
-from pipeline.networks import NETWORKS, weight_layers
+from pipeline.networks import NETWORKS
 from pipeline.networks.costs import positions
+from pipeline.networks.layers import weight_layers
 
 NETS = {
     "ResNet-20, 32x32": ("cifar_resnet", {"depth": 20}, 32, 10),

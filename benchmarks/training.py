@@ -23,14 +23,14 @@ from torch.nn import functional as F
 
 from pipeline.data.dataset import Shard
 from pipeline.data.memory import Images, InMemory
-from pipeline.networks import prunable
+from pipeline.networks.layers import prunable
 from pipeline.pruning.masks import ones_like
 from pipeline.pruning.prune import prune
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job
 from pipeline.settings.build import build
 from pipeline.settings.composition import composed
-from pipeline.training.module import make_optimizer
+from pipeline.training.optimizer import make_optimizer
 from pipeline.training.speed import keep_freed_memory
 from pipeline.training.state import State
 from pipeline.training.train import RoundPlan, train_round

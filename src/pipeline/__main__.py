@@ -17,7 +17,7 @@ from pipeline.commands import command
 from pipeline.commands.attempt import attempt
 from pipeline.ground.errors import SettingsError
 from pipeline.settings.build import build
-from pipeline.settings.composition import MISUNDERSTOOD, Composed, launched, lenient, mapping, sentence
+from pipeline.settings.composition import MISUNDERSTOOD, Composed, launched, mapping, sentence, understood
 from pipeline.settings.groups import Settings
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         _end_with_leader()
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = [lenient(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = understood(sys.argv[1:])
     # conf/hydra/launcher has settings of ours for launchers that plugins name
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/")
     given = get_args_parser().parse_args()

@@ -32,7 +32,7 @@ def project(tmp_path_factory):
     (place / ".venv").symlink_to(ENVIRONMENT)
     parameters = (place / "params.yaml").read_text()
     parameters = re.sub("rounds: .*", "rounds: 1", parameters)
-    small = "model.arguments.width=4 training.epochs=4 training.max_steps=null deploy.max_accuracy_drop=0.5"
+    small = "model.arguments.width=4 training.epochs=4 training.max_steps=null deploy.max_score_drop=0.5"
     (place / "params.yaml").write_text(parameters.replace('settings: ""', f'settings: "{small}"'))
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
         git(place, *command)

@@ -12,8 +12,8 @@ from torch import nn
 
 from pipeline import prune_by_rewinding
 from pipeline.ground.errors import SettingsError
-from pipeline.networks import prunable
 from pipeline.networks.costs import positions
+from pipeline.networks.layers import prunable
 from tests.conftest import PROJECT, settings
 
 EXAMPLE = PROJECT / "examples" / "transformer.py"

@@ -400,7 +400,7 @@ def test_int8_that_loses_too_much_is_refused_and_float_offered(made, tmp_path, m
     with pytest.raises(SystemExit):
         called(monkeypatch, *RUN, *where, "task=bundle")
     error = capsys.readouterr().err
-    assert "points of validation accuracy, deploy.max_accuracy_drop allows 1: deploy.values=float32 ships" in error
+    assert "points of validation accuracy, deploy.max_score_drop allows 1: deploy.values=float32 ships" in error
     assert not (tmp_path / "artifacts" / "bundle").exists()
     called(monkeypatch, *RUN, *where, "task=bundle", "deploy.values=float32")
     manifest = json.loads((tmp_path / "artifacts" / "bundle" / "manifest.json").read_text())

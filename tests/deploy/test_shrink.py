@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pipeline.deploy.shrink import macs, shrunk
-from pipeline.networks import build_network, prunable
+from pipeline.networks import build_network
+from pipeline.networks.layers import prunable
 from tests.conftest import settings
 
 KINDS = {

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pipeline.ground.errors import SettingsError
-from pipeline.networks import build_network, prunable, weight_layers
+from pipeline.networks import build_network
 from pipeline.networks.costs import density, layer_costs, positions
+from pipeline.networks.layers import prunable, weight_layers
 from pipeline.pruning.masks import ones_like
 from pipeline.settings.groups import Model
 

@@ -16,8 +16,9 @@ from torch.nn.utils import prune as torch_prune
 
 from pipeline.deploy.shrink import macs, shrunk
 from pipeline.ground.errors import SettingsError
-from pipeline.networks import build_network, prunable
+from pipeline.networks import build_network
 from pipeline.networks.costs import positions
+from pipeline.networks.layers import prunable
 from pipeline.pruning.channels import alive, channel_groups
 from pipeline.pruning.cut import cut_filters
 from pipeline.pruning.filters import counts, keep_filters, norms, prune_filters

@@ -108,7 +108,7 @@ def test_round_0_is_shared_by_what_it_depends_on_alone(small_job):
 
 def test_a_run_is_found_again_by_what_changes_numbers(small_job):
     reference = small_job()[1].ledger.folder
-    for same in ("pruning.rounds=9", "pruning.max_accuracy_drop=0.1", "tracking.uri=sqlite:///x"):
+    for same in ("pruning.rounds=9", "pruning.max_score_drop=0.1", "tracking.uri=sqlite:///x"):
         assert small_job(same)[1].ledger.folder == reference
     for other in (
         "retraining=fine_tuning",

@@ -231,7 +231,7 @@ def test_target_density_is_met_to_the_weight(small_job):
 
 def test_an_accuracy_floor_stops_and_the_smallest_round_within_it_is_chosen(small_job):
     job, site = small_job(
-        "pruning.rounds=null", "pruning.max_accuracy_drop=0.1", "pruning.fraction=0.7", "training.epochs=8",
+        "pruning.rounds=null", "pruning.max_score_drop=0.1", "pruning.fraction=0.7", "training.epochs=8",
         "training.max_steps=null",
     )  # fmt: skip
     done = rounds.run(job, site)

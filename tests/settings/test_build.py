@@ -28,7 +28,7 @@ ONE_FAULT = {
     "pruning.target_density=0": "pruning.target_density: got 0, takes a share above 0 and below 1",
     "pruning.target_density=0.01": "pruning.target_density: got 0.01, which no round reaches: pruning.rounds=14 of "
     "pruning.fraction=0.2 end at density 0.0440; takes pruning.rounds=21 or more, or null",
-    "pruning.rounds=null": "pruning: got rounds, target_density and max_accuracy_drop all null, takes at least one",
+    "pruning.rounds=null": "pruning: got rounds, target_density and max_score_drop all null, takes at least one",
     "retraining.length=1.5": "retraining.length: got 1.5, takes a share above 0 and at most 1",
     "retraining.length=0": "retraining.length: got 0, takes a share above 0 and at most 1",
     "retraining.weights=old": 'retraining.weights: got "old", takes final or rewound or fresh',

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from pipeline.ground.errors import SettingsError
-from pipeline.networks import prunable
+from pipeline.networks.layers import prunable
 from pipeline.rounds import loop as rounds
 from pipeline.training import speed
 from pipeline.training.speed import has_compiler, resolved

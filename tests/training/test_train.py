@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from pipeline.data.dataset import Shard
 from pipeline.ground.errors import PipelineError
-from pipeline.networks import prunable
+from pipeline.networks.layers import prunable
 from pipeline.pruning.masks import ones_like
 from pipeline.pruning.prune import prune
-from pipeline.training.module import make_optimizer
+from pipeline.training.optimizer import make_optimizer
 from pipeline.training.state import State, capture, masked, restore
 from pipeline.training.train import RoundPlan, train_round
 

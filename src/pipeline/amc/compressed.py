@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.networks import weight_layers
+from pipeline.networks.layers import weight_layers
 from pipeline.pruning.channels import ChannelGroup, without
 from pipeline.pruning.masks import Masks, ones_like
 from pipeline.pruning.prune import keep

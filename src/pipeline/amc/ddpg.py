@@ -87,7 +87,7 @@ class Agent:
         """All of the agent, as tensors."""
         tensors = {} if self.baseline is None else {"baseline": torch.tensor(self.baseline, dtype=torch.float64)}
         for name, network in self.networks.items():
-            state = capture(network, self.optimizers[name])
+            state = capture(network, [self.optimizers[name]])
             tensors |= {f"{name}:{key}": tensor for key, tensor in state.network.items()}
             tensors |= {f"{name} optimizer:{key}": tensor for key, tensor in state.optimizer.items()}
             tensors |= {f"{name} target:{key}": t.clone() for key, t in self.targets[name].state_dict().items()}
@@ -103,7 +103,7 @@ class Agent:
         for name, network in self.networks.items():
             state = State(part(f"{name}:"), part(f"{name} optimizer:"))
             network.load_state_dict(dict(state.network))
-            restore(self.optimizers[name], network, state.optimizer)
+            restore([self.optimizers[name]], network, state.optimizer)
             self.targets[name].load_state_dict(part(f"{name} target:"))
 
 

@@ -14,8 +14,8 @@ from pipeline.amc.environment import Environment, Step, choices
 from pipeline.data.dataset import Shard
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.randomness import generator
-from pipeline.networks import prunable, weight_layers
 from pipeline.networks.costs import positions
+from pipeline.networks.layers import prunable, weight_layers
 from pipeline.rounds.choice import network_after
 from pipeline.rounds.job import Job, Site
 from pipeline.settings.groups import Amc

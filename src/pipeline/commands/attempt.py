@@ -45,7 +45,7 @@ def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
 
 def _has_own_code(settings: Settings) -> bool:
     """Whether the network or the data are classes of the user's."""
-    return "." in settings.model.network or isinstance(settings.data, OwnData)
+    return "." in (settings.model.network or settings.model.module or ".") or isinstance(settings.data, OwnData)
 
 
 def _place(error: Exception) -> str:

@@ -1,13 +1,14 @@
 """``task=bundle``: the folder that goes to a board, from the settings' own run."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from pipeline.deploy import bundle
-from pipeline.deploy.manifest import Origin
-from pipeline.ground.environment import artifacts_folder
+from pipeline.deploy.manifest import Manifest, Origin
+from pipeline.ground.environment import artifacts_folder, runs_folder
 from pipeline.ground.errors import PipelineError, stoppable
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import ended, network_after, recorded, wanted
@@ -29,32 +30,38 @@ def main(settings: Settings, runs: Path) -> None:
     folder = artifacts_folder(settings.artifacts) / "bundle"
     with Console(stderr=True).status("loading") as status:
         job, site = build_job(settings, runs)
-        round_ = _round(job, site, settings)
-        network = network_after(job, site, round_.index)
-        with (
-            site.ledger.locked(),
-            Tracker(settings, runs, site.ledger, job.title, status.update, reopen=False) as tracker,
-            stoppable(),
-        ):
-            origin = Origin(
-                name=settings.name,
-                method=job.method,
-                seed=settings.seed,
-                round=round_.index,
-                density=round_.density,
-                macs={"dense": round_.macs_dense, "kept": round_.macs_kept},
-                fingerprint=fingerprint(site.ledger.identity)[:16],
-                data_digest=site.ledger.identity["data_digest"],
-                git_commit=site.environment["git_commit"],
-                settings=dataclasses.asdict(settings.deploy),
-                mlflow_run_id=tracker.run_id,
-            )
-            manifest = bundle.make(
-                network, job.dataset, deploy=settings.deploy, origin=origin, folder=folder, told=status.update
-            )
-            registry.log_bundle(tracker, folder, manifest, bundle.digest(folder))
+        manifest = bundled(job, site, settings, _round(job, site, settings), folder, status.update)
     print((folder / "README.md").read_text())
     print(f"bundle  {folder}  ({manifest.model_bytes:,} bytes of model.onnx)")
+
+
+def bundled(
+    job: Job, site: Site, settings: Settings, round_: Round, folder: Path, told: Callable[[str], None]
+) -> Manifest:
+    """Makes the bundle of a round in ``folder``, and shows it to MLflow.
+
+    Raises:
+        PipelineError: if the network cannot be exported, or a check finds something wrong.
+    """
+    network = network_after(job, site, round_.index)
+    runs = runs_folder(settings.runs)
+    with site.ledger.locked(), Tracker(settings, runs, site.ledger, job, told, reopen=False) as tracker, stoppable():
+        origin = Origin(
+            name=settings.name,
+            method=job.method,
+            seed=settings.seed,
+            round=round_.index,
+            density=round_.density,
+            macs={"dense": round_.macs_dense, "kept": round_.macs_kept},
+            fingerprint=fingerprint(site.ledger.identity)[:16],
+            data_digest=site.ledger.identity["data_digest"],
+            git_commit=site.environment["git_commit"],
+            settings=dataclasses.asdict(settings.deploy),
+            mlflow_run_id=tracker.run_id,
+        )
+        manifest = bundle.make(network, job.dataset, deploy=settings.deploy, origin=origin, folder=folder, told=told)
+        registry.log_bundle(tracker, folder, manifest, bundle.digest(folder))
+    return manifest
 
 
 def _round(job: Job, site: Site, settings: Settings) -> Round:
@@ -65,4 +72,4 @@ def _round(job: Job, site: Site, settings: Settings) -> Round:
             f"the run in {site.ledger.folder} is not finished, its last complete round is {len(rounds) - 1}: the same "
             f"command with task=run goes on; deploy.round={len(rounds) - 1} takes that round"
         )
-    return wanted(rounds, settings.deploy.round, settings.pruning)
+    return wanted(rounds, settings.deploy.round, job)

@@ -35,7 +35,7 @@ def main(settings: Settings, runs: Path) -> None:
     figure.savefig(folder / "comparison.png", dpi=150)
     tables = comparison.markdown(methods)
     texts = {
-        "comparison.md": f"# {title}\n\n![Test accuracy](comparison.png)\n\n{tables}",
+        "comparison.md": f"# {title}\n\n![Test {methods[0].score.label}](comparison.png)\n\n{tables}",
         "comparison.csv": comparison.medians_csv(methods),
         "rounds.csv": comparison.rounds_csv(methods),
         "comparison.html": pictures.methods_page(methods, title),
@@ -48,7 +48,9 @@ def main(settings: Settings, runs: Path) -> None:
         picture = document.with_name(f"{settings.name}-comparison.png")
         shutil.copyfile(folder / "comparison.png", picture)
         before, after = _parts(document, settings.name)
-        document.write_text(f"{before}\n![Test accuracy of the methods]({picture.name})\n\n{tables}\n{after}")
+        document.write_text(
+            f"{before}\n![Test {methods[0].score.label} of the methods]({picture.name})\n\n{tables}\n{after}"
+        )
         files += [document, picture]
     print("\n".join([tables, *map(str, files)]))
 

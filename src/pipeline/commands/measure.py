@@ -25,10 +25,10 @@ def main(settings: Settings, runs: Path) -> None:
         job, site = build_job(settings, runs)
         done = recorded(site)
         if settings.deploy.measure == "outcome":
-            done = [done[0], wanted(done, settings.deploy.round, job.pruning)]
+            done = [done[0], wanted(done, settings.deploy.round, job)]
         with (
             site.ledger.locked(),
-            Tracker(settings, runs, site.ledger, job.title, print, reopen=False) as tracker,
+            Tracker(settings, runs, site.ledger, job, print, reopen=False) as tracker,
             stoppable(),
         ):
             timings = timing.measured(job, site, done, settings.deploy, status.update)

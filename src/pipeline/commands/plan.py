@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.ground.errors import stoppable
-from pipeline.networks import prunable
+from pipeline.networks.layers import prunable
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job
 from pipeline.rounds.planning import planned
 from pipeline.settings.groups import Settings
 from pipeline.training.ranks import together
-from pipeline.training.state import Epoch, State
+from pipeline.training.state import Epoch, State, UnderWay
 from pipeline.training.train import RoundPlan, train_round
 
 
@@ -28,7 +28,7 @@ def plan(job: Job) -> Iterator[str]:
     """Lines for a person: rounds with densities, epochs and steps, and the time by one timed epoch."""
     excluded = job.pruning.exclude if job.pruning.structure == "weight" else ()
     parameters = dict(job.network.named_parameters())
-    weights = sum(parameters[name].numel() for name in prunable(job.network, excluded))
+    weights = sum(parameters[name].numel() for name in prunable(job.network, excluded, job.pruning.include))
     first = job.dense_span if job.trained is None else dataclasses.replace(job.dense_span, first=job.dense_span.last)
     known = planned(job)
     densities = known or [1.0]
@@ -38,13 +38,13 @@ def plan(job: Job) -> Iterator[str]:
     steps = epochs = 0
     for index, density in enumerate(densities):
         span = job.span if index else first
-        in_round = max(0, span.total_steps - span.position(span.first, 0))
+        in_round = max(0, span.total_steps - span.first * span.steps_per_epoch)
         steps += in_round
         epochs += span.last - span.first
         left = f"{round(density * weights):,}" if not by_macs or density == 1 else "?"
         yield f"{index:>8}{density:>10.4f}{left:>14}{span.last - span.first:>8}{in_round:>10,}"
     if known is None:
-        yield "further rounds follow until validation accuracy falls by pruning.max_accuracy_drop"
+        yield "further rounds follow until the validation score falls by pruning.max_score_drop"
     seconds = timed_epoch(job)
     total = seconds * steps / job.dense_span.steps(0)
     yield f"{len(densities)} rounds, {epochs:,} epochs, {steps:,} steps"
@@ -55,11 +55,11 @@ def timed_epoch(job: Job) -> float:
     """Seconds of the first epoch of round 0, trained and thrown away."""
     seconds: list[float] = []
 
-    def on_epoch(epoch: Epoch, _: State) -> None:
+    def on_epoch(epoch: Epoch, _: UnderWay) -> None:
         seconds.append(epoch.seconds)
 
     one = RoundPlan(dataclasses.replace(job.dense_span, last=1), {}, job.seed, 0)
-    train_round(job.trainable, one, State(job.initial(0), {}), first_epoch=0, on_epoch=on_epoch)
+    train_round(job.trainable, one, UnderWay(State(job.initial(0), {})), first_epoch=0, on_epoch=on_epoch)
     return seconds[0]
 
 

@@ -1,32 +1,35 @@
-"""The whole method as one call, for a network and data of your own."""
+"""The whole method as one call, for a network or LightningModule and data of your own."""
 
 import re
 from typing import Any
 
-import pytorch_lightning as lightning
 from torch import nn
 
+from pipeline.commands.result import Pruned
 from pipeline.commands.run import run_job
 from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import SettingsError, Stopped
+from pipeline.ground.packages import is_lightning_module
 from pipeline.rounds.building import build_job
-from pipeline.rounds.ledger import Round
 from pipeline.settings.build import build
 from pipeline.settings.composition import composed
+from pipeline.training.trainer import Factory
 
 
-def prune_by_rewinding(network: nn.Module, data: lightning.LightningDataModule, *settings: str) -> list[Round]:
-    """Trains, prunes and retrains a network in rounds; returns the rounds, from the dense network (round 0) on.
+def prune_by_rewinding(network: nn.Module, data: Any, *settings: str, trainer: Factory | None = None) -> Pruned:
+    """Trains, prunes and retrains a network in rounds.
 
     Args:
-        network: maps a batch of inputs to a score per class, (N, classes). It is trained in place, and has at the end
-            the weights of the last round.
-        data: its train, val and test loaders give (inputs, labels); labels are int64 (N).
+        network: a LightningModule, which is trained as it is, or a plain network, which ``objective=`` gives a loss and
+            a score (by default those of classification). It is not changed.
+        data: a LightningDataModule, or DataLoaders: one to train on, or (train, validation, test).
         settings: as on the command line: ``"training.epochs=10"``, ``"retraining=weight_rewinding"``, ``"seed=1"``.
-            ``name=`` names the experiment (else the network's class does), ``runs=`` the folder for all that is kept.
+            A LightningModule takes ``"objective.score=val_loss"`` and ``"objective.better=lower"``. ``name=`` names the
+            experiment (else the network's class does), ``runs=`` the folder for all that is kept.
+        trainer: makes each Trainer of the keywords that it is given, as in
+            ``lambda **needed: Trainer(**needed, logger=mine)``; None for those of ``trainer.`` settings.
 
-    Calling it again with the same data and settings, and a network with the initial weights of the first call,
-    continues where that ended.
+    Calling it again with the same network, data and settings continues where that ended.
 
     Raises:
         PipelineError: with a sentence for everything that is wrong.
@@ -39,28 +42,29 @@ def prune_by_rewinding(network: nn.Module, data: lightning.LightningDataModule, 
     ]
     if not isinstance(network, nn.Module):
         faults.append(f"network: got {network!r}, takes a torch.nn.Module")
-    if not isinstance(data, lightning.LightningDataModule):
-        faults.append(f"data: got {data!r}, takes a LightningDataModule")
     faults += [
         f"settings: got {each!r}, takes text such as 'training.epochs=10'" for each in settings if type(each) is not str
     ]
     if faults:
         raise SettingsError(faults)
-    mapping: dict[str, Any] = composed(settings)
-    mapping["model"] = {"network": _path(network), "arguments": {}, "weights": mapping["model"]["weights"]}
+    own = is_lightning_module(network)
+    given = any(re.match(r"\+*objective=", each) for each in settings)
+    mapping: dict[str, Any] = composed([*settings, *(["objective=own"] if own and not given else [])])
+    path, model = _path(network), mapping["model"]
+    mapping["model"] = {
+        "network": None if own else path, "module": path if own else None, "arguments": {}, "weights": model["weights"]
+    }  # fmt: skip
     mapping["data"] = {"dataset": "own", "module": _path(data), "arguments": {}}
     if not any(each.lstrip("+").startswith("name=") for each in settings):
         mapping["name"] = type(network).__name__.lower()
     chosen = build(mapping)
     runs = runs_folder(chosen.runs)
-    job, site = build_job(chosen, runs, network, data)
+    job, site = build_job(chosen, runs, network, data, trainer)
     try:
         done = run_job(job, site, chosen, runs)
     except Stopped as stopped:
         raise KeyboardInterrupt from stopped
-    last = done[-1].index
-    network.load_state_dict(dict(site.ledger_of(last).state(last).network))
-    return done
+    return Pruned(job, site, chosen, tuple(done))
 
 
 def _path(thing: object) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.report import ledgers, sheet, sizes, timing
-from pipeline.report.comparison import accuracies, each_alone
+from pipeline.report.comparison import each_alone, scores
 from pipeline.report.pictures import methods_figure
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import chosen, recorded
@@ -35,7 +35,7 @@ def write_all(runs: Path, name: str) -> tuple[str, list[Path]]:
         PipelineError: if there is none.
     """
     found = each_alone(ledgers.records(runs, name))
-    table = accuracies(found)
+    table = scores(found)
     text, picture = runs / f"{name}.md", runs / f"{name}.png"
     text.write_text(table)
     methods_figure(found, name).savefig(picture, dpi=150)
@@ -54,5 +54,5 @@ def write_own(settings: Settings, runs: Path, folder: Path) -> list[Path]:
         with suppress(PipelineError):  # a network that cannot be exported has no bytes
             found = sizes.measured(job, site, done, settings.deploy, lambda index: None)
     timings = timing.stored(site, done, settings.deploy)
-    title = f"{settings.name}, seed {settings.seed}"
-    return sheet.write(folder, done, found, timings, chosen(done, settings.pruning), job.method, title)
+    title = f"{settings.name}, seed {settings.seed}, {job.method}"
+    return sheet.write(folder, done, found, timings, chosen(done, job), job.score, title)

@@ -67,8 +67,8 @@ def _shown_and_tracked(
 ) -> list[Round]:
     """``shared`` is the site while the other processes are with this one, ``site`` once they are not any more."""
     dense_epochs = job.dense_span.last if job.trained is None else 0
-    display = Display(planned_rounds(job), dense_epochs, job.span.last - job.span.first)
-    with site.ledger.locked(wait), Tracker(settings, runs, site.ledger, job.title, display.note) as tracker:
+    display = Display(job.score, planned_rounds(job), dense_epochs, job.span.last - job.span.first)
+    with site.ledger.locked(wait), Tracker(settings, runs, site.ledger, job, display.note) as tracker:
         with stoppable(), display:
             watcher = Watchers(display, tracker, *watchers)
             done = loop.run(job, dataclasses.replace(shared, watcher=watcher))
@@ -84,14 +84,15 @@ def _shown_and_tracked(
     print()
     if not display.trained:
         print("all rounds asked for were complete: nothing was trained (pruning.rounds=N asks for more)")
-    if settings.pruning.max_accuracy_drop is not None:
-        best = chosen(done, settings.pruning)
+    if settings.pruning.max_score_drop is not None:
+        best = chosen(done, job)
         print(
             f"chosen: round {best.index}, density {best.density:.4f}, the smallest within "
-            f"{settings.pruning.max_accuracy_drop * 100:g} points of the dense network's validation accuracy"
+            f"{job.score.shown_drop(settings.pruning.max_score_drop)} of the dense network's validation "
+            f"{job.score.label}"
         )
     if found:
-        print(table.bytes_table(done, [each.figures for each in found]))
+        print(table.bytes_table(done, job.score, [each.figures for each in found]))
         print()
     for path in curves:
         print(f"curve   {path}")

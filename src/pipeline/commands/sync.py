@@ -22,7 +22,7 @@ def main(settings: Settings, runs: Path) -> None:
     """
     job, site = build_job(settings, runs)
     done = recorded(site)
-    with site.ledger.locked(), Tracker(settings, runs, site.ledger, job.title, print) as tracker, stoppable():
+    with site.ledger.locked(), Tracker(settings, runs, site.ledger, job, print) as tracker, stoppable():
         for each in done:
             tracker.round_done(each, site.ledger_of(each.index).path(each.index), trained=False)
         if ended(job, done):
@@ -39,7 +39,7 @@ def save_and_send(
 ) -> list[Path]:
     """The report of an ended run: curves into the ledger's folder, whose paths it returns, and all of it to MLflow."""
     figures = [each.figures for each in found]
-    curves = sheet.curves(done, figures, job.method, f"{settings.name}, seed {settings.seed}")
+    curves = sheet.curves(done, figures, job.score, f"{settings.name}, seed {settings.seed}, {job.method}")
     for name, curve in curves.items():
         curve.savefig(site.ledger.folder / name, dpi=150)
     tracker.finish(
@@ -47,10 +47,10 @@ def save_and_send(
         figures,
         texts={
             "rounds.csv": table.as_csv(done, figures),
-            "rounds.md": table.markdown(done, figures),
+            "rounds.md": table.markdown(done, job.score, figures),
             "environment.txt": describe_environment(),
         },
         figures=curves,
-        tags={"chosen_round": str(chosen(done, settings.pruning).index), "final_density": f"{done[-1].density:.4f}"},
+        tags={"chosen_round": str(chosen(done, job).index), "final_density": f"{done[-1].density:.4f}"},
     )
     return [site.ledger.folder / name for name in curves]

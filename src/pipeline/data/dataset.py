@@ -64,8 +64,8 @@ class Dataset(Protocol):
         """Names of the classes, in the order of the scores; empty if they have none."""
 
     @property
-    def example(self) -> Tensor:
-        """One input as the network gets it, (1, ...)."""
+    def example(self) -> Any:
+        """One input as the network gets it, (1, ...); of own data, any structure of such."""
 
     @property
     def digest(self) -> str:
@@ -73,9 +73,6 @@ class Dataset(Protocol):
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches show every training example once."""
-
-    def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> Iterable[Batch]:
-        """The first ``steps`` batches of an epoch."""
 
     def evaluation(self, split: Split, shard: Shard) -> Iterable[Batch]:
         """All examples of a split, in order, as they are."""
@@ -89,3 +86,10 @@ class Dataset(Protocol):
 
     def notes(self) -> list[str]:
         """Sentences on what has been found wrong with the data so far."""
+
+
+class ShippedDataset(Dataset, Protocol):
+    """A data set whose batches the pipeline makes."""
+
+    def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> Iterable[Batch]:
+        """The first ``steps`` batches of an epoch."""

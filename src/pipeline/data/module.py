@@ -1,36 +1,58 @@
-"""The LightningDataModule: one round's view of a data set that stays from round to round."""
+"""The LightningDataModule of the shipped data sets: one round's view of one that stays from round to round."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytorch_lightning as lightning
 import torch
 
-from pipeline.data.dataset import Batch, Dataset, Shard
+from pipeline.data.dataset import Batch, Key, Shard, ShippedDataset
 
 
 class RoundData(lightning.LightningDataModule):
-    """Loaders of one round; the epoch that trains is ``first_epoch`` + the trainer's own count."""
+    """Loaders of one round, for the epoch that the trainer counts."""
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int, steps: Mapping[int, int], key: tuple[int, int], first_epoch: int
+        self, dataset: ShippedDataset, *, batch_size: int, steps: Callable[[int], int], key: tuple[int, int]
     ) -> None:
-        """``steps`` holds each epoch's number of batches, ``key`` the seed and the round."""
+        """``steps`` gives each epoch's number of batches, ``key`` is the seed and the round."""
         super().__init__()
-        self.dataset, self.batch_size = dataset, batch_size
-        self.steps, self.key, self.first_epoch = steps, key, first_epoch
+        self.dataset, self.batch_size, self.steps, self.key = dataset, batch_size, steps, key
 
-    def train_dataloader(self) -> Iterable[Batch]:
+    def train_dataloader(self) -> Iterable[Any]:
         assert self.trainer is not None
-        epoch = self.first_epoch + self.trainer.current_epoch
-        return self.dataset.training(self.batch_size, self.steps[epoch], (*self.key, epoch), self._shard())
+        epoch = self.trainer.current_epoch
+        key: Key = (*self.key, epoch)
+        return self._given(self.dataset.training(self.batch_size, self.steps(epoch), key, self._shard()))
 
-    def val_dataloader(self) -> Iterable[Batch]:
-        return self.dataset.evaluation("validation", self._shard())
+    def val_dataloader(self) -> Iterable[Any]:
+        return self._given(self.dataset.evaluation("validation", self._shard()))
 
-    def test_dataloader(self) -> Iterable[Batch]:
-        return self.dataset.evaluation("test", self._shard())
+    def test_dataloader(self) -> Iterable[Any]:
+        return self._given(self.dataset.evaluation("test", self._shard()))
+
+    def _given(self, batches: Iterable[Batch]) -> Iterable[Any]:
+        return batches
 
     def _shard(self) -> Shard:
         assert self.trainer is not None
         device: torch.device = self.trainer.strategy.root_device
         return Shard(self.trainer.global_rank, self.trainer.world_size, device)
+
+
+class RoundPairs(RoundData):
+    """The same as pairs (inputs, labels), which is what a LightningModule of a user's expects."""
+
+    def _given(self, batches: Iterable[Batch]) -> Iterable[Any]:
+        return _Pairs(batches)
+
+
+class _Pairs:
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Any:
+        return ((batch.inputs, batch.labels) for batch in self.batches)

@@ -1,63 +1,121 @@
-"""Batches of your own: any ``LightningDataModule`` that gives inputs and labels."""
+"""Data of your own: any ``LightningDataModule``, with all its hooks, or DataLoaders, as they are."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import pytorch_lightning as lightning
-import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from pipeline.data.dataset import AnySplit, Batch, Key, Preprocessing, Shard, Split
+from pipeline.data.dataset import CPU, AnySplit, Batch, Preprocessing, Shard, Split
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
-from pipeline.ground.randomness import derived_seed
-from pipeline.settings.dotted import class_at, made
+from pipeline.ground.packages import is_data_module, package_of
+from pipeline.ground.randomness import seed_all, undisturbed
+from pipeline.ground.tensors import update_digest
+from pipeline.settings.dotted import found_at, made
 from pipeline.settings.groups import OwnData
 
-LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+LOADERS: Mapping[AnySplit, str] = {
+    "train": "train_dataloader",
+    "validation": "val_dataloader",
+    "test": "test_dataloader",
+}
+WITHOUT_LENGTH = 100_000
+"""Batches after which a loader without a length counts as one that never ends."""
+LOOKED_AT = 4
+"""Training batches that tell one data module from another."""
 
 
 @dataclass(frozen=True)
 class OwnBatches:
-    """A data module, set up. An epoch's draws follow from PyTorch's own generator, seeded by (seed, round, epoch).
+    """A data module, set up. ``labels`` says that batches are inputs and targets, for a network with a loss.
 
-    With several processes each makes every batch and takes its rows of it.
+    Its loaders draw from the generators of Python, NumPy and torch, which are seeded by (seed, round, epoch).
     """
 
-    module: lightning.LightningDataModule
+    module: Any
+    labels: bool
+    at_most: int | None = None
+    """Training batches of an epoch, where they are limited: of a loader that has no length."""
+    given: Any = field(default=None, compare=False)
+    """One input of the network, where the module says it."""
 
     @property
     def classes(self) -> Sequence[str]:
         return tuple(getattr(self.module, "classes", ()))
 
     @cached_property
-    def example(self) -> Tensor:
-        inputs, _ = next(_pairs(self.module, "val_dataloader"))
-        return inputs[:1]
+    def first(self) -> Any:
+        """The first batch of validation (else of training), as the network's module gets it."""
+        with undisturbed():
+            seed_all("data module")
+            split: AnySplit = "validation" if self.has("validation") else "train"
+            return transferred(self.module, next(batches(self.module, split)))
+
+    @cached_property
+    def example(self) -> Any:
+        if self.given is not None:
+            return self.given
+        return first_row(inputs_and_targets(self.first)[0] if self.labels else inputs_of(self.first))
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether targets are class labels, one for each example."""
+        targets = inputs_and_targets(self.first)[1]
+        return targets.ndim == 1 and not targets.is_floating_point() and not targets.is_complex()
+
+    def has(self, split: AnySplit) -> bool:
+        """Whether the module has a loader for a split."""
+        return _has(self.module, split)
 
     @cached_property
     def digest(self) -> str:
-        """Over all validation and test batches, and the number of training batches."""
-        digest = hashlib.sha256(str(len(self.module.train_dataloader())).encode())
-        for loader in ("val_dataloader", "test_dataloader"):
-            for pair in _pairs(self.module, loader):
-                for tensor in pair:
-                    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        """Over all validation and test batches, the first of training under a fixed seed, and the number of these."""
+        digest = hashlib.sha256(str(self.steps_per_epoch(0)).encode())
+        with undisturbed():
+            for split in LOADERS:
+                if self.has(split):
+                    seed_all("data module")
+                    looked_at = LOOKED_AT if split == "train" else WITHOUT_LENGTH
+                    for batch in islice(batches(self.module, split), looked_at):
+                        update_digest(digest, batch)
         return digest.hexdigest()
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches of the module, which has its own batch size."""
-        return len(self.module.train_dataloader())
+        """Batches of the module, which has its own batch size.
 
-    def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> "_Batches":
-        return _Batches(self.module, "train_dataloader", steps, shard, derived_seed(*key, "batches"))
+        Raises:
+            SettingsError: if they never end.
+        """
+        return self._steps
 
-    def evaluation(self, split: Split, shard: Shard) -> "_Batches":
-        loader = "val_dataloader" if split == "validation" else "test_dataloader"
-        return _Batches(self.module, loader, len(getattr(self.module, loader)()), shard, 0)
+    @cached_property
+    def _steps(self) -> int:
+        loader = getattr(self.module, LOADERS["train"])()
+        try:
+            return len(_combined(self.module, loader) if isinstance(loader, list | tuple | dict) else loader)
+        except (TypeError, NotImplementedError):
+            most = self.at_most or WITHOUT_LENGTH
+        with undisturbed():
+            seed_all("data module")
+            count = sum(1 for _ in islice(batches(self.module, "train"), most))
+        if count == WITHOUT_LENGTH:
+            raise SettingsError(
+                [
+                    f"data: train_dataloader() of {type(self.module).__name__} has no length and gave {count:,} "
+                    "batches; takes trainer.limit_train_batches=N for one that never ends"
+                ]
+            )
+        return count
+
+    def evaluation(self, split: Split, shard: Shard) -> Iterator[Batch]:
+        for batch in batches(self.module, split):
+            inputs, targets = inputs_and_targets(transferred(self.module, batch))
+            yield Batch(shard.of(inputs), shard.of(targets), of=len(targets))
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -65,95 +123,209 @@ class OwnBatches:
 
     def raw(self, split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
         """The module's own batches, and what it does to those of training."""
-        torch.manual_seed(0)
-        return _pairs(
-            self.module, {"train": "train_dataloader", "validation": "val_dataloader"}.get(split, "test_dataloader")
-        )
+        with undisturbed():
+            seed_all("data module")
+            yield from (inputs_and_targets(transferred(self.module, each)) for each in batches(self.module, split))
 
     def notes(self) -> list[str]:
         return []
 
 
-def own_module(data: OwnData) -> lightning.LightningDataModule:
+class Loaders(lightning.LightningDataModule):
+    """DataLoaders as a data module: for training, and if there are such for validation and test."""
+
+    def __init__(self, train: Any, validation: Any = None, test: Any = None) -> None:
+        super().__init__()
+        given: dict[AnySplit, Any] = {"train": train, "validation": validation, "test": test}
+        for split, loader in given.items():
+            if loader is not None:
+                setattr(self, LOADERS[split], lambda loader=loader: loader)
+
+
+def as_data_module(data: Any) -> Any:
+    """A data module of what is given in Python: one already, a loader to train on, or (train, validation, test) ones.
+
+    Raises:
+        SettingsError: if it is none of these.
+    """
+    if is_data_module(data):
+        return data
+    loaders = data if isinstance(data, tuple | list) else (data,)
+    if 1 <= len(loaders) <= 3 and all(each is None or isinstance(each, DataLoader) for each in loaders):
+        return Loaders(*loaders)
+    raise SettingsError(
+        [f"data: got {data!r}, takes a LightningDataModule, a DataLoader, or DataLoaders (train, validation, test)"]
+    )
+
+
+HOOKS = (
+    "prepare_data", "setup", "teardown", *LOADERS.values(), "on_before_batch_transfer", "transfer_batch_to_device",
+    "on_after_batch_transfer", "state_dict", "load_state_dict", "on_exception",
+)  # fmt: skip
+
+
+def adopted(module: Any, package: Any) -> Any:
+    """A data module as one of ``package``: itself, or one that hands on each of its hooks with its trainer."""
+    if isinstance(module, package.LightningDataModule):
+        return module
+
+    def handed_on(name: str) -> Any:
+        def hook(self: Any, *arguments: Any, **named: Any) -> Any:
+            module.trainer = self.trainer
+            return getattr(module, name)(*arguments, **named)
+
+        return hook
+
+    base = package_of(module).LightningDataModule
+    own = [
+        name
+        for name in HOOKS
+        if getattr(getattr(module, name, None), "__func__", None) is not getattr(base, name, None)
+    ]
+    return type(type(module).__name__, (package.LightningDataModule,), {name: handed_on(name) for name in own})()
+
+
+def own_module(data: OwnData) -> Any:
     """The data module that a dotted path names.
 
     Raises:
         SettingsError: if there is none, or it does not take these arguments.
     """
-    found = class_at(data.module, lightning.LightningDataModule, "LightningDataModule", "data.module")
-    return made(found, {}, data.arguments, "data.arguments")
+    takes = "takes the dotted path of a LightningDataModule class"
+    module = made(found_at(data.module, "data.module", takes), {}, data.arguments, "data.arguments")
+    if not is_data_module(module):
+        raise SettingsError([f"data.module: got {data.module!r}, which makes a {type(module).__name__}, {takes}"])
+    return module
 
 
-def own_batches(module: lightning.LightningDataModule) -> OwnBatches:
+def own_batches(module: Any, *, labels: bool, at_most: int | None = None) -> OwnBatches:
     """Sets a data module up and looks at its first batches.
 
+    ``labels``: whether batches must be inputs and targets, in which case all three loaders must be there.
+
     Raises:
-        SettingsError: if a loader is missing, has no length or no batches, or gives anything but (inputs, labels).
+        SettingsError: if a loader is missing or has no batches, or gives what it should not.
     """
     name = type(module).__name__
     try:
-        module.prepare_data()
-        for stage in ("fit", "test"):
-            module.setup(stage)
-        tuple(getattr(module, "classes", ()))
+        with undisturbed():
+            module.trainer = module.trainer or _onlooker(module)
+            module.prepare_data()
+            for stage in ("fit", "test"):
+                seed_all("data module")
+                module.setup(stage)
+            tuple(getattr(module, "classes", ()))
     except (Exception, SystemExit) as error:
         raise SettingsError([f"data: {name} cannot be set up: {one_line(error)}"]) from error
     faults = []
-    for loader in LOADERS:
+    for split, loader in LOADERS.items():
+        if not _has(module, split) and not (labels or split == "train"):
+            continue
         try:
-            if next(_pairs(module, loader), None) is None:
+            with undisturbed():
+                seed_all("data module")
+                found = next(batches(module, split), None)
+            if found is None:
                 faults.append(f"data: {loader}() of {name} gives no batches")
-            len(getattr(module, loader)())
+            elif labels:
+                _check_pair(module, loader, transferred(module, found))
         except PipelineError as error:
             faults.append(str(error))
         except Exception as error:
             faults.append(f"data: {loader}() of {name} fails: {one_line(error)}")
     if faults:
         raise SettingsError(faults)
-    return OwnBatches(module)
+    return OwnBatches(module, labels, at_most)
 
 
-def _pairs(module: lightning.LightningDataModule, loader: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs (N, ...) and labels int64 (N), batch by batch.
+def batches(module: Any, split: AnySplit) -> Iterator[Any]:
+    """The batches of a split; of several loaders as Lightning combines them."""
+    loader = getattr(module, LOADERS[split])()
+    if isinstance(loader, list | tuple | dict) or type(loader).__name__ == "CombinedLoader":
+        combined = loader if type(loader).__name__ == "CombinedLoader" else _combined(module, loader, split)
+        for batch, _, _ in combined:
+            yield batch
+    else:
+        yield from loader
+
+
+def _combined(module: Any, loaders: Any, split: AnySplit = "train") -> Any:
+    from importlib import import_module
+
+    combined = import_module(f"{package_of(module).__name__}.utilities.combined_loader")
+    found = combined.CombinedLoader(loaders, "max_size_cycle" if split == "train" else "sequential")
+    iter(found)
+    return found
+
+
+def transferred(module: Any, batch: Any) -> Any:
+    """A batch after the hooks that a data module has for its way to the device."""
+    before = module.on_before_batch_transfer(batch, 0)
+    return module.on_after_batch_transfer(module.transfer_batch_to_device(before, CPU, 0), 0)
+
+
+def inputs_and_targets(batch: Any) -> tuple[Any, Tensor]:
+    """What a network gets of a batch, and what its outputs are held against: a pair, or a mapping with ``labels``.
 
     Raises:
-        PipelineError: if a batch is anything else.
+        ValueError: if a batch is anything else.
     """
-    for number, batch in enumerate(getattr(module, loader)(), start=1):
-        pair = tuple(batch) if isinstance(batch, list | tuple) else ()
-        if len(pair) != 2 or not all(isinstance(each, Tensor) and each.layout is torch.strided for each in pair):
-            got = "a pair of something else" if len(pair) == 2 else f"a {type(batch).__name__} of another form"
-        elif pair[1].dtype != torch.int64 or pair[1].ndim != 1 or len(pair[0]) != len(pair[1]):
-            shapes = " and ".join(f"{tuple(each.shape)} {each.dtype}".replace("torch.", "") for each in pair)
-            got = f"tensors of {shapes}"
-        elif len(pair[1]) and int(pair[1].min()) < 0:
-            got = f"a label {int(pair[1].min())}"
-        else:
-            yield pair
-            continue
+    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+        return {name: each for name, each in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        return batch[0], batch[1]
+    raise ValueError(f"a {type(batch).__name__} of another form")
+
+
+def inputs_of(batch: Any) -> Any:
+    """What a LightningModule's forward most likely takes of a batch: the first of several parts, or all of it."""
+    if isinstance(batch, list | tuple) and len(batch):
+        return batch[0]
+    return batch
+
+
+def first_row(inputs: Any) -> Any:
+    """The same structure with one example."""
+    if isinstance(inputs, Tensor):
+        return inputs[:1]
+    if isinstance(inputs, Mapping):
+        return {name: first_row(each) for name, each in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return type(inputs)(first_row(each) for each in inputs)
+    return inputs
+
+
+def _check_pair(module: Any, loader: str, batch: Any) -> None:
+    """Raises a sentence where a batch is not inputs and targets of equal length."""
+    try:
+        inputs, targets = inputs_and_targets(batch)
+        length = len(first_tensor(inputs))
+        if not targets.ndim or length != len(targets):
+            raise ValueError(f"tensors of {tuple(first_tensor(inputs).shape)} and {tuple(targets.shape)}")
+    except (ValueError, TypeError, StopIteration) as error:
         raise PipelineError(
-            f"data: batch {number} of {loader}() of {type(module).__name__} is {got}; takes (inputs, labels), two "
-            "tensors of equal length, the labels whole numbers from 0 (int64)"
-        )
+            f"data: batch 1 of {loader}() of {type(module).__name__} is {error}; takes (inputs, targets) of equal "
+            "length, the targets a tensor; or a mapping of inputs with labels"
+        ) from error
 
 
-@dataclass(frozen=True)
-class _Batches:
-    module: lightning.LightningDataModule
-    loader: str
-    steps: int
-    shard: Shard
-    seed: int
+def first_tensor(inputs: Any) -> Tensor:
+    """The first tensor of a structure."""
+    while not isinstance(inputs, Tensor):
+        parts: Iterable[Any] = inputs.values() if isinstance(inputs, Mapping) else inputs
+        inputs = next(iter(parts))
+    return inputs
 
-    def __len__(self) -> int:
-        return self.steps
 
-    def __iter__(self) -> Iterator[Batch]:
-        torch.manual_seed(self.seed)
-        given = 0
-        for inputs, labels in islice(_pairs(self.module, self.loader), self.steps):
-            yield Batch(self.shard.of(inputs), self.shard.of(labels), of=len(labels))
-            given += 1
-        if given < self.steps:
-            name = type(self.module).__name__
-            raise PipelineError(f"data: {self.loader}() of {name} ends after {given} batches of {self.steps}")
+def _has(module: Any, split: AnySplit) -> bool:
+    """Whether a data module has the loader of a split: of its class, or given to it."""
+    base = getattr(package_of(module).LightningDataModule, LOADERS[split])
+    found = getattr(module, LOADERS[split], None)
+    return found is not None and getattr(found, "__func__", found) is not base
+
+
+def _onlooker(module: Any) -> Any:
+    """A Trainer for a data module that asks for one before any training."""
+    package = package_of(module)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return package.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **quiet)

@@ -66,10 +66,10 @@ def make(
     told("evaluating")
     accuracy = {split: accuracies(found, network, dataset, split) for split in ("validation", "test")}
     lost = accuracy["validation"]["float32"] - accuracy["validation"]["int8"]
-    if deploy.values == "int8" and lost > deploy.max_accuracy_drop + 1e-9:
+    if deploy.values == "int8" and lost > deploy.max_score_drop + 1e-9:
         raise PipelineError(
-            f"int8 loses {lost * 100:.2f} points of validation accuracy, deploy.max_accuracy_drop allows "
-            f"{deploy.max_accuracy_drop * 100:g}: deploy.values=float32 ships the float model"
+            f"int8 loses {lost * 100:.2f} points of validation accuracy, deploy.max_score_drop allows "
+            f"{deploy.max_score_drop * 100:g}: deploy.values=float32 ships the float model"
         )
     files = {"model.onnx": found.int8, "model_fp32.onnx": found.float32}
     kinds = {"model.onnx": "int8", "model_fp32.onnx": "float32"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,10 +25,34 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes, in the order of names."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name].detach().cpu().numpy())
-        sha.update(f"{name} {array.dtype} {array.shape}".encode())
-        sha.update(array.tobytes())
+        sha.update(f"{name} ".encode())
+        update_digest(sha, tensors[name])
     return sha.hexdigest()
+
+
+def update_digest(sha: Any, thing: Any) -> None:
+    """Takes anything into a digest: tensors and arrays by type, shape and bytes, collections part by part."""
+    if isinstance(thing, np.ndarray) and thing.dtype != object:
+        thing = torch.from_numpy(np.ascontiguousarray(thing)) if thing.dtype.kind in "biufc" else thing.tolist()
+    if isinstance(thing, Tensor):
+        tensor = thing.detach().cpu().contiguous()
+        sha.update(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape) or (1,)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(thing, Mapping):
+        for key, each in thing.items():
+            sha.update(f"{key!r}:".encode())
+            update_digest(sha, each)
+    elif isinstance(thing, list | tuple | set | frozenset):
+        sha.update(f"{len(thing)}".encode())
+        for each in thing:
+            update_digest(sha, each)
+    elif isinstance(thing, bytes | str | int | float | bool | complex | type(None)):
+        sha.update(repr(thing).encode())
+    elif hasattr(thing, "__dict__"):
+        sha.update(type(thing).__qualname__.encode())
+        update_digest(sha, vars(thing))
+    else:
+        sha.update(type(thing).__qualname__.encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:

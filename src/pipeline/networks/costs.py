@@ -4,7 +4,8 @@ One use of one weight is one MAC, so the MACs of a layer are its kept weights ti
 at. Biases, normalisation and activations are not counted, as in the pruning literature.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
 
-from pipeline.networks import ATTENTION_WEIGHTS, weight_layers
+from pipeline.networks.layers import (
+    ATTENTION_WEIGHTS,
+    EMBEDDING,
+    PRUNABLE,
+    in_evaluation,
+    layer_name,
+    weight_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -38,43 +46,76 @@ class LayerCost:
         return self.kept * self.positions
 
 
-def positions(network: nn.Module, example: Tensor) -> dict[str, int]:
-    """Parameter name -> how many times one input, ``example`` (1, ...), uses each of its weights.
+def positions(network: nn.Module, example: Any, include: Sequence[str] = ()) -> dict[str, int]:
+    """Parameter name -> how many times one input, ``example`` (1, ...) or a structure of such, uses each weight.
 
     A convolution uses a weight once for each place of its output map (a transposed one: of its input map), a linear
-    layer once for each vector it is applied to, a projection of an attention once for each of its tokens. A layer that
-    is called twice counts twice.
+    layer once for each vector it is applied to, a projection of an attention or a matrix of a recurrent layer once for
+    each of its tokens, an embedding never: it is looked up. A layer that is called twice counts twice, and so does a
+    weight that two layers share. Other parameters are not counted.
     """
-    layers = weight_layers(network)
-    counts = dict.fromkeys(layers, 0)
-
-    def count(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> None:
-        if isinstance(layer, nn.MultiheadAttention):
-            which = {"k": 1, "v": 2}.get(name.rsplit(".", 1)[-1][0], 0)
-            tokens = (*inputs, *named.values())[which]
-            counts[name] += tokens.numel() // tokens.shape[-1]
-            return
-        mapped = inputs[0] if getattr(layer, "transposed", False) else output
-        channels = mapped.shape[-1] if isinstance(layer, nn.Linear) else mapped.shape[1]
-        counts[name] += mapped.numel() // channels
-
-    hooks = [
-        layer.register_forward_hook(lambda m, i, n, o, name=name: count(name, m, i, n, o), with_kwargs=True)  # type: ignore[misc]
-        for name, layer in layers.items()
-    ]
-    was_training, fast = network.training, torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    with torch.no_grad(), set_stance("force_eager"):
-        network.eval()(example.to(next(network.parameters()).device))
-    torch.backends.mha.set_fastpath_enabled(fast)
-    network.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    for name, layer in network.named_modules():  # an attention applies its output layer without calling it
-        if isinstance(layer, nn.MultiheadAttention) and f"{name}.out_proj.weight" in counts:
-            own = next(f"{name}.{weight}" for weight in ATTENTION_WEIGHTS if f"{name}.{weight}" in counts)
-            counts[f"{name}.out_proj.weight"] = counts[own]
+    with counting(network, include) as counts, in_evaluation(network), set_stance("force_eager"):
+        run_on(network, example)
     return counts
+
+
+@contextmanager
+def counting(network: nn.Module, include: Sequence[str] = ()) -> Iterator[dict[str, int]]:
+    """Counts the uses of every weight, as ``positions`` does, while the network is called within the block."""
+    counts = dict.fromkeys(weight_layers(network, include), 0)
+    names: dict[Tensor, str] = {network.get_parameter(name): name for name in counts}
+
+    def count(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        for own, parameter in layer.named_parameters(recurse=False):
+            if parameter in names:
+                counts[names[parameter]] += _uses(layer, own, (*inputs, *named.values()), output)
+
+    hooks = [layer.register_forward_hook(count, with_kwargs=True) for layer in network.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield counts
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for hook in hooks:
+            hook.remove()
+        for layer in network.modules():  # an attention applies its output layer without calling it
+            if isinstance(layer, nn.MultiheadAttention) and layer.out_proj.weight in names:
+                own = next(getattr(layer, each) for each in ATTENTION_WEIGHTS if getattr(layer, each, None) in names)
+                counts[names[layer.out_proj.weight]] = counts[names[own]]
+
+
+def run_on(network: nn.Module, example: Any) -> Any:
+    """A network called on an example of any structure, on the device of its parameters."""
+    parameter = next(network.parameters(), None)
+    moved = example if parameter is None else _moved(example, parameter.device)
+    if isinstance(moved, Mapping):
+        return network(**moved)
+    return network(*moved) if isinstance(moved, tuple | list) else network(moved)
+
+
+def _moved(example: Any, device: torch.device) -> Any:
+    if isinstance(example, Tensor):
+        return example.to(device)
+    if isinstance(example, Mapping):
+        return {name: _moved(each, device) for name, each in example.items()}
+    if isinstance(example, list | tuple):
+        return type(example)(_moved(each, device) for each in example)
+    return example
+
+
+def _uses(layer: nn.Module, weight: str, inputs: tuple[Any, ...], output: Any) -> int:
+    """How many times a call of a layer has used each entry of one of its weights."""
+    if isinstance(layer, nn.MultiheadAttention):
+        tokens = inputs[{"k": 1, "v": 2}.get(weight[0], 0)]
+        return int(tokens.numel() // tokens.shape[-1])
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+        data = getattr(inputs[0], "data", inputs[0])  # of a PackedSequence, its rows
+        return int(data.numel() // data.shape[-1])
+    if not isinstance(layer, PRUNABLE) or isinstance(layer, EMBEDDING):
+        return 0
+    mapped = inputs[0] if getattr(layer, "transposed", False) else output
+    return int(mapped.numel() // mapped.shape[-1 if isinstance(layer, nn.Linear) else -layer.weight.ndim + 1])
 
 
 def layer_costs(
@@ -83,7 +124,7 @@ def layer_costs(
     """One row a layer; ``sizes`` are numbers of weights by parameter name. A layer without a mask is excluded."""
     return tuple(
         LayerCost(
-            name=name.removesuffix(".weight"),
+            name=layer_name(name),
             prunable=name in masks,
             weights=size,
             kept=int(masks[name].sum()) if name in masks else size,

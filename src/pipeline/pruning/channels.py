@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.compiler import set_stance
 from torch_pruning.ops import OPTYPE
 
-from pipeline.networks import weight_layers
+from pipeline.networks.layers import weight_layers
 from pipeline.pruning.masks import Masks
 
 LAYERS = (nn.Conv2d, nn.Linear)

@@ -1,6 +1,6 @@
 """Methods side by side over seeds, the way a paper does: medians with least and most, at equal density.
 
-Pure: records of runs in, methods and their tables out. Accuracies are shares of 1.
+Pure: records of runs in, methods and their tables out. All have one score, such as accuracy.
 """
 
 import statistics
@@ -10,20 +10,23 @@ from functools import cached_property
 
 from pipeline.ground import tables
 from pipeline.ground.errors import PipelineError
+from pipeline.objective.score import ACCURACY, Score
 from pipeline.settings.identity import LATER, LENGTHENS, NO_NUMBERS
 
 LOSSES = (0.0, 0.005, 0.01)
-"""Losses of accuracy against the dense network for which the density reached is told."""
+"""Losses against the dense network for which the density reached is told: points of a share, else shares of it."""
 FIGURES = (
-    "density", "test_accuracy", "validation_accuracy", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes",
+    "density", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes",
     "latency_ratio", "instructions", "sparse_latency_ratio", "sparse_instructions",
 )  # fmt: skip
-"""What a comparison reads of a round."""
+"""What a comparison reads of a round, beside the score."""
 NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for name in names} - {"model.weights"} | {
     "training.precision",
     "training.compile",
 }
 """Settings of network, data and training that may differ; what became of the last two stands under their bare names."""
+ALWAYS = {"training.label_smoothing"}
+"""Settings that earlier runs had and that are gone."""
 Recipe = tuple[tuple[str, str], ...]
 """What tells methods apart: names of settings with their values."""
 
@@ -39,6 +42,7 @@ class RunRecord:
     """Flat names of settings (and of what they became on the machine) to values, as text."""
     rounds: tuple[Mapping[str, float], ...]
     started_ms: int
+    score: Score = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,12 @@ class Point:
     index: int
     seeds: int
     figures: Mapping[str, Spread]
+    score: Spread
+    """The test score."""
 
     @property
     def density(self) -> float:
         return self.figures["density"].median
-
-    @property
-    def accuracy(self) -> Spread:
-        return self.figures["test_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class Method:
     name: str
     runs: Mapping[int, RunRecord]
 
+    @property
+    def score(self) -> Score:
+        """What its runs are scored by."""
+        return next(iter(self.runs.values())).score
+
     @cached_property
     def points(self) -> list[Point]:
         """The method at each round."""
@@ -93,13 +100,16 @@ class Method:
 
     def _point(self, index: int) -> Point:
         rounds = [run.rounds[index] for run in self.runs.values() if index < len(run.rounds)]
-        known = [name for name in FIGURES if all(name in figures for figures in rounds)]
-        return Point(index, len(rounds), {name: spread([figures[name] for figures in rounds]) for name in known})
+        wanted = (*FIGURES, self.score.validation, self.score.test)
+        known = [name for name in wanted if all(name in figures for figures in rounds)]
+        figures = {name: spread([figures[name] for figures in rounds]) for name in known}
+        return Point(index, len(rounds), figures, figures[self.score.test])
 
     def reached(self, loss: float) -> Point | None:
-        """The smallest density at which the median accuracy is at most ``loss`` under the dense network's."""
-        floor = self.points[0].accuracy.median - loss - 1e-9
-        return ([None] + [point for point in self.points if point.accuracy.median >= floor])[-1]
+        """The smallest density at which the median score is at most ``loss`` worse than the dense network's."""
+        dense = self.points[0].score.median
+        most = (loss if self.score.percent else loss * abs(dense)) + 1e-9
+        return ([None] + [each for each in self.points if self.score.drop(each.score.median, dense) <= most])[-1]
 
     @property
     def epochs_a_round(self) -> int:
@@ -148,7 +158,8 @@ def methods(runs: Sequence[RunRecord]) -> list[Method]:
 
 def _recipe(run: RunRecord) -> Recipe:
     """What tells methods apart. A policy has its name in the method's: the file is another for each seed."""
-    known = {f"pruning.{key}": str(value) for key, value in LATER.items()} | dict(run.settings)
+    later = {f"{part}.{key}": str(LATER[part][key]) for part in ("pruning", "retraining") for key in LATER[part]}
+    known = later | dict(run.settings)
     kept = {key: value for key, value in known.items() if key.split(".")[0] in ("pruning", "retraining")}
     passed = (*LENGTHENS, "policy")
     recipe = sorted((key, value) for key, value in kept.items() if key.split(".")[-1] not in passed)
@@ -166,9 +177,15 @@ def _apart(recipe: Recipe, recipes: Sequence[Recipe]) -> list[str]:
 
 def _differing(runs: Sequence[RunRecord]) -> Iterator[str]:
     """A sentence for each setting of network, data or training that is not the same in all runs."""
+    if len({run.score for run in runs}) > 1:
+        yield f"scores are {', '.join(sorted({run.score.test for run in runs}))}"
     for key in sorted({key for run in runs for key in run.settings}):
         group, _, name = key.partition(".")
-        if group not in (*NO_NUMBERS, "data_digest", "precision", "compile") or f"{group}.{name}" in NOT_COMPARED:
+        if (
+            key in ALWAYS
+            or group not in (*NO_NUMBERS, "data_digest", "precision", "compile")
+            or f"{group}.{name}" in NOT_COMPARED
+        ):
             continue
         values: dict[str, list[str]] = {}
         for run in sorted(runs, key=lambda run: run.started_ms):
@@ -183,17 +200,18 @@ def _some(names: Sequence[str]) -> str:
 
 
 def wins(one: Method, other: Method) -> tuple[int, int]:
-    """At how many points of equal seed and density ``one`` has the higher test accuracy, and how many there are.
+    """At how many points of equal seed and density ``one`` has the better test score, and how many there are.
 
     Round 0, which the methods share, does not count.
     """
     won = of = 0
     for seed in one.runs.keys() & other.runs.keys():
-        theirs = {round(each["density"], 4): each["test_accuracy"] for each in other.runs[seed].rounds[1:]}
+        test = one.score.test
+        theirs = {round(each["density"], 4): each[test] for each in other.runs[seed].rounds[1:]}
         for each in one.runs[seed].rounds[1:]:
             if (density := round(each["density"], 4)) in theirs:
                 of += 1
-                won += each["test_accuracy"] > theirs[density]
+                won += one.score.is_better(each[test], theirs[density])
     return won, of
 
 
@@ -207,22 +225,22 @@ def titles(methods: Sequence[Method]) -> dict[str, str]:
 
 
 def markdown(methods: Sequence[Method]) -> str:
-    """The tables: accuracy by density, what each method reaches, and wins at equal density."""
-    return "\n".join([accuracies(methods), _reached(methods), _ends(methods), _wins(methods)])
+    """The tables: scores by density, what each method reaches, and wins at equal density."""
+    return "\n".join([scores(methods), _reached(methods), _ends(methods), _wins(methods)])
 
 
-def accuracies(methods: Sequence[Method]) -> str:
-    """Test accuracy by density; by round where no two runs meet at a density."""
+def scores(methods: Sequence[Method]) -> str:
+    """Test scores by density; by round where no two runs meet at a density."""
     names = titles(methods)
     by_density = {method.name: {round(point.density, 4): point for point in method.points} for method in methods}
     densities = sorted({density for points in by_density.values() for density in points}, reverse=True)
     if len(densities) > 2 * max(len(method.points) for method in methods):  # filters meet no density to the weight
         return _by_round(methods)
     rows = [
-        [f"{density:.4f}", *(_cell(by_density[method.name].get(density), len(method.runs)) for method in methods)]
+        [f"{density:.4f}", *(_cell(by_density[method.name].get(density), method) for method in methods)]
         for density in densities
     ]
-    return f"Test accuracy in %: {_median_of(methods)}.\n\n" + tables.markdown(["density", *names.values()], rows)
+    return f"{_title(methods)}: {_median_of(methods)}.\n\n" + tables.markdown(["density", *names.values()], rows)
 
 
 def _by_round(methods: Sequence[Method]) -> str:
@@ -230,8 +248,8 @@ def _by_round(methods: Sequence[Method]) -> str:
     head, rows = ["method", *(f"round {index}" for index in range(most))], []
     for method, name in zip(methods, titles(methods).values(), strict=True):
         points = [*method.points, *[None] * (most - len(method.points))]
-        rows.append([name, *(_cell(point, len(method.runs)) for point in points)])
-    return f"Test accuracy in % by round: {_median_of(methods)}.\n\n" + tables.markdown(head, rows, left=[0])
+        rows.append([name, *(_cell(point, method) for point in points)])
+    return f"{_title(methods)} by round: {_median_of(methods)}.\n\n" + tables.markdown(head, rows, left=[0])
 
 
 def _median_of(methods: Sequence[Method]) -> str:
@@ -239,16 +257,26 @@ def _median_of(methods: Sequence[Method]) -> str:
     return f"median (least to most) of {seeds} seeds; a number in brackets: of so many"
 
 
-def _cell(point: Point | None, seeds: int) -> str:
+def _title(methods: Sequence[Method]) -> str:
+    score = methods[0].score
+    return f"Test {score.label}" + (" in %" if score.percent else f" ({score.better} is better)")
+
+
+def _cell(point: Point | None, method: Method) -> str:
     if point is None:
         return "-"
-    accuracy = point.accuracy * 100
-    words = f"{accuracy:.2f}" if point.seeds > 1 else f"{accuracy.median:.2f}"
-    return words + (f" [{point.seeds}]" if point.seeds < seeds else "")
+    return _number(point, method.score) + (f" [{point.seeds}]" if point.seeds < len(method.runs) else "")
+
+
+def _number(point: Point, score: Score) -> str:
+    value, spec = point.score * score.scale, ".2f" if score.percent else ".4g"
+    return format(value if point.seeds > 1 else value.median, spec)
 
 
 def _reached(methods: Sequence[Method]) -> str:
-    losses = ["no loss" if not loss else f"{loss * 100:g} points" for loss in LOSSES]
+    score = methods[0].score
+    unit = " points" if score.percent else "%"
+    losses = ["no loss" if not loss else f"{loss * 100:g}{unit}" for loss in LOSSES]
     head, rows = ["method", "epochs a round", *losses, "MACs kept there", "bytes there, int8"], []
     for method, name in zip(methods, titles(methods).values(), strict=True):
         points = [method.reached(loss) for loss in LOSSES]
@@ -259,7 +287,8 @@ def _reached(methods: Sequence[Method]) -> str:
         size = f"{costs['int8_bytes'].median:,.0f}" if "int8_bytes" in costs else "-"
         rows.append([name, str(method.epochs_a_round), *cells, macs, size])
     return (
-        "The smallest density at which the median test accuracy is no more than so much under the dense network's; "
+        f"The smallest density at which the median test {score.label} is no more than so much worse than the dense "
+        "network's; "
         f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + tables.markdown(head, rows, left=[0])
     )
 
@@ -279,15 +308,14 @@ ENDS: Mapping[str, tuple[str, str | None]] = {
 def _ends(methods: Sequence[Method]) -> str:
     measured = {figure for each in methods for figure in each.points[-1].figures}
     known = {label: end for label, end in ENDS.items() if end[0] in measured}
-    head, rows = ["method", "rounds", "test accuracy", *known], []
+    head, rows = ["method", "rounds", f"test {methods[0].score.label}", *known], []
     for method, name in zip(methods, titles(methods).values(), strict=True):
         last, dense = method.points[-1], method.points[0].figures
-        accuracy = f"{last.accuracy * 100:.2f}" if last.seeds > 1 else f"{last.accuracy.median * 100:.2f}"
         shares = [
             f"{last.figures[figure].median / (dense[of].median if of else 1):.3f}" if figure in last.figures else "-"
             for figure, of in known.values()
         ]
-        rows.append([name, str(last.index), accuracy, *shares])
+        rows.append([name, str(last.index), _number(last, method.score), *shares])
     return (
         "What is left at the end of the runs, as shares of the dense network's (medians). Time is that of ONNX "
         "Runtime's float model on one thread of the machine that measured it, instructions those of one inference on "
@@ -303,8 +331,8 @@ def _wins(methods: Sequence[Method]) -> str:
         counts = [wins(one, other) if other is not one else (0, 0) for other in methods]
         rows.append([names[one.name], *(f"{won} of {of}" if of else "-" for won, of in counts)])
     return (
-        "How often the method of the row has the higher test accuracy than that of the column, of all pairs of equal "
-        "seed and density.\n\n" + tables.markdown(head, rows, left=[0])
+        f"How often the method of the row has the better test {methods[0].score.label} than that of the column, of all "
+        "pairs of equal seed and density.\n\n" + tables.markdown(head, rows, left=[0])
     )
 
 
@@ -327,7 +355,7 @@ def rounds_csv(methods: Sequence[Method]) -> str:
     """A line for each round of each run."""
     rows = [
         {"method": method.name, "seed": seed, "round": index}
-        | {name: figures[name] for name in FIGURES if name in figures}
+        | {name: figures[name] for name in (*FIGURES, run.score.validation, run.score.test) if name in figures}
         for method in methods
         for seed, run in sorted(method.runs.items())
         for index, figures in enumerate(run.rounds)

@@ -65,7 +65,7 @@ def cells(runs: Sequence[RunRecord]) -> list[Cell]:
     most = max(dense, key=lambda point: point.seeds, default=None)
     first = Cell("dense", 1.0, DENSE, None, 0)
     if most is not None:
-        first = Cell("dense", 1.0, DENSE, most.accuracy * 100, most.seeds)
+        first = Cell("dense", 1.0, DENSE, most.score * 100, most.seeds)
     return [first, *(_cell(found, name, *each) for name, row in PUBLISHED.items() for each in row.items())]
 
 
@@ -81,7 +81,7 @@ def _cell(found: Sequence[Method], name: str, density: float, published: float) 
     if not points:
         return Cell(name, density, published, None, 0)
     best = max(points, key=lambda point: point.figures["validation_accuracy"].median)
-    return Cell(name, density, published, best.accuracy * 100, best.seeds)
+    return Cell(name, density, published, best.score * 100, best.seeds)
 
 
 def markdown(cells: Sequence[Cell]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.ground.progress import progress_bar, time_left
+from pipeline.objective.score import Score
 from pipeline.report.table import header, row
 from pipeline.rounds.job import Watcher
 from pipeline.rounds.ledger import Round
@@ -16,9 +17,9 @@ from pipeline.training.state import Epoch
 class Display(Watcher):
     """Shows a run. Off a terminal it prints the table's lines and nothing else."""
 
-    def __init__(self, planned_rounds: int | None, dense_epochs: int, epochs: int) -> None:
-        """``planned_rounds`` counts those after round 0; None if only accuracy ends the run."""
-        self.planned_rounds, self.epochs = planned_rounds, epochs
+    def __init__(self, score: Score, planned_rounds: int | None, dense_epochs: int, epochs: int) -> None:
+        """``planned_rounds`` counts those after round 0; None if only the score ends the run."""
+        self.score, self.planned_rounds, self.epochs = score, planned_rounds, epochs
         self.epochs_left = dense_epochs + (planned_rounds or 0) * epochs
         self.console = Console(soft_wrap=True, highlight=False)
         self.progress = progress_bar(self.console, shown=sys.stdout.isatty())
@@ -52,12 +53,12 @@ class Display(Watcher):
 
     def round_done(self, result: Round, folder: Path, *, trained: bool) -> None:
         if not self.rounds:
-            self.console.print(header())
+            self.console.print(header(self.score))
         if not trained:
             self.epochs_left -= len(result.history)
         self.rounds += 1
         self.trained += trained
-        self.console.print(row(result) + ("" if trained else "  (found)"))
+        self.console.print(row(result, self.score) + ("" if trained else "  (found)"))
 
     def note(self, sentence: str) -> None:
         self.console.print(sentence)
@@ -72,8 +73,8 @@ class Display(Watcher):
             return
         of = "" if self.planned_rounds is None else f"/{self.planned_rounds}"
         status = f"epoch {min(len(self.history) + 1, self.round_epochs)}/{self.round_epochs}"
-        if self.history:
-            status += f"  validation {self.history[-1].metrics['validation_accuracy']:.2%}"
+        if self.history and (reached := self.history[-1].metrics.get(self.score.validation)) is not None:
+            status += f"  {self.score.validation} {self.score.shown(reached)}"
         done = self.epochs_done + part_of_epoch
         if self.started is not None and done > 0.01 and self.planned_rounds is not None:
             left = (time.perf_counter() - self.started) / done * max(0.0, self.epochs_left - part_of_epoch)

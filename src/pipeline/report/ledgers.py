@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.ground.errors import PipelineError
+from pipeline.objective.score import Score
 from pipeline.report.comparison import RunRecord
-from pipeline.rounds.ledger import Ledger, dense_home, recorded_identity
+from pipeline.rounds.ledger import Ledger, dense_home, recorded_identity, recorded_score
 from pipeline.settings.groups import Pruning, Retraining
 from pipeline.settings.identity import LATER, LENGTHENS, flat
 from pipeline.training.retraining import run_title
@@ -38,8 +39,8 @@ def _records(runs: Path, name: str) -> Iterator[RunRecord]:
         ledger = Ledger(folder, identity)
         later = itertools.takewhile(lambda r: r is not None, map(ledger.read, itertools.count(1)))
         rounds = [each for each in (dense, *later) if each is not None]
-        pruning = LATER | dict.fromkeys(LENGTHENS) | identity["pruning"]
-        method = run_title(Pruning(**pruning), Retraining(**identity["retraining"]))
+        pruning = {**LATER["pruning"], **dict.fromkeys(LENGTHENS), **identity["pruning"]}
+        method = run_title(Pruning(**pruning), Retraining(**LATER["retraining"] | identity["retraining"]))
         if pruning["policy"] is not None:  # whose name says it: its shares are others for each seed
             pruning["shares"] = None
         yield RunRecord(
@@ -49,4 +50,5 @@ def _records(runs: Path, name: str) -> Iterator[RunRecord]:
             settings={key: str(value) for key, value in flat(identity | {"pruning": pruning}).items()},
             rounds=tuple(each.figures for each in rounds),
             started_ms=rounds[0].finished_ms,
+            score=Score.read(recorded_score(folder / "round-01" / "round.json")),
         )

@@ -21,13 +21,13 @@ COSTS = {
     "million ARM instructions": ("instructions", 1e-6),
     "million ARM instructions, sparse engine": ("sparse_instructions", 1e-6),
 }
-"""What accuracy is drawn against: a label, and the figure with its factor."""
+"""What a score is drawn against: a label, and the figure with its factor."""
 
 
-def accuracy_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str, title: str) -> Figure:
-    """Test accuracy (%) against what a network costs: a line a form of it, of (cost, accuracy) from round 0 on.
+def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str, axis: str, title: str) -> Figure:
+    """A score against what a network costs: a line a form of it, of (cost, score) from round 0 on.
 
-    A form with one round is a star; the dense network's accuracy is dotted.
+    A form with one round is a star; the dense network's score is dotted. ``axis`` is what the score is called.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -35,7 +35,7 @@ def accuracy_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: s
         form, size = ("o-", 4) if len(points) > 1 else ("k*", 10)
         axes.plot(*zip(*points, strict=True), form, markersize=size, label=label)
     axes.axhline(next(iter(lines.values()))[0][1], color="black", linestyle=":", linewidth=1)
-    axes.set(ylabel="test accuracy of the masked network (%)", title=title)
+    axes.set(ylabel=axis, title=title)
     _cost_axis(axes, cost, [x for points in lines.values() for x, _ in points])
     figure.legend(loc="outside lower center", ncols=len(lines))
     return figure
@@ -57,7 +57,7 @@ def layer_sparsity(round_: Round) -> Figure:
 
 
 def methods_figure(methods: Sequence[Method], title: str) -> Figure:
-    """Median test accuracy of each method, least to most over seeds shaded, against each cost that was measured."""
+    """Median test score of each method, least to most over seeds shaded, against each cost that was measured."""
     costs = _measured(methods)
     columns, rows = min(3, len(costs)), -(-len(costs) // 3)
     figure = Figure(figsize=(5.5 * columns, 1 + 4 * rows), layout="constrained")
@@ -66,21 +66,23 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
         axes.remove()
     for axes, label in zip(panels, costs, strict=False):
         for method, name in zip(methods, titles(methods).values(), strict=True):
-            xs, accuracies = _line(method, label)
-            (line,) = axes.plot(xs, [each.median for each in accuracies], marker="o", markersize=3, label=name)
+            xs, scores = _line(method, label)
+            (line,) = axes.plot(xs, [each.median for each in scores], marker="o", markersize=3, label=name)
             axes.fill_between(
                 xs,
-                [each.least for each in accuracies],
-                [each.most for each in accuracies],
+                [each.least for each in scores],
+                [each.most for each in scores],
                 color=line.get_color(),
                 alpha=0.15,
                 linewidth=0,
             )
-        axes.axhline(methods[0].points[0].accuracy.median * 100, color="black", linestyle=":", linewidth=1)
+        axes.axhline(
+            methods[0].points[0].score.median * methods[0].score.scale, color="black", linestyle=":", linewidth=1
+        )
         _cost_axis(axes, label, [x for method in methods for x in _line(method, label)[0]])
     panels[0].set(ylim=_shown(methods))
     for axes in panels[::columns]:
-        axes.set(ylabel="test accuracy (%)")
+        axes.set(ylabel=f"test {methods[0].score.axis}")
     figure.suptitle(title)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
@@ -92,14 +94,14 @@ def methods_page(methods: Sequence[Method], title: str) -> str:
     figure = make_subplots(1, len(costs), shared_yaxes=True, horizontal_spacing=0.03)
     for column, label in enumerate(costs, 1):
         for number, (method, name) in enumerate(zip(methods, titles(methods).values(), strict=True)):
-            xs, accuracies = _line(method, label)
+            xs, scores = _line(method, label)
             figure.add_trace(
                 plotly.Scatter(
                     x=xs,
-                    y=[each.median for each in accuracies],
+                    y=[each.median for each in scores],
                     error_y={
-                        "array": [each.most - each.median for each in accuracies],
-                        "arrayminus": [each.median - each.least for each in accuracies],
+                        "array": [each.most - each.median for each in scores],
+                        "arrayminus": [each.median - each.least for each in scores],
                         "thickness": 1,
                     },
                     mode="lines+markers",
@@ -113,18 +115,21 @@ def methods_page(methods: Sequence[Method], title: str) -> str:
             )
         figure.update_xaxes(title=label, type="log", autorange="reversed", row=1, col=column)
     figure.update_yaxes(range=_shown(methods))
-    figure.update_yaxes(title="test accuracy (%)", col=1)
+    figure.update_yaxes(title=f"test {methods[0].score.axis}", col=1)
     figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": -0.2})
     return str(figure.to_html(include_plotlyjs=True))
 
 
 def _shown(methods: Sequence[Method]) -> tuple[float, float]:
-    """The range of accuracies, in %, that is drawn. One method that falls far under all others leaves the picture."""
-    lows = sorted(min(point.accuracy.least for point in method.points) * 100 for method in methods)
-    top = max(point.accuracy.most for method in methods for point in method.points) * 100
+    """The range of scores that is drawn. One method that falls far behind all others leaves the picture."""
+    score = methods[0].score
+    sign = score.scale if score.better == "higher" else -score.scale
+    ends = [[sign * each for point in m.points for each in (point.score.least, point.score.most)] for m in methods]
+    lows, top = sorted(map(min, ends)), max(map(max, ends))
     bottom = lows[1] if len(lows) > 2 and lows[1] - lows[0] > top - lows[1] else lows[0]
-    margin = 0.05 * (top - bottom) + 0.1
-    return bottom - margin, top + margin
+    margin = 0.05 * (top - bottom) + 0.001 * score.scale
+    low, high = bottom - margin, top + margin
+    return (low, high) if score.better == "higher" else (-high, -low)
 
 
 def _cost_axis(axes: Axes, label: str, costs: Sequence[float]) -> None:
@@ -145,7 +150,7 @@ def _measured(methods: Sequence[Method]) -> list[str]:
 
 
 def _line(method: Method, label: str) -> tuple[list[float], list[Spread]]:
-    """What a method costs at the points where that is known, and its test accuracies in %."""
+    """What a method costs at the points where that is known, and its test scores."""
     figure, factor = COSTS[label]
     known = [point for point in method.points if figure in point.figures]
-    return [p.figures[figure].median * factor for p in known], [p.accuracy * 100 for p in known]
+    return [p.figures[figure].median * factor for p in known], [p.score * method.score.scale for p in known]

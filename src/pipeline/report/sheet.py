@@ -1,4 +1,4 @@
-"""The outcome sheet: what every round of a run is worth in bytes, time and instructions, beside its accuracy."""
+"""The outcome sheet: what every round of a run is worth in bytes, time and instructions, beside its score."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from pipeline.objective.score import Score
 from pipeline.report import pictures, table
 from pipeline.report.sizes import Sizes
 from pipeline.rounds.ledger import Round
@@ -13,40 +14,42 @@ from pipeline.rounds.ledger import Round
 Figures = Sequence[Mapping[str, float]]
 """Of every round what is known of it, in numbers; empty where that is nothing."""
 PICTURES = {
-    "accuracy_vs_sparsity.png": ("weights kept (%)", 100.0, {"masked network": "density"}),
-    "accuracy_vs_bytes.png": (
+    "vs_sparsity.png": ("weights kept (%)", 100.0, {"masked network": "density"}),
+    "vs_bytes.png": (
         "kB on disk",
         1e-3,
         {"packed float32": "float32_bytes", "packed int8": "int8_bytes", "plain export, dense": "dense_bytes"},
     ),
-    "accuracy_vs_time.png": (
+    "vs_time.png": (
         "time of an inference here, one thread (% of the dense float network's)",
         100.0,
         {"float32": "latency_ratio", "int8": "int8_latency_ratio", "sparse engine": "sparse_latency_ratio"},
     ),
-    "accuracy_vs_instructions.png": (
+    "vs_instructions.png": (
         "million ARM instructions of an inference",
         1e-6,
         {"float32": "instructions", "int8": "int8_instructions", "sparse engine": "sparse_instructions"},
     ),
 }
-"""By file: what accuracy is drawn against, the factor of its figures, and a line's label and figure."""
+"""By the end of a file's name: what the score is drawn against, its factor, and a line's label and figure."""
 OF_THE_DENSE = ("dense_bytes",)
 """Figures that are drawn of round 0 alone."""
 
 
-def curves(rounds: Sequence[Round], figures: Figures, method: str, title: str) -> dict[str, Figure]:
-    """The pictures of a run by file name: accuracy against density, and against each cost that two rounds have."""
+def curves(rounds: Sequence[Round], figures: Figures, score: Score, title: str) -> dict[str, Figure]:
+    """The pictures of a run by file name: its score against density, and against each cost that two rounds have."""
     known = [{**r.figures, **(figures[n] if figures else {})} for n, r in enumerate(rounds)]
+    test = score.test if score.test in known[0] else score.validation
     drawn = {}
     for name, (cost, factor, kinds) in PICTURES.items():
         lines = {}
         for label, kind in kinds.items():
             shown = known[:1] if kind in OF_THE_DENSE else known
-            if points := [(each[kind] * factor, each["test_accuracy"] * 100) for each in shown if kind in each]:
+            if points := [(each[kind] * factor, each[test] * score.scale) for each in shown if kind in each]:
                 lines[label] = points
         if "density" in kinds.values() or any(len(points) > 1 for points in lines.values()):
-            drawn[name] = pictures.accuracy_by_cost(lines, cost, f"{title}, {method}")
+            axis = f"test {score.axis} of the masked network"
+            drawn[f"{score.slug}_{name}"] = pictures.score_by_cost(lines, cost, axis, title)
     return drawn
 
 
@@ -56,7 +59,7 @@ def write(
     sizes: Sequence[Sizes],
     timings: Figures,
     best: Round,
-    method: str,
+    score: Score,
     title: str,
 ) -> list[Path]:
     """Table, figures and pictures of a run into a folder; the figures of ``best`` into ``metrics.json``.
@@ -65,11 +68,11 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     extra = [each.figures for each in sizes]
-    (folder / "rounds.md").write_text(table.markdown(rounds, extra))
+    (folder / "rounds.md").write_text(table.markdown(rounds, score, extra))
     known = [{**(extra[n] if extra else {}), **timings[n]} for n in range(len(rounds))]
     (folder / "rounds.csv").write_text(table.as_csv(rounds, known))
     figures = best.figures | known[best.index]
     (folder / "metrics.json").write_text(json.dumps({"round": best.index, **figures}, indent=1) + "\n")
-    for name, curve in curves(rounds, known, method, title).items():
+    for name, curve in curves(rounds, known, score, title).items():
         curve.savefig(folder / name, dpi=150)
     return sorted(folder.iterdir())

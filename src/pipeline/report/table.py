@@ -1,20 +1,29 @@
 """The round table: one row a round, the same on the terminal, in files and in the documents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.ground import tables
+from pipeline.objective.score import ACCURACY, Score
 from pipeline.rounds.ledger import Round
 
-COLUMNS = {
-    "round": lambda r: str(r.index),
-    "density": lambda r: f"{r.density:.4f}",
-    "sparsity": lambda r: f"{1 - r.density:.2%}",
-    "compression": lambda r: f"{r.figures['compression_ratio']:.2f}x",
-    "validation": lambda r: f"{r.figures['validation_accuracy']:.2%}",
-    "test": lambda r: f"{r.figures['test_accuracy']:.2%}",
-    "MACs kept": lambda r: f"{r.macs_kept / 1e6:.3f} M",
-    "seconds": lambda r: f"{r.seconds:.1f}",
-}
+Column = Callable[[Round], str]
+
+
+def columns(score: Score) -> dict[str, Column]:
+    """The columns by name: of accuracy, ``validation`` and ``test``, of another score its own names."""
+    names = ("validation", "test") if score == ACCURACY else (score.validation, score.test)
+    return {
+        "round": lambda r: str(r.index),
+        "density": lambda r: f"{r.density:.4f}",
+        "sparsity": lambda r: f"{1 - r.density:.2%}",
+        "compression": lambda r: f"{r.figures['compression_ratio']:.2f}x",
+        names[0]: lambda r: score.shown(r.figures.get(score.validation)),
+        names[1]: lambda r: score.shown(r.figures.get(score.test)),
+        "MACs kept": lambda r: f"{r.macs_kept / 1e6:.3f} M",
+        "seconds": lambda r: f"{r.seconds:.1f}",
+    }
+
+
 BYTE_COLUMNS = {
     "dense bytes": lambda sizes: f"{sizes['dense_bytes']:,.0f}",
     "float32": lambda sizes: f"{sizes['float32_bytes']:,.0f}",
@@ -27,24 +36,28 @@ Sizes = Sequence[Mapping[str, float]]
 """Figures by round, as ``outcome.Sizes`` gives them."""
 
 
-def header() -> str:
+def header(score: Score) -> str:
     """The names of the columns, as wide as a ``row``."""
-    return "".join(name.rjust(WIDTH) for name in COLUMNS)
+    return "".join(name.rjust(_width(name)) for name in columns(score))
 
 
-def row(round_: Round) -> str:
+def row(round_: Round, score: Score) -> str:
     """One round in a line."""
-    return "".join(show(round_).rjust(WIDTH) for show in COLUMNS.values())
+    return "".join(show(round_).rjust(_width(name)) for name, show in columns(score).items())
 
 
-def markdown(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
+def _width(name: str) -> int:
+    return max(WIDTH, len(name) + 2)
+
+
+def markdown(rounds: Sequence[Round], score: Score, sizes: Sizes = ()) -> str:
     """The table for a document; with ``sizes``, bytes of every round's files beside the rest."""
-    byte_columns = BYTE_COLUMNS if sizes else {}
+    shown, byte_columns = columns(score), BYTE_COLUMNS if sizes else {}
     rows = [
-        [show(r) for show in COLUMNS.values()] + [show(sizes[n]) for show in byte_columns.values()]
+        [show(r) for show in shown.values()] + [show(sizes[n]) for show in byte_columns.values()]
         for n, r in enumerate(rounds)
     ]
-    return tables.markdown([*COLUMNS, *byte_columns], rows)
+    return tables.markdown([*shown, *byte_columns], rows)
 
 
 def as_csv(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
@@ -52,11 +65,13 @@ def as_csv(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
     return tables.as_csv([{"round": r.index, **r.figures, **(sizes[n] if sizes else {})} for n, r in enumerate(rounds)])
 
 
-def bytes_table(rounds: Sequence[Round], sizes: Sizes) -> str:
+def bytes_table(rounds: Sequence[Round], score: Score, sizes: Sizes) -> str:
     """Bytes of every round's files, a line each, as wide as a ``row``."""
-    lines = [["round", "density", "test", *BYTE_COLUMNS]]
+    shown = columns(score)
+    first = [name for place, name in enumerate(shown) if name in ("round", "density") or place == len(shown) - 3]
+    lines = [[*first, *BYTE_COLUMNS]]
     for r, each in zip(rounds, sizes, strict=True):
-        lines.append([COLUMNS[name](r) for name in lines[0][:3]] + [show(each) for show in BYTE_COLUMNS.values()])
+        lines.append([shown[name](r) for name in first] + [show(each) for show in BYTE_COLUMNS.values()])
     return "\n".join("".join(cell.rjust(WIDTH) for cell in line) for line in lines)
 
 

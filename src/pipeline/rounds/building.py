@@ -2,85 +2,122 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as lightning
-import torch
+import pytorch_lightning
 from torch import Tensor, nn
 
-from pipeline.data import load
-from pipeline.data.own import own_batches
+from pipeline.data import AnyDataset, load
+from pipeline.data.dataset import Split
+from pipeline.data.module import RoundData, RoundPairs
+from pipeline.data.own import OwnBatches, adopted, as_data_module, own_batches
 from pipeline.ground.environment import environment, expanded
 from pipeline.ground.errors import SettingsError, one_line
-from pipeline.ground.randomness import derived_seed
+from pipeline.ground.packages import package_of
+from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.tensors import tensor_digest
-from pipeline.networks import build_network, check_scores, prunable
+from pipeline.networks import NETWORKS, build_module, build_network, check_scores, tried
+from pipeline.networks.behaviour import answers_of, behaviour_digest
+from pipeline.networks.costs import positions, run_on
+from pipeline.networks.layers import begin_training, left_out, prunable
 from pipeline.networks.weights import read_weights
+from pipeline.objective.own import own_score
+from pipeline.objective.rehearsal import Rehearsed, rehearsed
+from pipeline.objective.supervised import Supervised as SupervisedModule
+from pipeline.objective.supervised import score_of
 from pipeline.pruning.channels import ChannelGroup, channel_groups
 from pipeline.pruning.policy import read_policy, searched
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Ledger, dense_home, run_home, search_home
-from pipeline.settings.groups import Pruning, Settings
+from pipeline.settings.groups import OwnObjective, Pruning, Settings, Supervised
 from pipeline.settings.identity import amc_identity, dense_identity, run_identity
+from pipeline.training.optimizer import make_optimizer
+from pipeline.training.retraining import Span, training_span
+from pipeline.training.schedule import scheduled
 from pipeline.training.speed import resolved
+from pipeline.training.tape import Tape, scheduled_tape
+from pipeline.training.train import Trainable
+from pipeline.training.trainer import Factory, TrainerSettings
 
 
 def build_job(
     settings: Settings,
     runs: Path,
     network: nn.Module | None = None,
-    module: lightning.LightningDataModule | None = None,
+    data: Any = None,
+    trainer: Factory | None = None,
 ) -> tuple[Job, Site]:
-    """Loads the data and builds the network, unless they are given; writes nothing.
+    """Loads the data and builds the network or module, unless they are given; writes nothing.
 
     Raises:
-        SettingsError: with all that is wrong about the two.
+        SettingsError: with all that is wrong about them.
     """
-    dataset = load(settings.data) if module is None else own_batches(module)
-    training = resolved(settings.training, dataset.steps_per_epoch(settings.training.batch_size))
-    settings = dataclasses.replace(settings, training=training)
-    start: dict[str, Any] = dense_identity(settings) | {"data_digest": dataset.digest}
-
-    if network is None:
-        classes = len(dataset.classes)
-
-        def initial(attempt: int) -> Mapping[str, Tensor]:
-            return build_network(settings.model, dataset.example, classes, settings.seed, attempt).state_dict()
-
-        network = build_network(settings.model, dataset.example, classes, settings.seed)
+    objective, model = settings.objective, settings.model
+    limit = settings.trainer.get("limit_train_batches", 1.0)
+    at_most = limit if type(limit) is int else None
+    if data is None:
+        dataset = load(settings.data, labels=isinstance(objective, Supervised), at_most=at_most)
     else:
-        given = copy.deepcopy(network)
+        dataset = own_batches(as_data_module(data), labels=isinstance(objective, Supervised), at_most=at_most)
+    steps = _limited(dataset.steps_per_epoch(settings.training.batch_size), limit)
+    training = resolved(settings.training, steps, compilable=isinstance(objective, Supervised))
+    settings = dataclasses.replace(settings, training=training)
+    made = copy.deepcopy(network) if network is not None else _made(settings, dataset, 0)
+    initial = _initial(settings, dataset, made, given=network is not None)
+    start: dict[str, Any] = dense_identity(settings) | {"data_digest": dataset.digest}
+    if network is not None:
+        start["initial_digest"] = tensor_digest(made.state_dict())
 
-        def initial(attempt: int) -> Mapping[str, Tensor]:
-            return given.state_dict() if attempt == 0 else _fresh(given, settings.seed, attempt)
+    span = training_span(training, steps)
+    if isinstance(objective, Supervised):
+        trainable = _supervised(settings, dataset, made, span, trainer)
+        score, schedule = score_of(objective), partial(_schedule, settings, made, span)
+    else:
+        trainable, schedule = _own(settings, dataset, made, trainer), None
+    notes: tuple[str, ...] = ()
+    counted = None
+    if own_code := _own_code(settings, dataset, network):
+        found = rehearsed(trainable, model.module or str(model.network), settings.pruning.include)
+        trainable, notes = found.trainable, found.notes
+        if isinstance(objective, OwnObjective):
+            score = own_score(objective, found.logged, type(made).__name__)
+            if isinstance(dataset, OwnBatches) and found.example is not None:
+                dataset = dataclasses.replace(dataset, given=found.example)
+            counted = _counted(made, dataset, found, settings.pruning.include)
+        start["code"] = _code_digest(own_code, made, dataset)
 
-        start["initial_digest"] = tensor_digest(given.state_dict())
-    scores = check_scores(network, settings.model.network, dataset.example, len(dataset.classes))
     trained = None
-    if settings.model.weights is not None:
-        trained = read_weights(expanded(settings.model.weights), network)
+    if model.weights is not None:
+        trained = read_weights(expanded(model.weights), made)
         start["weights_digest"] = tensor_digest(trained)
     pruning = _with_shares(settings, search_home(runs, settings.name, start | {"amc": amc_identity(settings)}))
     settings = dataclasses.replace(settings, pruning=pruning)
     identity = start | run_identity(settings)
-    groups = _removable(network, dataset.example, settings.pruning) if settings.pruning.structure == "filter" else ()
-    _check_patterns(settings.pruning, groups, prunable(network, settings.pruning.exclude))
+    groups = _removable(made, dataset.example, pruning) if pruning.structure == "filter" else ()
+    _check_patterns(pruning, groups, prunable(made, pruning.exclude, pruning.include))
     if training.compile == "on":
-        network.compile(dynamic=False)
+        made.compile(dynamic=False)
     job = Job(
-        network=network,
+        network=made,
         dataset=dataset,
-        classes=scores,
+        trainable=trainable,
+        score=score,
+        steps_per_epoch=steps,
         training=training,
-        pruning=settings.pruning,
+        pruning=pruning,
         groups=groups,
         retraining=settings.retraining,
         seed=settings.seed,
         initial=initial,
         trained=trained,
+        schedule=schedule,
+        counted=counted,
+        notes=(*notes, *(() if groups else left_out(made, pruning.exclude, pruning.include))),
     )
     site = Site(
         dense=Ledger(*dense_home(runs, identity)),
@@ -88,6 +125,118 @@ def build_job(
         environment=environment(),
     )
     return job, site
+
+
+def _limited(steps: int, limit: int | float) -> int:
+    """Batches of an epoch under Lightning's ``limit_train_batches``: a number, or a share."""
+    return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+
+
+def _made(settings: Settings, dataset: AnyDataset, attempt: int) -> nn.Module:
+    if settings.model.module is not None:
+        return build_module(settings.model, settings.seed, attempt)
+    return build_network(settings.model, dataset.example, len(dataset.classes), settings.seed, attempt)
+
+
+def _initial(
+    settings: Settings, dataset: AnyDataset, made: nn.Module, *, given: bool
+) -> Callable[[int], Mapping[str, Tensor]]:
+    """Initial weights: of attempt 0 those of ``made``, of others new ones. Frozen parameters are always the first."""
+    first = {name: tensor.clone() for name, tensor in made.state_dict().items() if isinstance(tensor, Tensor)}
+    frozen = {name for name, each in made.named_parameters(remove_duplicate=False) if not each.requires_grad}
+    begin_training(made)
+
+    def initial(attempt: int) -> Mapping[str, Tensor]:
+        if attempt == 0:
+            return {name: tensor.clone() for name, tensor in first.items()}
+        fresh = _fresh(made, settings.seed, attempt) if given else _made(settings, dataset, attempt).state_dict()
+        return {name: first[name] if name in frozen else tensor for name, tensor in fresh.items()}
+
+    return initial
+
+
+def _supervised(
+    settings: Settings, dataset: AnyDataset, network: nn.Module, span: Span, factory: Factory | None
+) -> Trainable:
+    """A plain network with the loss and the metrics of the settings."""
+    assert isinstance(settings.objective, Supervised)
+    training, name = settings.training, str(settings.model.network)
+    if not isinstance(dataset, OwnBatches) or dataset.has_labels:
+        outputs = check_scores(network, name, dataset.example, len(dataset.classes))
+    else:
+        shape = tried(network, name, dataset.example).shape
+        outputs = shape[1] if len(shape) > 1 else 1
+    batches = tuple(span.steps(epoch) for epoch in range(span.last))
+    module = SupervisedModule(network, settings.objective, training, outputs=outputs, batches=batches)
+    if isinstance(dataset, OwnBatches):
+        data: Any = lambda key, span: adopted(dataset.module, pytorch_lightning)  # noqa: E731
+    else:
+        data = lambda key, span: RoundData(dataset, batch_size=training.batch_size, steps=span.steps, key=key)  # noqa: E731
+    trainer = TrainerSettings(
+        training, settings.trainer, factory, reload_every_epoch=not isinstance(dataset, OwnBatches)
+    )
+    return Trainable(module, network, data, trainer)
+
+
+def _own(settings: Settings, dataset: AnyDataset, module: nn.Module, factory: Factory | None) -> Trainable:
+    """A LightningModule of a user's, as it is."""
+    training, package = settings.training, package_of(module)
+
+    def data(key: tuple[int, int], span: Span) -> Any:
+        if isinstance(dataset, OwnBatches):
+            return adopted(dataset.module, package)
+        return adopted(RoundPairs(dataset, batch_size=training.batch_size, steps=span.steps, key=key), package)
+
+    own_data = isinstance(dataset, OwnBatches)
+    trainer = TrainerSettings(
+        training, settings.trainer, factory, distributed_sampler=own_data, reload_every_epoch=not own_data
+    )
+    base = package.LightningModule
+    known: tuple[Split, ...] = ("validation", "test")
+    splits = tuple(
+        split
+        for split in known
+        if getattr(type(module), f"{split}_step") is not getattr(base, f"{split}_step")
+        and (not isinstance(dataset, OwnBatches) or dataset.has(split))
+    )
+    return Trainable(module, module, data, trainer, splits=splits)
+
+
+def _schedule(settings: Settings, network: nn.Module, span: Span) -> Tape:
+    """The tape that the settings' schedule gives."""
+    training = settings.training
+    every = int(settings.trainer.get("accumulate_grad_batches", 1))
+    steps = [-(-span.steps(epoch) // every) for epoch in range(span.last)]
+    rate = scheduled(training.schedule, training.optimizer.rate, sum(steps))
+    return scheduled_tape(rate, steps, make_optimizer(network, training.optimizer).param_groups)
+
+
+def _own_code(settings: Settings, dataset: AnyDataset, network: nn.Module | None) -> tuple[str, ...]:
+    """What of a run is a user's own: the network or module, the data."""
+    own = () if network is None and settings.model.network in NETWORKS else ("network",)
+    return (*own, "data") if isinstance(dataset, OwnBatches) else own
+
+
+def _counted(
+    module: nn.Module, dataset: AnyDataset, found: Rehearsed, include: tuple[str, ...]
+) -> Mapping[str, int] | None:
+    """Uses of weights by an example, where ``forward`` cannot be called on one: as its steps use them."""
+    try:
+        positions(module, dataset.example, include)
+    except Exception:
+        return found.positions
+    return None
+
+
+def _code_digest(own: tuple[str, ...], network: nn.Module, dataset: AnyDataset) -> str:
+    """What the user's own code does, as a digest."""
+    parts = []
+    if "network" in own:
+        answers = answers_of(network, lambda asked: run_on(asked, dataset.example))
+        parts.append(behaviour_digest(network, answers))
+    if isinstance(dataset, OwnBatches):
+        parts.append(behaviour_digest(dataset.module))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _with_shares(settings: Settings, search: Path) -> Pruning:
@@ -109,7 +258,7 @@ def _with_shares(settings: Settings, search: Path) -> Pruning:
     return dataclasses.replace(pruning, policy=name, shares=shares)
 
 
-def _removable(network: nn.Module, example: Tensor, pruning: Pruning) -> tuple[ChannelGroup, ...]:
+def _removable(network: nn.Module, example: Any, pruning: Pruning) -> tuple[ChannelGroup, ...]:
     """The groups of channels that may go.
 
     Raises:
@@ -144,8 +293,8 @@ def _fresh(network: nn.Module, seed: int, attempt: int) -> Mapping[str, Tensor]:
         SettingsError: if a parameter belongs to a layer that has none.
     """
     network = copy.deepcopy(network)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, attempt, "initial weights"))
+    with undisturbed():
+        seed_all(seed, attempt, "initial weights")
         for name, layer in network.named_modules():
             reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
             if callable(reset):

@@ -9,47 +9,48 @@ from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.rounds.planning import planned_rounds
-from pipeline.settings.groups import Pruning
 
 
-def finished(rounds: Sequence[Round], pruning: Pruning) -> bool:
-    """Whether a limit is reached: the number of rounds, or the floor on validation accuracy.
+def finished(rounds: Sequence[Round], job: Job) -> bool:
+    """Whether a limit is reached: the number of rounds, or the floor on the validation score.
 
     The target density needs no word here: at the target a step removes nothing, and that ends the loop.
     """
+    pruning = job.pruning
     if pruning.rounds is not None and len(rounds) > pruning.rounds:
         return True
-    return pruning.max_accuracy_drop is not None and not _within(rounds[-1], rounds[0], pruning.max_accuracy_drop)
+    return not _within(rounds[-1], rounds[0], job)
 
 
-def chosen(rounds: Sequence[Round], pruning: Pruning) -> Round:
-    """The smallest round within the accuracy floor, or the last where there is no floor."""
-    if pruning.max_accuracy_drop is None:
-        return rounds[-1]
-    return [each for each in rounds if _within(each, rounds[0], pruning.max_accuracy_drop)][-1]
+def chosen(rounds: Sequence[Round], job: Job) -> Round:
+    """The smallest round within the floor of the score, or the last where there is no floor."""
+    return [each for each in rounds if _within(each, rounds[0], job)][-1]
 
 
-def wanted(rounds: Sequence[Round], index: int | None, pruning: Pruning) -> Round:
+def wanted(rounds: Sequence[Round], index: int | None, job: Job) -> Round:
     """The round of ``deploy.round``; None for the ``chosen`` one.
 
     Raises:
         SettingsError: if it is not complete.
     """
     if index is None:
-        return chosen(rounds, pruning)
+        return chosen(rounds, job)
     if index >= len(rounds):
         raise SettingsError([f"deploy.round: got {index}, takes 0 to {len(rounds) - 1}, the rounds that are complete"])
     return rounds[index]
 
 
-def _within(round_: Round, dense: Round, drop: float) -> bool:
-    accuracy, reference = (each.figures["validation_accuracy"] for each in (round_, dense))
-    return accuracy >= reference - drop - 1e-9
+def _within(round_: Round, dense: Round, job: Job) -> bool:
+    floor = job.pruning.max_score_drop
+    if floor is None:
+        return True
+    value, reference = (each.figures[job.score.validation] for each in (round_, dense))
+    return job.score.drop(value, reference) <= floor + 1e-9
 
 
 def ended(job: Job, rounds: Sequence[Round]) -> bool:
     """Whether no further round is asked for."""
-    if finished(rounds, job.pruning):
+    if finished(rounds, job):
         return True
     if job.groups and job.pruning.target_density is not None:
         last = rounds[-1]

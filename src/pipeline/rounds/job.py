@@ -10,8 +10,9 @@ from torch import Generator, Tensor, nn
 
 from pipeline.data.dataset import Dataset
 from pipeline.ground.randomness import generator
-from pipeline.networks import prunable, weight_layers
 from pipeline.networks.costs import LayerCost, layer_costs, positions
+from pipeline.networks.layers import prunable, weight_layers
+from pipeline.objective.score import Score
 from pipeline.pruning.channels import ChannelGroup
 from pipeline.pruning.cut import cut_filters, cut_weights
 from pipeline.pruning.masks import Masks, ones_like
@@ -20,6 +21,7 @@ from pipeline.settings.groups import Pruning, Retraining, Training
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.retraining import Span, retraining_span, run_title, training_span
 from pipeline.training.state import Epoch
+from pipeline.training.tape import Tape
 from pipeline.training.train import Trainable
 
 
@@ -76,14 +78,18 @@ class Watchers(Watcher):
 class Job:
     """All that decides a run's numbers.
 
-    ``classes`` is the number of scores that the network gives. ``groups`` are the channels that may go where whole
-    filters are pruned. ``initial(0)`` gives round 0's initial weights, ``initial(r)`` fresh ones for round r.
-    ``trained`` are weights that take the place of round 0's training.
+    ``trainable`` is the network as it is trained, ``steps_per_epoch`` its batches. ``groups`` are the channels that may
+    go where whole filters are pruned. ``initial(0)`` gives round 0's initial weights, ``initial(r)`` fresh ones for
+    round r. ``trained`` are weights that take the place of round 0's training. ``schedule`` gives the tape that
+    follows from the settings, where rates do. ``counted`` are uses of weights by an example, where ``forward`` alone
+    does not show them. ``notes`` are sentences that a person should read before the run.
     """
 
     network: nn.Module
     dataset: Dataset
-    classes: int
+    trainable: Trainable
+    score: Score
+    steps_per_epoch: int
     training: Training
     pruning: Pruning
     groups: tuple[ChannelGroup, ...]
@@ -91,6 +97,9 @@ class Job:
     seed: int
     initial: Callable[[int], Mapping[str, Tensor]]
     trained: Mapping[str, Tensor] | None
+    schedule: Callable[[], Tape] | None
+    counted: Mapping[str, int] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -105,11 +114,13 @@ class Job:
     @cached_property
     def positions(self) -> Mapping[str, int]:
         """How many times an input uses each weight of a layer, as ``costs.positions`` counts it."""
-        return positions(self.network, self.dataset.example)
+        if self.counted is not None:
+            return self.counted
+        return positions(self.network, self.dataset.example, self.pruning.include)
 
     @property
     def dense_span(self) -> Span:
-        return training_span(self.training, self.dataset.steps_per_epoch(self.training.batch_size))
+        return training_span(self.training, self.steps_per_epoch)
 
     @property
     def span(self) -> Span:
@@ -121,13 +132,13 @@ class Job:
         Filters go with what reads them and with their biases and normalisation, so those have masks too.
         """
         if not self.groups:
-            return self._ones(prunable(self.network, self.pruning.exclude))
+            return self._ones(prunable(self.network, self.pruning.exclude, self.pruning.include))
         vectors = {each.parameter for group in self.groups for each in group.vectors}
         return self._ones([*prunable(self.network), *sorted(vectors)])
 
     def whole(self) -> dict[str, Tensor]:
         """Masks of the dense network, whatever this run prunes of it."""
-        return self._ones(prunable(self.network))
+        return self._ones(prunable(self.network, include=self.pruning.include))
 
     def _ones(self, names: Sequence[str]) -> dict[str, Tensor]:
         return ones_like({name: self.network.get_parameter(name) for name in names})
@@ -148,12 +159,10 @@ class Job:
 
     def layers(self, masks: Masks) -> tuple[LayerCost, ...]:
         """What each layer costs under masks."""
-        sizes = {name: self.network.get_parameter(name).numel() for name in weight_layers(self.network)}
+        sizes = {
+            name: self.network.get_parameter(name).numel() for name in weight_layers(self.network, self.pruning.include)
+        }
         return layer_costs(sizes, self.positions, masks)
-
-    @property
-    def trainable(self) -> Trainable:
-        return Trainable(self.network, self.dataset, self.classes, self.training)
 
 
 @dataclass(frozen=True)

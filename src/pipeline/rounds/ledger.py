@@ -3,6 +3,7 @@
     <folder>/round-03/weights.safetensors      the network's plain state dict
                       optimizer.safetensors    what the optimizer remembers
                       masks.safetensors        the round's masks
+                      tape.safetensors         of round 0: the rates of all its steps
                       round.json               its record: written last, so its being there means "complete"
                       partial.safetensors      the last finished epoch of a round under way
              round-00/epoch-0012.safetensors   round 0 after 12 epochs, kept as a rewind point
@@ -24,6 +25,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -34,7 +36,8 @@ from pipeline.networks.costs import LayerCost, density
 from pipeline.pruning.masks import Masks
 from pipeline.settings.identity import fingerprint, flat
 from pipeline.training.ranks import ALONE, Ranks
-from pipeline.training.state import Epoch, State
+from pipeline.training.state import Epoch, State, UnderWay
+from pipeline.training.tape import Tape
 
 FORMAT = 1
 PARTIAL = "partial.safetensors"
@@ -44,7 +47,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Round:
-    """A complete round: what it cost, how it trained, what it reached. Accuracies are shares of 1."""
+    """A complete round: what it cost, how it trained, what it reached."""
 
     index: int
     layers: tuple[LayerCost, ...]
@@ -68,12 +71,11 @@ class Round:
     @property
     def figures(self) -> dict[str, float]:
         """The round in numbers: what the table, the tracking and the curves are made of."""
-        validation = {k: v for k, v in self.history[-1].metrics.items() if k.startswith("validation_")}
         return {
             "density": self.density,
             "sparsity": 1 - self.density,
             "compression_ratio": 1 / self.density if self.density else float("inf"),
-            **validation,
+            **self.history[-1].metrics,
             **self.test,
             "macs_dense": self.macs_dense,
             "macs_kept": self.macs_kept,
@@ -179,15 +181,23 @@ class Ledger:
         return self._load(index, "masks")
 
     @led
-    def write(self, round_: Round, state: State, masks: Masks, environment: Mapping[str, Any]) -> None:
-        """Completes a round: tensors first, then the record."""
+    def tape(self) -> Tape | None:
+        """The rates of round 0, if it recorded them."""
+        record = self._record(0)
+        return Tape.of(self._load(0, "tape")) if record is not None and "tape" in record["digests"] else None
+
+    @led
+    def write(self, round_: Round, reached: UnderWay, masks: Masks, score: str, environment: Mapping[str, Any]) -> None:
+        """Completes a round: tensors first, then the record. ``score`` is what ``Score.text`` says."""
         folder = self.path(round_.index)
-        parts = {"weights": state.network, "optimizer": state.optimizer, "masks": masks}
+        parts = {"weights": reached.state.network, "optimizer": reached.state.optimizer, "masks": masks}
+        parts |= {} if reached.tape is None else {"tape": reached.tape.tensors()}
         digests = {name: write_tensors(folder / f"{name}.safetensors", tensors) for name, tensors in parts.items()}
         record = {
             "format": FORMAT,
             "identity": self.identity,
             **dataclasses.asdict(round_),
+            "score": score,
             "digests": digests,
             "environment": environment,
         }
@@ -199,19 +209,19 @@ class Ledger:
         (self.path(index) / PARTIAL).unlink(missing_ok=True)
 
     @led
-    def partial(self, index: int) -> tuple[State, tuple[Epoch, ...]] | None:
-        """State and history of a round under way, after its last finished epoch."""
+    def partial(self, index: int) -> tuple[UnderWay, tuple[Epoch, ...]] | None:
+        """What a round under way goes on from, and its history, after its last finished epoch."""
         found = self._load_state(self.path(index) / PARTIAL)
         if found is None:
             return None
-        state, metadata = found
-        return state, tuple(Epoch(**epoch) for epoch in metadata["history"])
+        under_way, metadata = found
+        return under_way, tuple(Epoch(**epoch) for epoch in metadata["history"])
 
     @led
-    def write_partial(self, index: int, state: State, history: tuple[Epoch, ...]) -> None:
+    def write_partial(self, index: int, reached: UnderWay, history: tuple[Epoch, ...]) -> None:
         """Keeps the last finished epoch of a round under way."""
         told = [dataclasses.asdict(epoch) for epoch in history]
-        self._write_state(self.path(index) / PARTIAL, state, {"history": told})
+        self._write_state(self.path(index) / PARTIAL, reached, {"history": told})
 
     @led
     def rewind_points(self) -> list[int]:
@@ -222,13 +232,13 @@ class Ledger:
     def rewind_point(self, epoch: int) -> State | None:
         """Round 0 after so many epochs, if it was kept."""
         found = self._load_state(self._rewind_path(epoch))
-        return found[0] if found else None
+        return found[0].state if found else None
 
     @led
     def keep_rewind_point(self, epoch: int, state: State) -> None:
         """Keeps round 0 after so many epochs."""
         if not self._rewind_path(epoch).exists():
-            self._write_state(self._rewind_path(epoch), state, {})
+            self._write_state(self._rewind_path(epoch), UnderWay(state), {})
 
     def _rewind_path(self, epoch: int) -> Path:
         return self.path(0) / f"epoch-{epoch:04d}.safetensors"
@@ -258,21 +268,27 @@ class Ledger:
             raise PipelineError(f"{path} is not the file that the round's record names; {remedy(path.parent)}")
         return tensors
 
-    def _write_state(self, path: Path, state: State, metadata: Mapping[str, Any]) -> None:
-        tensors = {f"network:{name}": tensor for name, tensor in state.network.items()}
-        tensors |= {f"optimizer:{name}": tensor for name, tensor in state.optimizer.items()}
+    def _write_state(self, path: Path, reached: UnderWay, metadata: Mapping[str, Any]) -> None:
+        tensors = {f"network:{name}": tensor for name, tensor in reached.state.network.items()}
+        tensors |= {f"optimizer:{name}": tensor for name, tensor in reached.state.optimizer.items()}
+        if reached.tape is not None:
+            tensors |= {f"tape:{name}": tensor for name, tensor in reached.tape.tensors().items()}
+        if reached.rest:
+            tensors["rest:"] = torch.frombuffer(bytearray(reached.rest), dtype=torch.uint8)
         write_tensors(path, tensors, {"identity": self.identity, **metadata})
 
-    def _load_state(self, path: Path) -> tuple[State, Mapping[str, Any]] | None:
+    def _load_state(self, path: Path) -> tuple[UnderWay, Mapping[str, Any]] | None:
         if not path.exists():
             return None
         tensors, metadata = read_tensors(path)
         self._check_identity(path, metadata["identity"])
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "tape": {}, "rest": {}}
         for key, tensor in tensors.items():
             part, name = key.split(":", 1)
             parts[part][name] = tensor
-        return State(**parts), metadata
+        tape = Tape.of(parts["tape"]) if parts["tape"] else None
+        rest = parts["rest"][""].numpy().tobytes() if parts["rest"] else b""
+        return UnderWay(State(parts["network"], parts["optimizer"]), tape, rest), metadata
 
 
 def dense_home(runs: Path, identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -295,6 +311,12 @@ def recorded_identity(path: Path) -> dict[str, Any] | None:
     """The identity that a record was written with, or None if there is no record."""
     record = _read_record(path)
     return record and record["identity"]
+
+
+def recorded_score(path: Path) -> str | None:
+    """What a record says of its score, as ``Score.text`` wrote it; None of one of before there were others."""
+    record = _read_record(path)
+    return None if record is None else record.get("score")
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

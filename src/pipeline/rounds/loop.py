@@ -6,7 +6,7 @@
         start = by method: those very weights, round 0's at the rewind point, or fresh ones
         train from start through the last t epochs of the schedule, pruned weights held at zero
         evaluate, record
-        stop at the target density, at the number of rounds, or under the accuracy floor
+        stop at the target density, at the number of rounds, or under the floor of the score
 
 (Renda, Frankle and Carbin 2020, section 2). A round whose record exists is skipped, a round under way goes on from its
 last finished epoch, and so typing the same command again continues.
@@ -21,14 +21,20 @@ from torch import Tensor
 
 from pipeline.data.dataset import Split
 from pipeline.ground.errors import PipelineError
+from pipeline.ground.tensors import remedy
 from pipeline.pruning.cut import least_share
 from pipeline.pruning.masks import Masks, digest, kept
 from pipeline.pruning.prune import emptied
 from pipeline.rounds.choice import finished
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
-from pipeline.training.state import Epoch, State, masked
+from pipeline.training.retraining import retraining_tape
+from pipeline.training.state import Epoch, State, UnderWay, masked
+from pipeline.training.tape import Tape
 from pipeline.training.train import RoundPlan, evaluate, train_round
+
+NO_TRAINING = 0.01
+"""A held rate below this share of the highest is told about."""
 
 
 def run(job: Job, site: Site) -> list[Round]:
@@ -38,15 +44,20 @@ def run(job: Job, site: Site) -> list[Round]:
         PipelineError: if another process holds the ledger, the ledger is of other settings, or training diverges.
     """
     with site.ledger.locked():
+        for sentence in job.notes:
+            site.watcher.note(sentence)
         masks: Masks = job.alive()
         rounds = [dense_round(job, site)]
-        while not finished(rounds, job.pruning):
+        _tell_of_a_low_rate(job, site)
+        while not finished(rounds, job):
             index = len(rounds)
             if trained := site.ledger.read(index) is None:
                 before, masks = masks, _next_masks(job, site, index, masks)
                 if kept(masks) == kept(before):
                     break
-                plan = RoundPlan(job.span, masks, job.seed, index)
+                plan = RoundPlan(
+                    job.span, masks, job.seed, index, retraining_tape(job.retraining, recorded_tape(job, site))
+                )
                 _train_round(job, site, plan, partial(start_state, job, site, index))
             else:
                 site.ledger.clear(index)
@@ -76,6 +87,26 @@ def dense_round(job: Job, site: Site) -> Round:
     dense = dataclasses.replace(dense, layers=job.layers(job.alive()))
     site.watcher.round_done(dense, site.dense.path(0), trained=trained)
     return dense
+
+
+def _tell_of_a_low_rate(job: Job, site: Site) -> None:
+    """Holding the last rate of a schedule that ends near zero is no training at all."""
+    if job.retraining.rate == "hold" and job.retraining.hold == "last":
+        share = recorded_tape(job, site).end_share()
+        if share < NO_TRAINING:
+            site.watcher.note(
+                f"warning: fine-tuning holds the schedule's last rate, which is {share:.1g} of its highest: next to no "
+                "training; retraining.hold=0.1 holds a tenth of the highest"
+            )
+
+
+def recorded_tape(job: Job, site: Site) -> Tape:
+    """The tape of round 0; of one that recorded none (it was given trained, or is of before), that of its schedule."""
+    if (tape := site.dense.tape()) is not None:
+        return tape
+    if job.schedule is None:
+        raise PipelineError(f"{site.dense.path(0)} has no tape of the rates; {remedy(site.dense.path(0))}")
+    return job.schedule()
 
 
 def start_state(job: Job, site: Site, index: int) -> State:
@@ -115,7 +146,7 @@ def _take_trained(job: Job, site: Site, weights: Mapping[str, Tensor]) -> None:
     state = State(weights, {})
     metrics = _evaluated(job, "validation", state)
     validated = Epoch(number=0, rate=0.0, metrics=metrics, seconds=0.0, finished_ms=time.time_ns() // 1_000_000)
-    _record(job, site, 0, job.whole(), state, (validated,))
+    _record(job, site, 0, job.whole(), UnderWay(state), (validated,))
 
 
 def _rewind_point(job: Job, site: Site, epoch: int) -> State:
@@ -128,38 +159,39 @@ def _rewind_point(job: Job, site: Site, epoch: int) -> State:
     with dense.locked(wait=lambda holder: site.watcher.note(f"waiting for round 0, which {holder} uses")):
         if (state := dense.rewind_point(epoch)) is not None:
             return state
-        nearest = max([0, *(each for each in dense.rewind_points() if each < epoch)])
+        known = [] if job.trainable.own else dense.rewind_points()  # what callbacks remember is not kept there
+        nearest = max([0, *(each for each in known if each < epoch)])
         start = dense.rewind_point(nearest) or State(job.initial(0), {})
         site.watcher.note(f"training round 0 again from epoch {nearest} to {epoch}, the rewind point that was not kept")
-        reached: list[State] = []
-        plan = RoundPlan(dataclasses.replace(job.dense_span, last=epoch), job.whole(), job.seed, 0)
-        _train(job, site, plan, start, nearest, lambda _, state: reached.append(state))
-        dense.keep_rewind_point(epoch, reached[-1])
-        return reached[-1]
+        span = dataclasses.replace(job.dense_span, last=epoch)
+        plan = RoundPlan(span, job.whole(), job.seed, 0, recorded_tape(job, site))
+        reached = _train(job, site, plan, UnderWay(start), nearest, lambda *_: None).state
+        dense.keep_rewind_point(epoch, reached)
+        return reached
 
 
 def _train_round(job: Job, site: Site, plan: RoundPlan, start: Callable[[], State]) -> None:
     """Trains a round from its start, or from its last finished epoch, and completes it in the ledger."""
     index, span, ledger = plan.index, plan.span, site.ledger_of(plan.index)
-    state, history = ledger.partial(index) or (masked(start(), plan.masks), ())
+    under_way, history = ledger.partial(index) or (UnderWay(masked(start(), plan.masks)), ())
     site.watcher.round_started(index, span.last - span.first, history)
 
-    def on_epoch(epoch: Epoch, reached: State) -> None:
-        nonlocal state, history
-        state, history = reached, (*history, epoch)
+    def on_epoch(epoch: Epoch, reached: UnderWay) -> None:
+        nonlocal under_way, history
+        under_way, history = reached, (*history, epoch)
         if index == 0 and job.retraining.weights == "rewound" and len(history) == job.span.first:
-            ledger.keep_rewind_point(job.span.first, state)
-        ledger.write_partial(index, state, history)
+            ledger.keep_rewind_point(job.span.first, reached.state)
+        ledger.write_partial(index, reached, history)
         site.watcher.epoch_done(index, history)
 
     if len(history) < span.last - span.first:
-        _train(job, site, plan, state, span.first + len(history), on_epoch)
-    _record(job, site, index, plan.masks, state, history)
+        _train(job, site, plan, under_way, span.first + len(history), on_epoch)
+    _record(job, site, index, plan.masks, under_way, history)
 
 
-def _record(job: Job, site: Site, index: int, masks: Masks, state: State, history: tuple[Epoch, ...]) -> None:
+def _record(job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, history: tuple[Epoch, ...]) -> None:
     """Tests a round's result and completes the round in the ledger."""
-    test = _evaluated(job, "test", state)
+    test = _evaluated(job, "test", reached.state)
     result = Round(
         index=index,
         layers=job.layers(masks),
@@ -168,17 +200,22 @@ def _record(job: Job, site: Site, index: int, masks: Masks, state: State, histor
         seconds=sum(epoch.seconds for epoch in history),
         finished_ms=history[-1].finished_ms,
     )
-    site.ledger_of(index).write(result, state, masks, site.environment)
+    site.ledger_of(index).write(result, reached, masks, job.score.text(), site.environment)
     site.ledger_of(index).clear(index)
     for sentence in job.dataset.notes():
         site.watcher.note(sentence)
 
 
 def _train(
-    job: Job, site: Site, plan: RoundPlan, start: State, first_epoch: int, on_epoch: Callable[[Epoch, State], None]
-) -> None:
+    job: Job,
+    site: Site,
+    plan: RoundPlan,
+    start: UnderWay,
+    first_epoch: int,
+    on_epoch: Callable[[Epoch, UnderWay], None],
+) -> UnderWay:
     site.ranks.agree(digest(plan.masks), f"the masks of round {plan.index}")
-    train_round(
+    return train_round(
         job.trainable,
         plan,
         start,

@@ -4,13 +4,25 @@ Nothing behind ``build`` ever sees a Hydra object.
 """
 
 import dataclasses
+import difflib
+import inspect
 import math
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.ground.errors import SettingsError
-from pipeline.settings.groups import Data, ImagesInMemory, ImagesOnDisk, Pruning, Settings, Sgd, StepDecay
+from pipeline.settings.groups import (
+    Data,
+    ImagesInMemory,
+    ImagesOnDisk,
+    OwnObjective,
+    Pruning,
+    Settings,
+    Sgd,
+    StepDecay,
+    Supervised,
+)
 from pipeline.settings.strict import NO_MATCH, built, matched, shown, takes
 
 
@@ -46,6 +58,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
     if settings.name.strip() != settings.name or not settings.name or set("/\\:") & set(settings.name):
         yield f"name: got {settings.name!r}, takes a word that can name a folder"
     yield from _impossible_data(settings.data)
+    yield from _impossible_objective(settings)
+    yield from _impossible_trainer(settings.trainer)
     if settings.deploy.runner == "ssh" and not settings.deploy.host:
         yield "deploy.host: got null, takes the name of a board for deploy.runner=ssh"
     if settings.model.weights is not None and settings.retraining.weights == "rewound":
@@ -53,6 +67,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
             "retraining.weights: got rewound, but model.weights gives a network of which no earlier point is known; "
             "takes final or fresh (retraining=lr_rewinding, fine_tuning or reinitialisation)"
         )
+    if settings.retraining.hold != "last" and settings.retraining.rate == "replay":
+        yield f"retraining.hold: got {settings.retraining.hold} with retraining.rate=replay, takes last"
     if isinstance(optimizer, Sgd) and optimizer.nesterov and not optimizer.momentum:
         yield "training.optimizer.nesterov: got true with momentum 0, takes a momentum above 0"
     if isinstance(schedule, StepDecay) and list(schedule.milestones) != sorted(set(schedule.milestones)):
@@ -64,9 +80,9 @@ def _impossible(settings: Settings) -> Iterator[str]:
             f"pruning.target_density={shown(pruning.target_density)}, takes a share, or both of these"
         )
         return
-    if pruning.rounds is None and pruning.target_density is None and pruning.max_accuracy_drop is None and not given:
+    if pruning.rounds is None and pruning.target_density is None and pruning.max_score_drop is None and not given:
         yield (
-            "pruning: got rounds, target_density and max_accuracy_drop all null, takes at least one of them "
+            "pruning: got rounds, target_density and max_score_drop all null, takes at least one of them "
             "(else pruning would never end)"
         )
     if pruning.target_density is not None and pruning.rounds is not None and pruning.fraction is not None:
@@ -99,6 +115,60 @@ def _impossible(settings: Settings) -> Iterator[str]:
             f"pruning.empty_layer: got {share}, a share of every layer that is kept, "
             f"takes less than pruning.target_density={target}"
         )
+
+
+def _impossible_objective(settings: Settings) -> Iterator[str]:
+    model, objective = settings.model, settings.objective
+    if (model.network is None) == (model.module is None):
+        got = "neither" if model.network is None else "both"
+        yield f"model: got {got} of network and module, takes one of them"
+    elif model.module is not None and isinstance(objective, Supervised):
+        yield "objective: got a loss and metrics for a LightningModule, which has its own; takes objective=own"
+    elif model.module is None and isinstance(objective, OwnObjective):
+        yield (
+            "objective: got own for a plain network, which needs a loss; takes objective=classification, multilabel, "
+            "regression or segmentation"
+        )
+    if isinstance(objective, Supervised):
+        if objective.score not in (*objective.metrics, "loss"):
+            yield f"objective.score: got {objective.score!r}, takes {' or '.join((*objective.metrics, 'loss'))}"
+        for name, metric in objective.metrics.items():
+            if not isinstance(metric.get("metric"), str):
+                yield f"objective.metrics.{name}: got {shown(dict(metric))}, takes metric= with a dotted path"
+    elif model.weights is not None:
+        yield (
+            "model.weights: got a file for a LightningModule, of whose rates nothing is known without a training here; "
+            "takes null"
+        )
+
+
+SET_ELSEWHERE = {
+    "max_epochs": "training.epochs", "max_steps": "training.max_steps", "devices": "training.devices",
+    "num_nodes": "training.nodes", "min_epochs": "training.epochs", "min_steps": "training.max_steps",
+    "callbacks": "a module's configure_callbacks(), or in Python trainer=",
+}  # fmt: skip
+"""Arguments of Lightning's Trainer that have a setting of their own."""
+NOT_HERE = {
+    "max_time", "fast_dev_run", "overfit_batches", "enable_checkpointing", "barebones", "plugins",
+    "inference_mode", "num_sanity_val_steps",
+}  # fmt: skip
+"""Arguments of Lightning's Trainer with which rounds could not be exact, or continued."""
+
+
+def _impossible_trainer(trainer: Mapping[str, Any]) -> Iterator[str]:
+    if not trainer:
+        return
+    from pytorch_lightning import Trainer
+
+    known = [name for name in inspect.signature(Trainer).parameters if name not in NOT_HERE | set(SET_ELSEWHERE)]
+    for name, value in trainer.items():
+        if name in SET_ELSEWHERE:
+            yield f"trainer.{name}: got {shown(value)}, takes {SET_ELSEWHERE[name]}, which says the same"
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            yield f"trainer.{name}: unknown or not for rounds; " + (
+                f"did you mean trainer.{near[0]}?" if near else f"takes {', '.join(known)}"
+            )
 
 
 def _impossible_shares(pruning: Pruning) -> Iterator[str]:

@@ -22,6 +22,8 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf")
 """Inside the package where it is an installed wheel, at the top of the project where it is a checkout."""
 Composed = DictConfig
 """Settings as Hydra gives them to a task."""
+IMPLIED = {"model.module": {"model": "custom", "objective": "own"}, "data.module": {"data": "own"}}
+"""A setting of one's own code, and the options of groups that it has no meaning without."""
 MISUNDERSTOOD = (HydraException, OmegaConfBaseException)
 """What is raised where Hydra does not understand the command line."""
 
@@ -35,9 +37,22 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return mapping(compose("config", [*map(lenient, overrides)]))
+            return mapping(compose("config", understood(overrides)))
     except HydraException as error:
         raise SettingsError([f"settings: {sentence(error)}"]) from error
+
+
+def understood(arguments: Sequence[str]) -> list[str]:
+    """Overrides as they were typed, as Hydra takes them: leniently, with those options that they imply."""
+    named = {match[1] for each in arguments if (match := re.match(r"\+*([A-Za-z_][\w.]*)=", each))}
+    implied = {
+        group: option
+        for setting, options in IMPLIED.items()
+        if setting in named
+        for group, option in options.items()
+        if group not in named
+    }
+    return [*(f"{group}={option}" for group, option in implied.items()), *map(lenient, arguments)]
 
 
 def lenient(override: str) -> str:

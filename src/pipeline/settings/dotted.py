@@ -1,37 +1,33 @@
-"""A user's own classes, named by dotted path: whatever their code does wrong ends in a sentence."""
+"""A user's own code, named by dotted path: whatever it does wrong ends in a sentence."""
 
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.ground.errors import SettingsError, one_line
 
-Made = TypeVar("Made")
 
+def found_at(path: str, setting: str, takes: str) -> Callable[..., Any]:
+    """The class, function, class method or nested name that a dotted path names.
 
-def class_at(path: str, kind: type[Made], called: str, setting: str, takes: str = "takes") -> type[Made]:
-    """The class that a dotted path names, a subclass of ``kind``.
-
-    ``called`` is what a sentence calls ``kind``, ``takes`` what it takes beside a dotted path.
+    ``takes`` is what a sentence says that the setting takes.
 
     Raises:
-        SettingsError: if there is none, or its module cannot be imported.
+        SettingsError: if there is none that can be called, or its module cannot be imported.
     """
-    takes = f"{takes} the dotted path of a {called} class"
-    module, _, name = path.rpartition(".")
-    if not module:
+    if "." not in path:
         raise SettingsError([f"{setting}: got {path!r}, {takes}"])
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = pkgutil.resolve_name(path)
     except (Exception, SystemExit) as error:
         raise SettingsError([f"{setting}: got {path!r}, but {one_line(error)}; {takes}"]) from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        raise SettingsError([f"{setting}: got {path!r}, which is no {called} class; {takes}"])
+    if not callable(found):
+        raise SettingsError([f"{setting}: got {path!r}, which makes nothing; {takes}"])
     return found
 
 
-def made(make: Callable[..., Made], given: Mapping[str, Any], arguments: Mapping[str, Any], setting: str) -> Made:
+def made(make: Callable[..., Any], given: Mapping[str, Any], arguments: Mapping[str, Any], setting: str) -> Any:
     """``make`` called with what is given and with the user's arguments.
 
     Raises:
@@ -40,5 +36,13 @@ def made(make: Callable[..., Made], given: Mapping[str, Any], arguments: Mapping
     try:
         return make(**given, **arguments)
     except (Exception, SystemExit) as error:
-        takes = inspect.signature(make)
-        raise SettingsError([f"{setting}: got {dict(arguments)}, but {one_line(error)}; takes {takes}"]) from error
+        raise SettingsError(
+            [f"{setting}: got {dict(arguments)}, but {one_line(error)}; takes {_signature(make)}"]
+        ) from error
+
+
+def _signature(make: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(make))
+    except ValueError:
+        return "what it is documented to take"

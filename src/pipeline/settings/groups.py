@@ -19,10 +19,13 @@ ShareFromZero = Annotated[float, Takes("a share from 0 to below 1", lambda x: 0 
 
 @dataclass(frozen=True)
 class Model:
-    network: str
-    """A name of the table in ``pipeline.networks``, or the dotted path of any ``torch.nn.Module`` class."""
+    network: str | None
+    """A name of the table in ``pipeline.networks``, or the dotted path of what makes a ``torch.nn.Module``: a class, a
+    function, a class method. Null where ``module`` is given."""
+    module: str | None
+    """The dotted path of what makes a ``LightningModule`` of yours, which is trained as it is (``objective=own``)."""
     arguments: Mapping[str, Any]
-    """The network's own arguments; those of the table get input shape and classes from the data."""
+    """What it is made with; networks of the table get input shape and classes from the data."""
     weights: str | None
     """A file of trained weights (.safetensors, or a state dict in a .pt) that takes the place of round 0's training."""
 
@@ -145,18 +148,49 @@ class AdamW:
 
 Schedule = StepDecay | Cosine | OneCycle
 Optimizer = Sgd | AdamW
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Supervised:
+    kind: Literal["supervised"]
+    """A plain network with a loss: ``objective=classification``, ``multilabel``, ``regression``, ``segmentation``."""
+    loss: str
+    """Dotted path of a loss of torch, or of yours, that takes (outputs, targets)."""
+    loss_arguments: Mapping[str, Any]
+    """What the loss is made with, such as ``{label_smoothing: 0.1}``; a list of numbers becomes a tensor."""
+    metrics: Mapping[str, Mapping[str, Any]]
+    """Name -> ``metric``, the dotted path of a torchmetrics class, beside its arguments. Numbers of classes and labels
+    follow from the network's outputs."""
+    score: str
+    """The metric, or ``loss``, that choices are made by and that tables show."""
+    better: Better | None
+    """Whether more or less of the score is better; null for what the metric says of itself."""
+
+
+@dataclass(frozen=True)
+class OwnObjective:
+    kind: Literal["own"]
+    """What your ``LightningModule`` trains for."""
+    score: str | None
+    """The figure, as the module logs it in validation, that choices are made by and that tables show."""
+    better: Better | None
+    """Whether more or less of the score is better."""
+    test_score: str | None
+    """The same figure as the module logs it in its test; null for the same name with ``test``."""
+
+
+Objective = Supervised | OwnObjective
 
 
 @dataclass(frozen=True)
 class Training:
     epochs: Count
-    """T, the length of one training in passes over the training images."""
+    """T, the length of one training in passes over the training examples."""
     max_steps: Count | None
-    """Ends T inside its last epochs after so many steps; null for whole epochs."""
+    """Ends T inside its last epochs after so many batches; null for whole epochs."""
     batch_size: Count
-    """Images a step; the last batch of an epoch may be smaller."""
-    label_smoothing: ShareFromZero
-    """Label smoothing of the cross-entropy."""
+    """Images a step; the last batch of an epoch may be smaller. Data of your own have their own."""
     precision: Literal["auto", "float32", "bfloat16"]
     """Of layers' arithmetic (weights stay float32); auto: bfloat16 where the machine is fast at it."""
     compile: Literal["auto", "off", "on"]
@@ -166,9 +200,9 @@ class Training:
     nodes: Count
     """Machines that share each batch; the same command is started on each by torchrun or Slurm."""
     schedule: Schedule
-    """Learning rate over the training; choose with ``training/schedule=``."""
+    """Learning rate over the training; choose with ``training/schedule=``. A LightningModule has its own."""
     optimizer: Optimizer
-    """Choose with ``training/optimizer=``."""
+    """Choose with ``training/optimizer=``. A LightningModule has its own."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +230,16 @@ class Pruning:
     """A file that gives ``shares``; ``search`` for that which AMC finds by the settings ``amc``, before the run."""
     exclude: tuple[str, ...]
     """Patterns (as of file names) of layers that are never pruned, such as ``conv1`` or ``stage3.*``."""
+    include: tuple[str, ...]
+    """Patterns of weights that are pruned beside those of convolutions, linear and attention layers: of recurrent
+    layers, embeddings, or any parameter of two dimensions or more, such as ``lstm.*``."""
     rounds: Natural | None
     """Stop after so many rounds; null for no limit."""
     target_density: ProperShare | None
     """Stop at this share of weights kept, to the weight: the last round removes fewer. Null for no target."""
-    max_accuracy_drop: ShareFromZero | None
-    """Stop once validation accuracy is so far under the dense network's (0.01 is one point). Null for no floor."""
+    max_score_drop: NotNegative | None
+    """Stop once the validation score is so much worse than the dense network's (of accuracy, 0.01 is one point). Null
+    for no floor."""
     empty_layer: Literal["warn", "error"] | ProperShare
     """A layer about to lose its last weight: warn, stop with an error, or always keep this share of every layer."""
 
@@ -211,7 +249,9 @@ class Retraining:
     weights: Literal["final", "rewound", "fresh"]
     """A round starts from the last round's final weights, round 0's at the rewind point, or fresh random ones."""
     rate: Literal["replay", "hold"]
-    """The schedule from the rewind point to its end, or its last rate throughout."""
+    """The schedule from the rewind point to its end, or one rate throughout."""
+    hold: Literal["last"] | Share
+    """The rate that is held: the schedule's last, or a share of its highest."""
     length: Share
     """Length of a retraining as a share of T, in whole epochs: the rewind point is that long before T's end."""
     optimizer_state: Literal["keep", "reset"]
@@ -247,10 +287,10 @@ class Tracking:
 @dataclass(frozen=True)
 class Deploy:
     round: Natural | None
-    """Which round's network; null for the one within ``pruning.max_accuracy_drop``, or the last."""
+    """Which round's network; null for the one within ``pruning.max_score_drop``, or the last."""
     values: Literal["int8", "float32"]
     """What the bundle's model computes in."""
-    max_accuracy_drop: ShareFromZero
+    max_score_drop: ShareFromZero
     """How much validation accuracy int8 may lose against float32 (0.01 is one point)."""
     max_bytes: Count | None
     """How big the bundle's model may be; null for no limit."""
@@ -301,7 +341,10 @@ class Settings:
     """Folder of report, bundle and verification; null for ``artifacts`` in the project (or the current folder)."""
     model: Model
     data: Data
+    objective: Objective
     training: Training
+    trainer: Mapping[str, Any]
+    """Arguments of Lightning's ``Trainer``, such as ``trainer.gradient_clip_val=1``."""
     pruning: Pruning
     retraining: Retraining
     amc: Amc

@@ -6,35 +6,78 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.settings.groups import Settings
+from pipeline.settings.groups import OwnData, OwnObjective, Settings
 
-LENGTHENS = ("rounds", "max_accuracy_drop")
+LENGTHENS = ("rounds", "max_score_drop")
 """Pruning settings that change how far a run goes but no number on the way: they may change from call to call."""
-NO_NUMBERS = {"model": {"weights"}, "data": {"source", "workers"}, "training": {"devices", "nodes"}}
-"""Settings that say where and by how many hands, not what: the same run goes on with others."""
+NO_NUMBERS = {
+    "model": {"weights"},
+    "data": {"source", "workers"},
+    "objective": {"score", "better", "test_score"},
+    "training": {"devices", "nodes"},
+    "trainer": {
+        "accelerator", "strategy", "logger", "profiler", "enable_progress_bar", "enable_model_summary",
+        "log_every_n_steps", "default_root_dir", "detect_anomaly",
+    },
+}  # fmt: skip
+"""Settings that say where, by how many hands and what is looked at, not what: the same run goes on with others."""
+OF_A_NETWORK = {"optimizer", "schedule", "batch_size", "label_smoothing"}
+"""Training settings that a LightningModule has none of: it brings its own."""
+LATER: Mapping[str, Mapping[str, Any]] = {
+    "model": {"module": None},
+    "pruning": {
+        "structure": "weight", "mac_strength": 0.2, "norm": "l1", "measure": "weights", "shares": None, "policy": None,
+        "include": [],
+    },
+    "retraining": {"hold": "last"},
+    "objective": {
+        "kind": "supervised",
+        "loss": "torch.nn.CrossEntropyLoss",
+        "loss_arguments": {},
+        "metrics": {
+            "accuracy": {"metric": "torchmetrics.classification.MulticlassAccuracy", "average": "micro"},
+            "top5_accuracy": {
+                "metric": "torchmetrics.classification.MulticlassAccuracy", "average": "micro", "top_k": 5,
+            },
+        },
+    },
+}  # fmt: skip
+"""Settings that came later, at the values that earlier runs had: they are the same runs still."""
 
 
 def dense_identity(settings: Settings) -> dict[str, Any]:
-    """What determines the dense network: model, data, training and seed; not where the data lies."""
-    parts = {part: dataclasses.asdict(getattr(settings, part)) for part in NO_NUMBERS}
-    identity = {part: {k: v for k, v in parts[part].items() if k not in NO_NUMBERS[part]} for part in parts}
-    return plain({"seed": settings.seed, **identity})
-
-
-LATER: dict[str, Any] = {
-    "structure": "weight", "mac_strength": 0.2, "norm": "l1", "measure": "weights", "shares": None, "policy": None,
-}  # fmt: skip
-"""Pruning settings that came later, at the values that earlier runs had: they are the same runs still."""
+    """What determines the dense network: model, data, objective, training and seed; not where the data lies."""
+    identity = {part: _part(part, getattr(settings, part)) for part in NO_NUMBERS}
+    identity["training"]["label_smoothing"] = 0.0  # once a setting of its own
+    own_data = {"batch_size"} if isinstance(settings.data, OwnData) else set()
+    unused = OF_A_NETWORK if isinstance(settings.objective, OwnObjective) else own_data
+    identity["training"] = {key: value for key, value in identity["training"].items() if key not in unused}
+    if identity["objective"] == LATER["objective"]:
+        del identity["objective"]
+    if not identity["trainer"]:
+        del identity["trainer"]
+    return {"seed": settings.seed, **identity}
 
 
 def run_identity(settings: Settings) -> dict[str, Any]:
     """What determines a pruned run: the dense network's identity, the pruning and the retraining."""
-    pruning = dataclasses.asdict(settings.pruning)
-    left_out = {key for key in pruning if key in LENGTHENS or (key in LATER and pruning[key] == LATER[key])}
-    if settings.pruning.shares is not None:  # which are reached in those rounds
-        left_out.remove("rounds")
-    pruning = {key: value for key, value in pruning.items() if key not in left_out}
-    return plain(dense_identity(settings) | {"pruning": pruning, "retraining": dataclasses.asdict(settings.retraining)})
+    pruning = _part("pruning", settings.pruning)
+    for key in LENGTHENS:
+        if key != "rounds" or settings.pruning.shares is None:  # which are reached in those rounds
+            del pruning[key]
+    retraining = _part("retraining", settings.retraining)
+    return dense_identity(settings) | {"pruning": pruning, "retraining": retraining}
+
+
+def _part(part: str, group: Any) -> dict[str, Any]:
+    """A group's settings that change numbers, without those that came later at the values of before."""
+    values = plain(dict(group) if isinstance(group, Mapping) else dataclasses.asdict(group))
+    later = {} if part == "objective" else LATER.get(part, {})
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in NO_NUMBERS.get(part, ()) and not (key in later and value == later[key])
+    }
 
 
 def amc_identity(settings: Settings) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.files import whole
+from pipeline.objective.score import Score
 from pipeline.report.comparison import FIGURES, RunRecord
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import flat
@@ -194,7 +195,9 @@ class Store:
         for child in self._found("tags.kind = 'round' and attributes.status = 'FINISHED'"):
             parent, index = child.data.tags.get("mlflow.parentRunId"), int(child.data.tags["round"])
             if parent in rounds:
-                rounds[parent][index] = {key: child.data.metrics[key] for key in FIGURES if key in child.data.metrics}
+                score = _score(parents[parent])
+                wanted, known = (*FIGURES, score.validation, score.test), child.data.metrics
+                rounds[parent][index] = {key: known[key] for key in wanted if key in known}
         return [_tracked(run, _unbroken(rounds[parent])) for parent, run in parents.items() if 0 in rounds[parent]]
 
     def put(self, kind: str, title: str, folder: Path) -> None:
@@ -229,7 +232,12 @@ def _tracked(run: Run, rounds: tuple[Mapping[str, float], ...]) -> RunRecord:
         settings=run.data.params | {key: tags[key] for key in OF_THE_MACHINE if key in tags},
         rounds=rounds,
         started_ms=run.info.start_time,
+        score=_score(run),
     )
+
+
+def _score(run: Run) -> Score:
+    return Score.read(run.data.tags.get("score"))
 
 
 def _unbroken(rounds: Mapping[int, Mapping[str, float]]) -> tuple[Mapping[str, float], ...]:

@@ -23,7 +23,7 @@ from pipeline.ground.environment import git_commit
 from pipeline.ground.errors import Stopped, one_line
 from pipeline.report.pictures import layer_sparsity
 from pipeline.report.table import layers_csv
-from pipeline.rounds.job import Watcher
+from pipeline.rounds.job import Job, Watcher
 from pipeline.rounds.ledger import Ledger, Round
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
@@ -43,7 +43,7 @@ class Tracker(Watcher):
         settings: Settings,
         runs: Path,
         ledger: Ledger,
-        title: str,
+        job: Job,
         told: Callable[[str], None],
         reopen: bool = True,
     ) -> None:
@@ -56,14 +56,15 @@ class Tracker(Watcher):
         """
         self.store = Store(settings, runs, make=True)
         self.uri, self.client, self.where = self.store.uri, self.store.client, self.store.where
-        self.title, self.told = title, told
+        self.title, self.told = job.title, told
         self.identity = {"fingerprint": fingerprint(ledger.identity)[:16], "seed": str(ledger.identity["seed"])}
         with self.store.told():
-            parent = self.store.opened({**self.identity, "kind": "job"}, title, reopen)
+            parent = self.store.opened({**self.identity, "kind": "job"}, job.title, reopen)
             self.run_id, self.artifact_uri = parent.info.run_id, parent.info.artifact_uri
             self.tag(
                 {
-                    "method": title.split(",")[0],
+                    "method": job.method,
+                    "score": job.score.text(),
                     "data_digest": ledger.identity["data_digest"],
                     "precision": ledger.identity["training"]["precision"],
                     "compile": ledger.identity["training"]["compile"],

@@ -7,6 +7,10 @@ not keep its length.
 
 import math
 from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline.settings.groups import Cosine, OneCycle, Schedule, StepDecay
 
@@ -41,6 +45,14 @@ def _warm(step: int, rising_steps: int) -> float:
     return min(1.0, (step + 1) / rising_steps) if rising_steps else 1.0
 
 
-def held(rate: Rate, at_step: int) -> Rate:
-    """The rate at one position, whatever the step."""
-    return lambda step: rate(at_step)
+class Scheduled(LRScheduler):
+    """A pure schedule as one of torch's: every group gets the rate of the position, from ``first_step`` on."""
+
+    def __init__(self, optimizer: Optimizer, rate: Rate, first_step: int, total_steps: int) -> None:
+        self.rate, self.first_step, self.total_steps = rate, first_step, total_steps
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Any]:
+        """The rate of the present position; past the end, the last."""
+        position = min(self.first_step + self.last_epoch, self.total_steps - 1)
+        return [self.rate(position)] * len(self.optimizer.param_groups)

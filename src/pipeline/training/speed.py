@@ -16,8 +16,8 @@ COMPILE_REPAYS = 5000
 """Steps of one training from which on a GPU repays about a minute of compilation (on CPUs nothing was gained)."""
 
 
-def resolved(training: Training, steps_per_epoch: int) -> Training:
-    """The same settings with ``auto`` decided for this machine.
+def resolved(training: Training, steps_per_epoch: int, *, compilable: bool = True) -> Training:
+    """The same settings with ``auto`` decided for this machine; a LightningModule compiles its own parts.
 
     Raises:
         SettingsError: if ``training.compile`` is on and there is no C++ compiler.
@@ -25,7 +25,13 @@ def resolved(training: Training, steps_per_epoch: int) -> Training:
     precision, compiled = training.precision, training.compile
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16() else "float32"
-    if compiled == "auto":
+    if not compilable:
+        if compiled == "on":
+            raise SettingsError(
+                ["training.compile: got on for a LightningModule, which compiles its own parts; takes auto"]
+            )
+        compiled = "off"
+    elif compiled == "auto":
         long = min(training.epochs * steps_per_epoch, training.max_steps or sys.maxsize) >= COMPILE_REPAYS
         compiled = "on" if torch.cuda.is_available() and long and has_compiler() else "off"
     elif compiled == "on" and not has_compiler():

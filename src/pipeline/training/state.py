@@ -1,24 +1,39 @@
-"""All that training changes, as values: taken from a network and its optimizer, masked, and given back."""
+"""All that training changes, as values: taken from a network and its optimizers, masked, and given back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pipeline.pruning.masks import Masks
+from pipeline.training.tape import Tape
 
 
 @dataclass(frozen=True)
 class State:
-    """All that training changes, as CPU tensors of its own.
+    """What a round starts from and ends in, as CPU tensors of its own.
 
     ``network`` is the plain network's state dict. ``optimizer`` maps "<parameter>|<entry>" (such as
-    "conv.weight|momentum_buffer") to tensors; it is empty before the first step.
+    "conv.weight|momentum_buffer") to tensors, of a second optimizer "<parameter>|<entry>|1"; it is empty before the
+    first step.
     """
 
     network: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A training after some of its epochs: its state, the tape so far (of round 0), and what else goes on with it.
+
+    ``rest`` holds the states of schedulers, callbacks and hooks as ``torch.save`` writes them; empty for none.
+    """
+
+    state: State
+    tape: Tape | None = None
+    rest: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ class Epoch:
 
 
 def masked(state: State, masks: Masks) -> State:
-    """The state with every dead weight, and all that the optimizer remembers of it, exactly zero."""
+    """The state with every dead weight, and all that the optimizers remember of it, exactly zero."""
 
     def zeroed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         mask_of = {key: masks.get(key.split("|")[0]) for key in tensors}
@@ -45,14 +60,20 @@ def masked(state: State, masks: Masks) -> State:
     return State(zeroed(state.network), zeroed(state.optimizer))
 
 
-def capture(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> State:
+def capture(network: nn.Module, optimizers: Iterable[Optimizer] = ()) -> State:
     """A copy of all that training changes."""
-    entries = {} if optimizer is None else {
-        f"{name}|{entry}": value
-        for name, parameter in network.named_parameters()
-        for entry, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }  # fmt: skip
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+    entries = {}
+    for index, optimizer in enumerate(optimizers):
+        suffix = f"|{index}" if index else ""
+        remembered = {names[each]: kept for each, kept in optimizer.state.items() if each in names}
+        for name in [name for name in names.values() if name in remembered]:
+            for entry, value in remembered[name].items():
+                if isinstance(value, Tensor):
+                    entries[f"{name}|{entry}{suffix}"] = value
+                elif isinstance(value, int | float) and not isinstance(value, bool):
+                    kind = torch.int64 if isinstance(value, int) else torch.float64
+                    entries[f"{name}|{entry}#{suffix}"] = torch.tensor(value, dtype=kind)
     return State(_copied(network.state_dict()), _copied(entries))
 
 
@@ -60,14 +81,19 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor)
     }
 
 
-def restore(optimizer: torch.optim.Optimizer, network: nn.Module, entries: Mapping[str, Tensor]) -> None:
-    """Gives a new optimizer the entries of ``State.optimizer``, laid out in memory as their parameters are."""
+def restore(optimizers: Sequence[Optimizer], network: nn.Module, entries: Mapping[str, Tensor]) -> None:
+    """Gives new optimizers the entries of ``State.optimizer``, laid out and placed as their parameters are."""
     parameters = dict(network.named_parameters())
     for key, value in entries.items():
-        name, entry = key.rsplit("|", 1)
-        parameter = parameters[name]
-        like = torch.empty_like(parameter) if value.shape == parameter.shape and value.ndim else value.clone()
-        optimizer.state[parameter][entry] = like.copy_(value)
+        name, entry, *index = key.split("|")
+        parameter, state = parameters[name], optimizers[int(index[0]) if index else 0].state
+        if entry.endswith("#"):
+            state[parameter][entry[:-1]] = value.item()
+        elif value.shape == parameter.shape and value.ndim:
+            state[parameter][entry] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        else:
+            state[parameter][entry] = value.to(parameter.device, copy=True)

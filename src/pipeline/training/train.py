@@ -1,171 +1,268 @@
 """Training one round with Lightning, and evaluating what came of it.
 
 A round starts from a ``State`` and ends in one; what happens between depends on the state, the span of epochs, the
-masks and (seed, round) alone. That is why a round can stop after any epoch and continue from it bit for bit.
+masks, the tape and (seed, round) alone. That is why a round can stop after any epoch and continue from it bit for bit.
 """
 
-import logging
+import io
 import math
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from pipeline.data.dataset import Dataset, Split
-from pipeline.data.module import RoundData
-from pipeline.ground.errors import PipelineError
-from pipeline.ground.randomness import derived_seed
+from pipeline.data.dataset import Split
+from pipeline.ground.errors import PipelineError, one_line
+from pipeline.ground.randomness import derived_seed, seed_all
 from pipeline.pruning.masks import Masks
-from pipeline.settings.groups import Training
-from pipeline.training.module import Classifier
+from pipeline.training.alive import kept_dead
 from pipeline.training.retraining import Span
-from pipeline.training.schedule import Rate
-from pipeline.training.state import Epoch, State, capture, masked
+from pipeline.training.state import Epoch, State, UnderWay, capture, masked, restore
+from pipeline.training.tape import Recorder, Tape, set_numbers
+from pipeline.training.trainer import TrainerSettings, make_trainer
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """A network with the data and the settings that train it: what every training and evaluation of a run shares.
+    """What is trained, on what and how: all that the trainings and evaluations of a run share.
 
-    ``classes`` is the number of scores that the network gives. The network object survives all of them: they overwrite
-    its weights.
+    ``module`` is the LightningModule and ``network`` the part of it whose state counts (itself, where it is a user's).
+    Both survive all trainings, which overwrite their weights. ``data`` gives the data module of (seed, round) for a
+    span; ``splits`` names those that can be evaluated.
     """
 
+    module: nn.Module
     network: nn.Module
-    dataset: Dataset
-    classes: int
-    training: Training
+    data: Callable[[tuple[int, int], Span], Any]
+    trainer: TrainerSettings
+    channels_last: bool = True
+    splits: tuple[Split, ...] = ("validation", "test")
+
+    @property
+    def own(self) -> bool:
+        """Whether the module is a user's own, whose hooks and callbacks may remember anything."""
+        return self.module is self.network
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """What one round trains: the epochs of ``span``, under ``masks``; its draws follow from (``seed``, ``index``)."""
+    """What one round trains: the epochs of ``span``, under ``masks``; its draws follow from (``seed``, ``index``).
+
+    ``tape`` gives every step's rates; None records one, which is what round 0 does.
+    """
 
     span: Span
     masks: Masks
     seed: int
     index: int
+    tape: Tape | None = None
 
 
 def train_round(
     trainable: Trainable,
     plan: RoundPlan,
-    start: State,
+    start: UnderWay,
     *,
     first_epoch: int,
-    on_epoch: Callable[[Epoch, State], None],
+    on_epoch: Callable[[Epoch, UnderWay], None],
     on_batch: Callable[[int], None] | None = None,
-) -> None:
+) -> UnderWay:
     """Trains from ``start``, masked first, through the epochs ``first_epoch`` to ``plan.span.last`` (excluded).
 
-    After each epoch ``on_epoch`` gets its figures and the state; the last of these states is the round's result.
-    ``on_batch`` gets the number of batches done in the epoch.
+    After each epoch ``on_epoch`` gets its figures and what goes on from there; the last of these is returned too: the
+    round's result. ``on_batch`` gets the number of batches done in the epoch.
 
     Raises:
-        PipelineError: if the loss is not a finite number any more.
+        PipelineError: if the loss is not a finite number any more, or something ends the training early.
     """
-    network, training, span = trainable.network, trainable.training, plan.span
-    start = masked(start, plan.masks)
-    _load(network, start)
+    module, span = trainable.module, plan.span
+    start = UnderWay(masked(start.state, plan.masks), start.tape, start.rest)
+    _load(trainable, start.state)
     with torch.no_grad():
         for name, mask in plan.masks.items():  # once more: a tied weight has another name in the state dict
-            parameter = network.get_parameter(name)
+            parameter = trainable.network.get_parameter(name)
             parameter.masked_fill_(~mask.to(parameter.device), 0)
-    callbacks: list[lightning.Callback] = [
-        RewindAwareSchedule(span.rate, span.position, first_epoch),
-        KeepPruned(network, plan.masks),
-        _EpochEnd(span, first_epoch, (plan.seed, plan.index), on_epoch),
-    ]
-    callbacks += [_EachBatch(on_batch)] if on_batch else []
-    callbacks += [_OneSetOfStatistics()] if training.devices * training.nodes > 1 else []
-    round_data = RoundData(
-        trainable.dataset,
-        batch_size=training.batch_size,
-        steps={epoch: span.steps(epoch) for epoch in range(first_epoch, span.last)},
-        key=(plan.seed, plan.index),
-        first_epoch=first_epoch,
+    rates: RewindAwareSchedule | Recording = (
+        Recording(start.tape) if plan.tape is None else RewindAwareSchedule(plan.tape)
     )
-    trainer = _trainer(training, callbacks, epochs=span.last - first_epoch)
-    trainer.fit(Classifier(network, training, trainable.classes, start.optimizer), datamodule=round_data)
+    with kept_dead(trainable.network, plan.masks) as keep_pruned:
+        epochs = _Epochs(trainable, plan, rates, start, on_epoch)
+        callbacks: list[lightning.Callback] = [epochs, keep_pruned, rates]
+        callbacks += [_EachBatch(on_batch)] if on_batch else []
+        callbacks += [_OneSetOfStatistics(trainable.network)] if _processes(trainable) > 1 else []
+        trainer = make_trainer(module, trainable.trainer, callbacks, epochs=span.last)
+        past = plan.tape or start.tape
+        _begin_at(
+            trainer, first_epoch, past.global_step(first_epoch) if past else 0, first_epoch * span.steps_per_epoch
+        )
+        seed_all("data module")
+        trainer.fit(module, datamodule=trainable.data((plan.seed, plan.index), span))
+        return epochs.finish(trainer)
 
 
 def evaluate(trainable: Trainable, split: Split, state: State) -> dict[str, float]:
-    """Loss and accuracies of a state on the validation or the test split."""
-    training = trainable.training
-    _load(trainable.network, state)
-    module = Classifier(trainable.network, training, trainable.classes, {})
-    loaders = RoundData(trainable.dataset, batch_size=training.batch_size, steps={}, key=(0, 0), first_epoch=0)
-    trainer = _trainer(training, [], epochs=1)
+    """What the module logs of a state on the validation or the test split; of validation where it has no test."""
+    split = split if split in trainable.splits else "validation"
+    if split not in trainable.splits:
+        return {}
+    _load(trainable, state)
+    trainer = make_trainer(trainable.module, trainable.trainer, [], epochs=1)
     evaluation = trainer.validate if split == "validation" else trainer.test
-    evaluation(module, datamodule=loaders, verbose=False)
-    return module.collect(split)
+    seed_all("data module")
+    evaluation(trainable.module, datamodule=trainable.data((0, 0), Span(0, 0, 0, 0)), verbose=False)
+    return figures(trainer)
 
 
-class RewindAwareSchedule(lightning.Callback):
-    """Sets the rate of every step to that of its position in the schedule, wherever the round began."""
+class _EachStep(lightning.Callback):
+    """Calls ``at_step`` for every optimizer step, when its gradients are there and before it uses its numbers."""
 
-    def __init__(self, rate: Rate, position: Callable[[int, int], int], first_epoch: int) -> None:
-        """``position`` maps (epoch of round 0, batch) to a step of round 0; training begins at ``first_epoch``."""
-        self.rate, self.position, self.first_epoch = rate, position, first_epoch
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        rate = self.rate(self.position(self.first_epoch + trainer.current_epoch, batch_idx))
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = rate
-
-
-class KeepPruned(lightning.Callback):
-    """Takes dead weights out of every gradient, before norms are taken and the optimizer steps.
-
-    Together with a start from a ``masked`` state this keeps them at exactly zero: no gradient, no momentum, and a
-    decay of zero times anything.
-    """
-
-    def __init__(self, network: nn.Module, masks: Masks) -> None:
-        parameters = dict(network.named_parameters())
-        self.pairs = [(parameters[name], mask) for name, mask in masks.items() if not mask.all()]
+    epoch = 0
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        self.pairs = [(parameter, mask.to(parameter.device)) for parameter, mask in self.pairs]
-
-    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
-        for parameter, mask in self.pairs:
-            if parameter.grad is not None:
-                parameter.grad.mul_(mask)
-
-
-class _EpochEnd(lightning.Callback):
-    """Seeds each epoch, and reports it when it is done and validated."""
-
-    def __init__(self, span: Span, first_epoch: int, key: tuple[int, int], report: Callable[[Epoch, State], None]):
-        self.span, self.first_epoch, self.key, self.report = span, first_epoch, key, report
+        self.taken = [0] * len(trainer.optimizers)
+        for index, optimizer in enumerate(trainer.optimizers):
+            optimizer.register_step_pre_hook(self._before_step(index))
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        self.started = time.perf_counter()
-        self.epoch = self.first_epoch + trainer.current_epoch
-        torch.manual_seed(derived_seed(*self.key, self.epoch, "network"))
+        self.epoch, self.taken = trainer.current_epoch, [0] * len(trainer.optimizers)
+
+    def _before_step(self, index: int) -> Callable[..., Any]:
+        def before(optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            step = self.taken[index]
+            self.taken[index] += 1
+            closure = arguments[1] if len(arguments) > 1 else named.get("closure")
+            if closure is None:
+                self.at_step(index, step, optimizer.param_groups)
+                return None
+
+            def closed() -> Any:
+                loss = closure()
+                self.at_step(index, step, optimizer.param_groups)
+                return loss
+
+            self.before_closure(index, step, optimizer.param_groups)
+            return (arguments[0], closed), {key: value for key, value in named.items() if key != "closure"}
+
+        return before
+
+    def before_closure(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
+        """Where the optimizer computes its gradients itself: before it does."""
+
+    def at_step(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
+        raise NotImplementedError
+
+
+class RewindAwareSchedule(_EachStep):
+    """Replays the tape: every step uses the numbers of its position in round 0, wherever the round began."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+
+    def before_closure(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
+        self.at_step(optimizer, step, groups)
+
+    def at_step(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
+        set_numbers(groups, self.tape.at(optimizer, self.epoch, step))
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        super().on_fit_start(trainer, module)
+        if len(trainer.optimizers) != self.tape.optimizers:
+            raise PipelineError(
+                f"the module has {len(trainer.optimizers)} optimizers, round 0 had {self.tape.optimizers}"
+            )
+
+
+class Recording(_EachStep):
+    """Records the tape, behind what is on it already."""
+
+    def __init__(self, so_far: Tape | None) -> None:
+        self.recorder = Recorder(so_far)
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        super().on_train_epoch_start(trainer, module)
+        self.recorder.epoch(len(trainer.optimizers), trainer.global_step)
+
+    def at_step(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
+        self.recorder.step(optimizer, groups)
+
+
+class _Epochs(lightning.Callback):
+    """Begins where the round was left, seeds each epoch, and reports it when all that belongs to it is done.
+
+    That is at the start of the next, or after the last: schedulers that step after an epoch, and averages that become
+    the weights at the end, have done so then.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        plan: RoundPlan,
+        rates: RewindAwareSchedule | Recording,
+        start: UnderWay,
+        report: Callable[[Epoch, UnderWay], None],
+    ) -> None:
+        self.trainable, self.plan, self.rates, self.start, self.report = trainable, plan, rates, start, report
+        self.ended: tuple[int, float, int] | None = None
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        restore(trainer.optimizers, self.trainable.network, self.start.state.optimizer)
+        if self.start.rest:
+            _give_back(trainer, module, self.start.rest)
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self._report(trainer)
+        self.epoch, self.started = trainer.current_epoch, time.perf_counter()
+        key = (self.plan.seed, self.plan.index, self.epoch)
+        for loader in loaders(trainer):
+            _reseed(loader, derived_seed(*key, "loader"))
+        seed_all(*key, "network")
+        if (steps := self.plan.span.steps(self.epoch)) < self.plan.span.steps_per_epoch:
+            trainer.fit_loop.max_batches = trainer.val_check_batch = steps
+        if self.epoch == 0 and not self.trainable.trainer.reload_every_epoch:
+            iter(trainer.fit_loop._data_fetcher)  # its first iterator was made before anything was seeded
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        metrics = module.collect("train") | module.collect("validation")
-        if not math.isfinite(metrics["train_loss"]):
+        self.ended = self.epoch, time.perf_counter() - self.started, time.time_ns() // 1_000_000
+
+    def finish(self, trainer: Any) -> UnderWay:
+        """Reports the last epoch.
+
+        Raises:
+            PipelineError: if it is not the last of the span.
+        """
+        if self.ended is None or self.ended[0] != self.plan.span.last - 1:
+            done = 0 if self.ended is None else self.ended[0] + 1
             raise PipelineError(
-                f"round {self.key[1]}, epoch {self.epoch + 1}: the training loss is {metrics['train_loss']}: the "
-                "training has diverged; try a lower training.optimizer.rate or a warm-up"
+                f"round {self.plan.index} was stopped after epoch {done} of {self.plan.span.last} by a callback or the "
+                "module (trainer.should_stop); takes a training of full length, for which rates can be replayed"
             )
-        finished = Epoch(
-            number=self.epoch - self.span.first + 1,
-            rate=self.span.rate(self.span.position(self.epoch, 0)),
-            metrics=metrics,
-            seconds=time.perf_counter() - self.started,
-            finished_ms=time.time_ns() // 1_000_000,
-        )
-        self.report(finished, capture(module.network, trainer.optimizers[0]))
+        return self._report(trainer)
+
+    def _report(self, trainer: Any) -> UnderWay:
+        if self.ended is None:
+            return self.start
+        epoch, seconds, finished_ms = self.ended
+        self.ended = None
+        metrics = figures(trainer)
+        for name, value in metrics.items():
+            if name.startswith("train") and "loss" in name and not math.isfinite(value):
+                raise PipelineError(
+                    f"round {self.plan.index}, epoch {epoch + 1}: the training loss is {value}: the training has "
+                    "diverged; try a lower training.optimizer.rate or a warm-up"
+                )
+        tape = self.rates.recorder.tape(trainer.global_step) if isinstance(self.rates, Recording) else None
+        state = capture(self.trainable.network, trainer.optimizers)
+        reached = UnderWay(state, tape, _rest(trainer) if self.trainable.own else b"")
+        used = tape or self.plan.tape
+        assert used is not None
+        rate = used.at(0, epoch, 0).get((0, "lr"), 0.0) if used.optimizers else 0.0
+        self.report(Epoch(epoch - self.plan.span.first + 1, rate, metrics, seconds, finished_ms), reached)
+        return reached
 
 
 class _EachBatch(lightning.Callback):
@@ -179,34 +276,118 @@ class _EachBatch(lightning.Callback):
 class _OneSetOfStatistics(lightning.Callback):
     """Validates on every process with the leader's running statistics (of BatchNorm), which are those that are kept."""
 
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
     def on_validation_start(self, trainer: Any, module: Any) -> None:
-        for buffer in module.network.buffers():
+        for buffer in self.network.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
 
-def _load(network: nn.Module, state: State) -> None:
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _processes(trainable: Trainable) -> int:
+    return trainable.trainer.training.devices * trainable.trainer.training.nodes
+
+
+def _load(trainable: Trainable, state: State) -> None:
+    network = trainable.network
+    if trainable.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.load_state_dict(dict(state.network))
 
 
-def _trainer(training: Training, callbacks: list[lightning.Callback], epochs: int) -> lightning.Trainer:
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.utils._pytree")
-    return lightning.Trainer(
-        accelerator="auto",
-        devices=training.devices,
-        num_nodes=training.nodes,
-        strategy=DDPStrategy() if training.devices * training.nodes > 1 else "auto",
-        precision="bf16-mixed" if training.precision == "bfloat16" else "32-true",
-        max_epochs=epochs,
-        callbacks=callbacks,
-        deterministic=True,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+def figures(trainer: Any) -> dict[str, float]:
+    """What was logged, by name: numbers alone."""
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if not isinstance(value, Tensor) or value.numel() == 1
+    }
+
+
+def _begin_at(trainer: Any, epoch: int, global_step: int, batches: int) -> None:
+    """Has a new Trainer count from there, so that whatever a module reads of it is as it was in round 0."""
+    loop = trainer.fit_loop.epoch_loop
+    for counts in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
+        counts.ready = counts.started = counts.processed = counts.completed = epoch
+    for counts in (
+        loop.automatic_optimization.optim_progress.optimizer.step.total,
+        loop.manual_optimization.optim_step_progress.total,
+    ):
+        counts.ready = counts.completed = global_step
+    counts = loop.batch_progress.total
+    counts.ready = counts.started = counts.processed = counts.completed = batches
+    loop._batches_that_stepped = global_step
+
+
+def loaders(trainer: Any) -> Sequence[Any]:
+    """The DataLoaders of a training, wherever they stand in what the data module gave."""
+    found: list[Any] = []
+
+    def look(thing: Any) -> None:
+        if isinstance(thing, DataLoader):
+            found.append(thing)
+        elif isinstance(thing, Mapping):
+            for each in thing.values():
+                look(each)
+        elif isinstance(thing, list | tuple):
+            for each in thing:
+                look(each)
+
+    look(trainer.train_dataloader)
+    look(trainer.val_dataloaders)
+    return found
+
+
+def _reseed(loader: "DataLoader[Any]", seed: int) -> None:
+    """Has a loader's next pass follow from the seed: generators of its own, and workers that outlive an epoch."""
+    samplers = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    for holder in samplers:
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+    if loader.persistent_workers:
+        loader._iterator = None
+
+
+def _rest(trainer: Any) -> bytes:
+    """What schedulers, callbacks, hooks and precision remember, beside weights and optimizers."""
+    module, hooks = trainer.lightning_module, {"state_dict": trainer.lightning_module.state_dict()}
+    theirs = [each for each in trainer.callbacks if not type(each).__module__.startswith("pipeline.")]
+    for callback in theirs:
+        callback.on_save_checkpoint(trainer, module, hooks)
+    module.on_save_checkpoint(hooks)
+    kept = {
+        "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        "callbacks": {each.state_key: each.state_dict() for each in theirs},
+        "precision": trainer.precision_plugin.state_dict(),
+        "data": trainer.datamodule.state_dict(),
+        "hooks": hooks,
+    }
+    written = io.BytesIO()
+    torch.save(kept, written)
+    return written.getvalue()
+
+
+def _give_back(trainer: Any, module: Any, rest: bytes) -> None:
+    """Gives schedulers, callbacks, hooks and precision what ``_rest`` has kept.
+
+    Raises:
+        PipelineError: if a part of it is more than numbers, tensors and text.
+    """
+    try:
+        kept = torch.load(io.BytesIO(rest), map_location=module.device, weights_only=True)
+    except Exception as error:
+        raise PipelineError(
+            f"a scheduler, callback or hook keeps more than tensors, numbers and text ({one_line(error)}): this round "
+            "cannot go on from its last epoch; delete its partial.safetensors to train it from its start"
+        ) from error
+    for config, state in zip(trainer.lr_scheduler_configs, kept["schedulers"], strict=True):
+        config.scheduler.load_state_dict(state)
+    hooks = kept["hooks"]
+    for callback in trainer.callbacks:
+        if callback.state_key in kept["callbacks"]:
+            callback.on_load_checkpoint(trainer, module, hooks)
+            callback.load_state_dict(kept["callbacks"][callback.state_key])
+    module.on_load_checkpoint(hooks)
+    trainer.precision_plugin.load_state_dict(kept["precision"])
+    trainer.datamodule.load_state_dict(kept["data"])

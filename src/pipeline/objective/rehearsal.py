@@ -1,0 +1,192 @@
+"""A rehearsal: one batch of everything, before a training of hours. What cannot work is said now.
+
+The layout in memory, the precision and the determinism of a training are the pipeline's choice, and its risk: where a
+network of a user's fails under one of them and runs without, it runs without, and a sentence says so.
+"""
+
+import copy
+import dataclasses
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pipeline.data.own import first_row
+from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.randomness import seed_all, undisturbed
+from pipeline.networks.costs import counting
+from pipeline.training.retraining import Span
+from pipeline.training.train import Trainable, figures, loaders
+from pipeline.training.trainer import make_trainer
+
+ONE_BATCH = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a rehearsal showed: how the module can be trained, what it logs, what its ``forward`` gets of one example,
+    how often one example uses each weight, and what a person should know.
+    """
+
+    trainable: Trainable
+    logged: Mapping[str, float]
+    example: Any
+    positions: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+def rehearsed(trainable: Trainable, name: str, include: tuple[str, ...]) -> Rehearsed:
+    """Trains, validates and tests a copy on a batch each, under the pipeline's choices or without those that fail.
+
+    Raises:
+        SettingsError: if it fails in any case, or has a callback with which rounds cannot be of equal length.
+    """
+    failure: Exception | None = None
+    for told, choice in _choices(trainable):
+        try:
+            found = _on_one_batch(choice, include)
+        except SettingsError:
+            raise
+        except Exception as error:
+            failure = failure or error
+            continue
+        if told:
+            assert failure is not None
+            found = dataclasses.replace(found, notes=(f"{told}: else {name} fails ({one_line(failure)})", *found.notes))
+        return found
+    assert failure is not None
+    raise SettingsError([f"{name} fails on its first batch{_place(failure)}: {one_line(failure)}"]) from failure
+
+
+def _choices(trainable: Trainable) -> Iterator[tuple[str, Trainable]]:
+    """The trainable as it is, then with each of the pipeline's choices taken back, then with all."""
+    yield "", trainable
+    trainer = trainable.trainer
+    contiguous = dataclasses.replace(trainable, channels_last=False)
+    free = dataclasses.replace(trainer, deterministic="warn")
+    full = dataclasses.replace(trainer.training, precision="float32")
+    if any(parameter.ndim in (4, 5) for parameter in trainable.network.parameters()):
+        yield "trains without channels-last memory", contiguous
+    yield "trains without deterministic algorithms", dataclasses.replace(trainable, trainer=free)
+    if trainer.training.precision != "float32":
+        exact = dataclasses.replace(trainer, training=full)
+        yield "trains in float32", dataclasses.replace(trainable, trainer=exact)
+    plain = dataclasses.replace(free, training=full)
+    yield (
+        "trains in float32, without channels-last memory or deterministic algorithms",
+        dataclasses.replace(contiguous, trainer=plain),
+    )
+
+
+class _Onlooker(lightning.Callback):
+    """Sees the loaders, the callbacks, and what the forward of a validation gets."""
+
+    def __init__(self, network: nn.Module, include: tuple[str, ...]) -> None:
+        self.network, self.include = network, include
+        self.example: Any = None
+        self.generators = False
+        self.examples = 1
+        self.counts: Mapping[str, int] = {}
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        if early := [type(each).__name__ for each in trainer.callbacks if _stops_early(each)]:
+            raise SettingsError(
+                [f"trainer: {early[0]} ends a training before its time, and a rewound rate needs rounds of one "
+                 "length; takes a fixed training.epochs, without it"]
+            )  # fmt: skip
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.generators = any(has_generator(each) for each in loaders(trainer))
+        self.examples = 1
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self._watch(batch)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._watched()
+
+    def on_validation_batch_start(
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._watch(batch)
+
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._watched()
+
+    def _watch(self, batch: Any) -> None:
+        self.examples = _examples(batch)
+        self.counter = counting(self.network, self.include)
+        self.live = self.counter.__enter__()
+        self.hook = self.network.register_forward_pre_hook(self._forward, with_kwargs=True)
+
+    def _watched(self) -> None:
+        self.hook.remove()
+        self.counter.__exit__(None, None, None)
+        self.counts = {name: count // self.examples for name, count in self.live.items()}
+
+    def _forward(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given: Any = named if named and not inputs else inputs
+        self.example = first_row(given[0] if isinstance(given, tuple) and len(given) == 1 else given)
+
+
+def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
+    try:
+        module = copy.deepcopy(trainable.module)
+    except Exception as error:
+        raise SettingsError([f"the module cannot be copied: {one_line(error)}"]) from error
+    network = module if trainable.own else module.get_submodule("network")
+    if trainable.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    onlooker = _Onlooker(network, include)
+    span = Span(0, 1, 1, 1)
+    logged: dict[str, float] = {}
+    with undisturbed():
+        trainer = make_trainer(module, trainable.trainer, [onlooker], epochs=1)
+        for limit in ONE_BATCH:
+            setattr(trainer, limit, min(1, int(getattr(trainer, limit) or 0) or 1))
+        trainer.loggers = []
+        seed_all("data module")
+        trainer.fit(module, datamodule=trainable.data((0, 0), span))
+        logged |= figures(trainer)
+        if "test" in trainable.splits:
+            seed_all("data module")
+            trainer.test(module, datamodule=trainable.data((0, 0), span), verbose=False)
+            logged |= figures(trainer)
+    given = getattr(module, "example_input_array", None)
+    notes: tuple[str, ...] = ()
+    if onlooker.generators:
+        notes = (
+            "the data's loader has a generator of its own: it is seeded anew for every epoch, from seed, round and "
+            "epoch, so that a run can continue",
+        )
+    return Rehearsed(trainable, logged, onlooker.example if given is None else given, onlooker.counts, notes)
+
+
+def has_generator(loader: "DataLoader[Any]") -> bool:
+    """Whether a loader draws from a generator of its own."""
+    holders = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+    return any(getattr(holder, "generator", None) is not None for holder in holders)
+
+
+def _stops_early(callback: object) -> bool:
+    return any(kind.__name__ == "EarlyStopping" for kind in type(callback).__mro__)
+
+
+def _examples(batch: Any) -> int:
+    """How many examples a batch has: the length of its first part."""
+    while isinstance(batch, Mapping | tuple) or ((isinstance(batch, list) and len(batch) == 2) and len(batch)):
+        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    return max(1, len(batch)) if isinstance(batch, list) or getattr(batch, "ndim", 0) > 0 else 1
+
+
+def _place(error: Exception) -> str:
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if "site-packages" not in each.filename]
+    own = [each for each in frames if "/pipeline/" not in each.filename]
+    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""

@@ -1,0 +1,179 @@
+"""A plain network with a loss and torchmetrics, as a LightningModule."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor, nn
+from torch.compiler import set_stance
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+from pipeline.data.dataset import Batch, Shard
+from pipeline.data.own import first_tensor, inputs_and_targets
+from pipeline.ground.errors import SettingsError
+from pipeline.networks.layers import outputs_of
+from pipeline.objective.score import Score
+from pipeline.settings.dotted import found_at, made
+from pipeline.settings.groups import Supervised as Objective
+from pipeline.settings.groups import Training
+from pipeline.training.optimizer import make_optimizer
+from pipeline.training.schedule import Scheduled, scheduled
+
+SPLITS = ("train", "validation", "test")
+
+
+class Supervised(lightning.LightningModule):
+    """Forward, loss, metrics, optimizer and schedule of a network whose outputs are held against targets.
+
+    ``outputs`` is how many numbers it gives at a place (classes, labels), ``batches`` how many each epoch of T has.
+    """
+
+    def __init__(
+        self, network: nn.Module, objective: Objective, training: Training, *, outputs: int, batches: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.network, self.settings, self.batches = network, training, batches
+        self.full_batch: int | None = None
+        self.loss = _loss(objective)
+        metrics = _metrics(objective, outputs)
+        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
+        self.metrics = nn.ModuleList(MetricCollection(dict(metrics)).clone() for _ in SPLITS)
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Outputs, at least float32. Of a compiled network, only full training batches run compiled."""
+        size = len(first_tensor(inputs))
+        self.full_batch = self.full_batch or size
+        full = self.training and size == self.full_batch
+        with nullcontext() if full or self.settings.compile == "off" else set_stance("force_eager"):
+            outputs = outputs_of(self.network, inputs)
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        """Loss of this process's part of a batch, weighted so that the mean over processes is that of the batch."""
+        part = self._part(batch)
+        loss = self._loss("train", part)
+        world = self.trainer.world_size
+        return loss if world == 1 else loss * (len(part.labels) * world / part.of)
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self._loss("validation", self._part(batch))
+
+    def test_step(self, batch: Any, _: int) -> None:
+        self._loss("test", self._part(batch))
+
+    def on_train_epoch_end(self) -> None:
+        self._log("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self._log("test")
+
+    def _part(self, batch: Any) -> Batch:
+        """This process's part of a batch: what came as one, or its rows of a whole."""
+        if isinstance(batch, Batch):
+            return batch
+        inputs, targets = inputs_and_targets(batch)
+        shard = Shard(self.trainer.global_rank, self.trainer.world_size)
+        return Batch(rows(inputs, shard), shard.of(targets), of=len(targets))
+
+    def _loss(self, split: str, batch: Batch) -> Tensor:
+        outputs = self(batch.inputs)
+        targets = batch.labels
+        if outputs.shape != targets.shape and outputs.shape == (*targets.shape, 1):
+            outputs = outputs.squeeze(-1)
+        loss: Tensor = self.loss(outputs, targets)
+        if len(targets):
+            mean_loss, metrics = self._of(split)
+            mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
+            metrics.update(outputs.detach(), targets)
+        return loss
+
+    def _of(self, split: str) -> tuple[MeanMetric, MetricCollection]:
+        index = SPLITS.index(split)
+        return cast(MeanMetric, self.losses[index]), cast(MetricCollection, self.metrics[index])
+
+    def _log(self, split: str) -> None:
+        """Logs loss and metrics of a split since the last call."""
+        mean_loss, metrics = self._of(split)
+        for name, value in {"loss": mean_loss.compute(), **metrics.compute()}.items():
+            self.log(f"{split}_{name}", value)
+        mean_loss.reset()
+        metrics.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.network, self.settings.optimizer)
+        total_steps = sum(-(-count // self.trainer.accumulate_grad_batches) for count in self.batches)
+        rate = scheduled(self.settings.schedule, self.settings.optimizer.rate, total_steps)
+        scheduler = Scheduled(optimizer, rate, self.trainer.global_step, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def rows(inputs: Any, shard: Shard) -> Any:
+    """A process's rows of inputs of any structure."""
+    if isinstance(inputs, Tensor):
+        return shard.of(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: rows(each, shard) for name, each in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return type(inputs)(rows(each, shard) for each in inputs)
+    return inputs
+
+
+def score_of(objective: Objective) -> Score:
+    """The score that the settings name.
+
+    Raises:
+        SettingsError: if the metric does not say what is better, and the settings neither.
+    """
+    name, better, percent = objective.score, objective.better, False
+    if name == "loss":
+        better = better or "lower"
+    else:
+        metric = _metric(name, objective, outputs=2)
+        higher = metric.higher_is_better
+        if better is None and higher is None:
+            raise SettingsError([f"objective.better: got null, but {name} does not say; takes higher or lower"])
+        better = better or ("higher" if higher else "lower")
+        percent = (metric.plot_lower_bound, metric.plot_upper_bound) == (0.0, 1.0)
+    return Score(f"validation_{name}", f"test_{name}", better, name.replace("_", " "), percent)
+
+
+def _loss(objective: Objective) -> nn.Module:
+    takes = "takes the dotted path of a loss, such as torch.nn.CrossEntropyLoss"
+    make = found_at(objective.loss, "objective.loss", takes)
+    arguments = {
+        name: torch.tensor(value, dtype=torch.float32) if isinstance(value, list | tuple) else value
+        for name, value in objective.loss_arguments.items()
+    }
+    return cast(nn.Module, made(make, {}, arguments, "objective.loss_arguments"))
+
+
+def _metrics(objective: Objective, outputs: int) -> dict[str, Metric]:
+    """The metrics; those over the best k classes where there are more than 2 k."""
+    return {
+        name: _metric(name, objective, outputs)
+        for name, settings in objective.metrics.items()
+        if outputs > 2 * int(settings.get("top_k", 0)) or "top_k" not in settings
+    }
+
+
+def _metric(name: str, objective: Objective, outputs: int) -> Metric:
+    """A metric made with its arguments, and with the number of outputs where it takes that."""
+    setting = f"objective.metrics.{name}"
+    arguments = dict(objective.metrics[name])
+    make = found_at(arguments.pop("metric"), setting, "takes metric= with the dotted path of a torchmetrics class")
+    known = inspect.signature(make).parameters
+    given: dict[str, Any] = {
+        count: outputs for count in ("num_classes", "num_labels") if count in known and count not in arguments
+    }
+    if "validate_args" in known and "validate_args" not in arguments:
+        given["validate_args"] = False
+    metric = made(make, given, arguments, setting)
+    if not isinstance(metric, Metric):
+        raise SettingsError([f"{setting}: got {objective.metrics[name]['metric']!r}, which is no torchmetrics class"])
+    return metric

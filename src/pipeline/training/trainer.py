@@ -1,0 +1,74 @@
+"""A fresh Lightning ``Trainer`` for every training: of the package that the module comes from, by the settings."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.packages import package_of
+from pipeline.settings.groups import Training
+
+Factory = Callable[..., Any]
+"""Makes a Trainer of the keywords that the pipeline needs, as ``lambda **needed: Trainer(**needed, logger=mine)``."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How trainings are run: ``training`` and ``arguments`` from the settings, or a ``factory`` of the user's.
+
+    ``deterministic`` is the pipeline's own choice, which a network that cannot has taken back. ``distributed_sampler``
+    says whether Lightning deals batches out to processes.
+    """
+
+    training: Training
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    factory: Factory | None = None
+    deterministic: bool | Literal["warn"] = True
+    distributed_sampler: bool = False
+    reload_every_epoch: bool = True
+
+
+def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequence[Any], epochs: int) -> Any:
+    """A Trainer for one training to the end of epoch ``epochs``, or for one evaluation.
+
+    Raises:
+        SettingsError: if Lightning does not take the arguments, or the user's factory returns something else.
+    """
+    training, package = settings.training, package_of(module)
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|lightning_fabric|torch.utils._pytree")
+    needed: dict[str, Any] = {
+        "accelerator": "auto",
+        "devices": training.devices,
+        "num_nodes": training.nodes,
+        "strategy": "ddp" if training.devices * training.nodes > 1 else "auto",
+        "precision": "bf16-mixed" if training.precision == "bfloat16" else "32-true",
+        "max_epochs": epochs,
+        "callbacks": [*callbacks],
+        "deterministic": settings.deterministic,
+        "reload_dataloaders_every_n_epochs": int(settings.reload_every_epoch),
+        "use_distributed_sampler": settings.distributed_sampler,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    if settings.factory is None:
+        try:
+            return package.Trainer(**{**needed, **settings.arguments})
+        except (TypeError, ValueError, package.utilities.exceptions.MisconfigurationException) as error:
+            raise SettingsError([f"trainer: got {dict(settings.arguments)}, but {one_line(error)}"]) from error
+    trainer = settings.factory(**{**needed, **settings.arguments})
+    if not isinstance(trainer, package.Trainer):
+        raise SettingsError([f"trainer: got {trainer!r}, takes a function that returns a {package.__name__}.Trainer"])
+    if missing := [each for each in callbacks if each not in trainer.callbacks]:
+        raise SettingsError(
+            [f"trainer: the Trainer lacks {type(missing[0]).__name__}; takes one made with the keywords given to it"]
+        )
+    return trainer
