@@ -69,13 +69,13 @@ class OneHot(Good):
 
 class Lengths(Good):
     def val_dataloader(self):
-        return [(torch.zeros(8, 64), torch.zeros(5, dtype=torch.int64))]
+        return Given((torch.zeros(8, 64), torch.zeros(5, dtype=torch.int64)))
 
 
 class ThreeLater(Good):
     def test_dataloader(self):
         pair = torch.zeros(8, 64), torch.zeros(8, dtype=torch.int64)
-        return [pair, (*pair, 1)]
+        return Given(pair, (*pair, 1))
 
 
 class NoBatches(Good):
@@ -89,8 +89,19 @@ class Breaks(Good):
 
 
 class TooShort(Good):
-    def val_dataloader(self):
+    def train_dataloader(self):
         return Short()
+
+
+class Given:
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
 
 
 class Short:
@@ -183,33 +194,36 @@ DATA = {
     "NotSetUp": (2, r"data: NotSetUp cannot be set up: KeyError: .*no\\nsuch column.*"),
     "NoClasses": (2, r"data: NoClasses cannot be set up: 'int' object is not iterable"),
     "NotMade": (2, r"data.arguments: got {}, but RuntimeError: no database; takes \(\)"),
-    "Negative": (2, r"data: batch 1 of train_dataloader\(\) of Negative is a label -1; takes \(inputs, labels\), .*"),
-    "OutOfRange": (1, r"your network or data fail: IndexError: Target 10 is out of bounds.*"),
-    "OneHot": (2, r"data: batch 1 of val_dataloader\(\) of OneHot is tensors of \(8, 64\) float32 and \(8, 10\) int64; .*"),
-    "Lengths": (2, r"data: batch 1 of val_dataloader\(\) of Lengths is tensors of \(8, 64\) float32 and \(5,\) int64; .*"),
+    "Negative": (2, r"Net fails on its first batch: IndexError: Target -1 is out of bounds.*"),
+    "OutOfRange": (2, r"Net fails on its first batch: IndexError: Target 10 is out of bounds.*"),
+    "OneHot": (2, r"model.network: .*Net' turns 2 inputs into .*|Net fails on its first batch: .*"),
+    "Lengths": (2, r"data: batch 1 of val_dataloader\(\) of Lengths is tensors of \(8, 64\) and \(5,\); takes .*"),
     "ThreeLater": (1, r"data: batch 2 of test_dataloader\(\) of ThreeLater is a tuple of another form; takes .*"),
     "NoBatches": (2, r"data: test_dataloader\(\) of NoBatches gives no batches"),
-    "TooShort": (1, r"data: val_dataloader\(\) of TooShort ends after 1 batches of 5"),
+    "TooShort": (1, r"data: the loader that trains ends after 1 batches of 5"),
     "Leaves": (2, r"data: Leaves cannot be set up: SystemExit: 0"),
     "Breaks": (1, r"your network or data fail at .*test_own_code.py, line \d+: RuntimeError: disk on fire"),
 }  # fmt: skip
 NETWORKS = {
     f"{HERE}.FailsToBeMade": (2, r"model.arguments: got {}, but KeyError: 'width'; takes \(\)"),
     f"{HERE}.FailsInTraining": (
-        1,
-        r"your network or data fail at .*test_own_code.py, line \d+: only fails in training",
+        2,
+        r"FailsInTraining fails on its first batch at .*test_own_code.py, line \d+: .*only fails in training",
     ),
     f"{HERE}.Computed": (
         2,
         r"model.network: the weight of layer 'hidden' is computed from others .*; takes plain layers",
     ),
     f"{HERE}.NoLayers": (2, r"model.network: has no convolution, linear or attention layer, so nothing can be pruned"),
-    f"{HERE}.Frozen": (1, r"your network or data fail: optimizer got an empty parameter list"),
+    f"{HERE}.Frozen": (
+        2,
+        r"model.network: every weight is frozen \(requires_grad is false\), so nothing can be pruned",
+    ),
     "tests.own_code_with_a_fault.Net": (
         2,
         r"model.network: got 'tests.own_code_with_a_fault.Net', but SyntaxError: .*",
     ),
-    ".": (2, r"model.network: got '.', takes one of .*"),
+    ".": (2, r"model.network: got '.', but .*; takes one of .*"),
 }
 
 
@@ -267,7 +281,7 @@ def test_a_pruned_weight_that_two_layers_share_stays_zero_under_both_names(metho
 
 def test_lazy_layers_get_their_initial_weights_from_the_seed():
     first, same, other = (
-        build_network(Model(f"{HERE}.Lazy", {}, None), torch.zeros(1, 64), 10, seed).state_dict()["output.weight"]
+        build_network(Model(f"{HERE}.Lazy", None, {}, None), torch.zeros(1, 64), 10, seed).state_dict()["output.weight"]
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, same)

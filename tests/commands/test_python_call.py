@@ -31,28 +31,42 @@ def example(monkeypatch):
     return module
 
 
-def test_a_network_and_data_of_ones_own_give_rounds_and_the_network_has_the_last_ones_weights(
-    example, tmp_path, capsys
-):
+def test_a_network_and_data_of_ones_own_give_a_result_and_the_network_is_not_changed(example, tmp_path, capsys):
     network = example.Transformer(width=16, layers=1)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    rounds = prune_by_rewinding(network, example.DigitPatches(), *example.SETTINGS, *QUICK, f"runs={tmp_path}")
-    assert [round(r.density, 2) for r in rounds] == [1.0, 0.63, 0.4]
+    done = prune_by_rewinding(network, example.DigitPatches(), *example.SETTINGS, *QUICK, f"runs={tmp_path}")
+    assert [round(r.density, 2) for r in done.rounds] == [1.0, 0.63, 0.4]
+    assert done.chosen == done.rounds[-1]
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
     assert "accuracy_vs_sparsity.png" in capsys.readouterr().out
     (folder,) = tmp_path.glob("transformer-*/seed-0/round-02")
     weights, masks = (load_file(folder / f"{name}.safetensors") for name in ("weights", "masks"))
-    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in weights.items())
+    assert done.folder == folder.parent
+    pruned = done.network()
+    assert type(pruned) is type(network)
+    assert all(torch.equal(pruned.state_dict()[name], tensor) for name, tensor in weights.items())
+    dense = done.network(0)
+    assert all((tensor != 0).all() for name, tensor in dense.named_parameters() if name in masks)
+    assert done.table().count("\n") == 5
+    assert "0.4" in repr(done)
+    assert done._repr_markdown_().startswith("| round |")
+    assert done.figure().axes
     assert set(masks) == {
         "blocks.layers.0.self_attn.in_proj_weight", "blocks.layers.0.self_attn.out_proj.weight",
         "blocks.layers.0.linear1.weight", "blocks.layers.0.linear2.weight", "output.weight",
     }  # fmt: skip
-    assert all((network.state_dict()[name] == 0).sum() >= (~mask).sum() > 0 for name, mask in masks.items())
+    assert all((pruned.state_dict()[name] == 0).sum() >= (~mask).sum() > 0 for name, mask in masks.items())
 
     again = example.Transformer(width=16, layers=1)
     again.load_state_dict(before)
-    rounds = prune_by_rewinding(again, example.DigitPatches(), *example.SETTINGS, *QUICK, f"runs={tmp_path}")
-    assert "nothing was trained" in capsys.readouterr().out
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in weights.items())
+    for same in (again, network):
+        same = prune_by_rewinding(same, example.DigitPatches(), *example.SETTINGS, *QUICK, f"runs={tmp_path}")
+        assert "nothing was trained" in capsys.readouterr().out
+        assert all(torch.equal(same.network().state_dict()[name], tensor) for name, tensor in weights.items())
+    held = [*QUICK, "retraining=fine_tuning", "retraining.hold=0.1", f"runs={tmp_path}"]
+    other = prune_by_rewinding(network, example.DigitPatches(), *example.SETTINGS, *held)
+    assert "fine_tuning at 0.1 of the highest rate" in done.compare([other])
+    assert done.comparison_figure([other]).axes
 
 
 def test_the_same_classes_by_the_command_line_prune_the_same_layers(example, tmp_path):
@@ -75,7 +89,8 @@ def test_the_same_classes_by_the_command_line_prune_the_same_layers(example, tmp
 
 def test_fresh_weights_come_from_the_layers_own_reset(example, tmp_path):
     fresh = [*example.SETTINGS, *QUICK, "retraining=reinitialisation", "pruning.rounds=1", f"runs={tmp_path}"]
-    assert len(prune_by_rewinding(example.Transformer(width=16, layers=1), example.DigitPatches(), *fresh)) == 2
+    done = prune_by_rewinding(example.Transformer(width=16, layers=1), example.DigitPatches(), *fresh)
+    assert len(done.rounds) == 2
 
     class Bare(nn.Module):
         def __init__(self):
@@ -106,7 +121,10 @@ class OneTensor(torch.utils.data.Dataset):
             "batch 1 of val_dataloader.. of DigitPatches is a Tensor of another form",
         ),
         ({"test_dataloader": lambda: []}, "test_dataloader.. of DigitPatches gives no batches"),
-        ({"train_dataloader": lambda: [(torch.zeros(2, 3), torch.zeros(2))]}, "whole numbers"),
+        (
+            {"train_dataloader": lambda: torch.utils.data.DataLoader(OneTensor(), batch_size=2)},
+            "batch 1 of train_dataloader.. of DigitPatches is a Tensor of another form; takes .inputs, targets.",
+        ),
     ],
 )
 def test_data_that_do_not_fit_are_a_sentence(loaders, sentence, example, tmp_path):

@@ -37,7 +37,7 @@ def run(method="lr", seed=0, accuracies=(0.9, 0.91, 0.89, 0.8), started_ms=0, **
 def test_points_are_numpys_medians_and_extremes(accuracies):
     (method,) = comparison.methods([run(seed=seed, accuracies=each) for seed, each in enumerate(accuracies)])
     for point, column in zip(method.points, np.array(accuracies).T, strict=True):
-        got = point.accuracy
+        got = point.score
         assert (got.least, got.most) == (column.min(), column.max())
         assert got.median == pytest.approx(np.median(column), abs=1e-12)
         assert point.seeds == len(accuracies)
@@ -180,6 +180,4 @@ def test_runs_alone_are_called_by_what_tells_them_apart_and_then_by_their_own_na
         "fine, seed 0", "lr, fraction 0.2, seed 0 (lr, seed 0)", "lr, fraction 0.2, seed 0 (lr, seed 0)",
         "lr, fraction 0.2, seed 1", "lr, fraction 0.5, seed 0",
     ]  # fmt: skip
-    assert (
-        comparison.accuracies(alone).splitlines()[2].startswith("| density | fine, seed 0 | lr, fraction 0.2, seed 0")
-    )
+    assert comparison.scores(alone).splitlines()[2].startswith("| density | fine, seed 0 | lr, fraction 0.2, seed 0")

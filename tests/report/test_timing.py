@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.deploy import arm, kernels
+from pipeline.objective.score import ACCURACY
 from pipeline.report.sheet import curves
 from pipeline.rounds import loop as rounds
 from tests.commands.test_sweep import typed  # noqa: F401
@@ -63,7 +64,7 @@ def test_times_are_drawn_as_shares_of_what_the_dense_network_took_in_turns_with_
     """A machine that was busy in the second round drew it as slower."""
     figures = [{"latency_ms": 5.0, "latency_ratio": 1.0}, {"latency_ms": 9.0, "latency_ratio": 0.9}]
     done = rounds.run(*small_job("pruning.rounds=1"))
-    line, dense = curves(done, figures, "fine", "tuned")["accuracy_vs_time.png"].axes[0].get_lines()
+    line, dense = curves(done, figures, ACCURACY, "tuned")["accuracy_vs_time.png"].axes[0].get_lines()
     assert list(line.get_xdata()) == pytest.approx([100, 90])
     assert set(dense.get_ydata()) == {done[0].test["test_accuracy"] * 100}
 

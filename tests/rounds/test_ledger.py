@@ -188,7 +188,8 @@ def test_a_ledger_of_an_earlier_version_is_found_and_goes_on(tmp_path):
         ),
         runs,
     )  # fmt: skip
-    state, history = site.ledger.partial(2)
+    under_way, history = site.ledger.partial(2)
+    state = under_way.state
     told = Told()
     rounds.run(job, dataclasses.replace(site, watcher=told))
     assert told.started == [(2, 2, 1)]

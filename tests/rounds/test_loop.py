@@ -19,6 +19,7 @@ from pipeline.rounds.choice import chosen
 from pipeline.rounds.job import Watcher, Watchers
 from pipeline.rounds.ledger import Ledger
 from pipeline.rounds.planning import planned
+from pipeline.training.schedule import scheduled
 from pipeline.training.state import capture, masked
 from tests.conftest import settings
 
@@ -79,7 +80,7 @@ def first_steps(network):
     def before_step(optimizer, arguments, named):
         if not any(optimizer is known for known in optimizers):
             optimizers.append(optimizer)
-            state = capture(network, optimizer)
+            state = capture(network, [optimizer])
             seen.append((state.network, state.optimizer, optimizer.param_groups[0]["lr"]))
 
     hook = register_optimizer_step_pre_hook(before_step)
@@ -123,7 +124,7 @@ def test_what_the_first_step_of_a_round_sees(method, schedule, small_job):
     assert same(momentum, dict(remembered))
     last = method in ("fine_tuning", "weight_rewinding_low_rate")
     position = job.dense_span.total_steps - 1 if last else epoch * job.dense_span.steps_per_epoch
-    assert rate == job.dense_span.rate(position)
+    assert rate == scheduled(job.training.schedule, 0.1, job.dense_span.total_steps)(position)
 
 
 def test_a_setting_resets_the_optimizer(small_job):
@@ -238,7 +239,7 @@ def test_an_accuracy_floor_stops_and_the_smallest_round_within_it_is_chosen(smal
     accuracies = [r.figures["validation_accuracy"] for r in done]
     assert accuracies[-1] < accuracies[0] - 0.1
     assert all(accuracy >= accuracies[0] - 0.1 for accuracy in accuracies[:-1])
-    assert chosen(done, job.pruning).index == len(done) - 2
+    assert chosen(done, job).index == len(done) - 2
 
 
 def test_excluded_layers_keep_all_their_weights(small_job):
@@ -256,7 +257,11 @@ def test_excluded_layers_keep_all_their_weights(small_job):
 def test_a_layer_about_to_lose_its_last_weight(setting, outcome, small_job):
     watch = Watch()
     job, site = small_job(
-        "pruning.fraction=0.95", "pruning.rounds=1", f"pruning.empty_layer={setting}", watchers=(watch,)
+        "pruning.fraction=0.95",
+        "pruning.rounds=1",
+        f"pruning.empty_layer={setting}",
+        "training.optimizer.rate=1e-12",
+        watchers=(watch,),
     )
     initial = job.initial
 
@@ -265,9 +270,7 @@ def test_a_layer_about_to_lose_its_last_weight(setting, outcome, small_job):
         weights["output.weight"] = weights["output.weight"] * 1e-9
         return weights
 
-    job = rounds.dataclasses.replace(job, initial=shrunk, training=rounds.dataclasses.replace(
-        job.training, optimizer=rounds.dataclasses.replace(job.training.optimizer, rate=1e-12)
-    ))  # fmt: skip
+    job = rounds.dataclasses.replace(job, initial=shrunk)
     sentence = r"round 1 removes the last weight of .*output"
     if outcome == "error":
         with pytest.raises(PipelineError, match=sentence):

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.settings.groups import Cosine, OneCycle, Retraining, StepDecay
-from pipeline.training.retraining import method_name, retraining_span, training_span
-from pipeline.training.schedule import held, scheduled
+from pipeline.training.retraining import method_name, retraining_span, retraining_tape, training_span
+from pipeline.training.schedule import scheduled
+from pipeline.training.tape import scheduled_tape
 from tests.conftest import settings
 
 STEP = StepDecay("step", (0.5, 0.75), 0.1, 0.0)
@@ -63,7 +64,6 @@ def test_every_schedule_is_defined_on_its_steps_alone(schedule, total, data):
     for outside in (-1, total):
         with pytest.raises(ValueError, match="outside of the schedule"):
             rate(outside)
-    assert held(rate, total - 1)(12345) == rate(total - 1)
 
 
 def test_the_shipped_recipe_is_the_papers():
@@ -72,15 +72,17 @@ def test_the_shipped_recipe_is_the_papers():
     assert (span.total_steps, span.last, span.steps_per_epoch) == (71_108, 182, 391)
     assert span.steps(0) == 391
     assert span.steps(181) == 71_108 - 181 * 391
-    changes = [s for s in range(1, span.total_steps) if span.rate(s) != span.rate(s - 1)]
+    rate = scheduled(recipe.training.schedule, recipe.training.optimizer.rate, span.total_steps)
+    changes = [s for s in range(1, span.total_steps) if rate(s) != rate(s - 1)]
     assert changes == [round(71_108 * 91 / 182), round(71_108 * 136 / 182)]
-    assert [span.rate(s) for s in (0, changes[0], changes[1])] == pytest.approx([0.1, 0.01, 0.001])
+    assert [rate(s) for s in (0, changes[0], changes[1])] == pytest.approx([0.1, 0.01, 0.001])
 
 
 def test_positions_are_shares_so_fewer_epochs_scale_the_recipe():
-    span = training_span(settings("+experiment=resnet20", "training.epochs=2").training, 391)
-    assert span.total_steps == 782
-    changes = [s for s in range(1, 782) if span.rate(s) != span.rate(s - 1)]
+    training = settings("+experiment=resnet20", "training.epochs=2").training
+    assert training_span(training, 391).total_steps == 782
+    rate = scheduled(training.schedule, training.optimizer.rate, 782)
+    changes = [s for s in range(1, 782) if rate(s) != rate(s - 1)]
     assert changes == [391, round(782 * 136 / 182)]
 
 
@@ -101,10 +103,14 @@ def test_each_method_is_a_row(retraining, name, first_epoch, rates):
     span = retraining_span(chosen.retraining, dense)
     assert method_name(chosen.retraining) == name
     assert (span.first, span.last) == (first_epoch, 20)
-    first, last = span.position(span.first, 0), dense.total_steps - 1
-    assert (span.rate(first), span.rate(last)) == pytest.approx(rates)
+    rate = scheduled(chosen.training.schedule, chosen.training.optimizer.rate, dense.total_steps)
+    groups = [{"params": [], "lr": 0.0, "momentum": 0.9}]
+    tape = retraining_tape(chosen.retraining, scheduled_tape(rate, [dense.steps(e) for e in range(20)], groups))
+    used = [tape.at(0, epoch, step) for epoch, step in ((span.first, 0), (19, dense.steps(19) - 1))]
+    assert tuple(each[0, "lr"] for each in used) == pytest.approx(rates)
+    assert all(each[0, "momentum"] == 0.9 for each in used)
 
 
 def test_a_retraining_has_at_least_one_epoch():
     dense = training_span(settings("training.epochs=2").training, 19)
-    assert retraining_span(Retraining("final", "replay", 0.01, "keep"), dense).first == 1
+    assert retraining_span(Retraining("final", "replay", "last", 0.01, "keep"), dense).first == 1

@@ -66,7 +66,8 @@ def test_bfloat16_keeps_float32_weights_and_continues_bit_for_bit(small_job, tmp
     assert {tensor.dtype for tensor in state.network.values()} == {torch.float32, torch.int64}
     assert content(whole) != content(rounds_of(small_job, "training.precision=float32", tmp_path / "float32"))
     exact = dataclasses.replace(job.training, precision="float32")
-    figures = evaluate(dataclasses.replace(job.trainable, training=exact), "test", state)
+    trainer = dataclasses.replace(job.trainable.trainer, training=exact)
+    figures = evaluate(dataclasses.replace(job.trainable, trainer=trainer), "test", state)
     assert done[1].test == pytest.approx(figures, abs=0.02)
     assert done[1].test != figures
     for _ in range(6):

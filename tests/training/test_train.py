@@ -13,7 +13,7 @@ from pipeline.networks.layers import prunable
 from pipeline.pruning.masks import ones_like
 from pipeline.pruning.prune import prune
 from pipeline.training.optimizer import make_optimizer
-from pipeline.training.state import State, capture, masked, restore
+from pipeline.training.state import State, UnderWay, capture, masked, restore
 from pipeline.training.train import RoundPlan, train_round
 
 OPTIMIZERS = {
@@ -59,13 +59,14 @@ def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_und
     twin = MaskedForward(copy.deepcopy(job.network), masks)
     twin.network.load_state_dict(dict(masked(start, masks).network))
     optimizer = make_optimizer(twin.network, job.training.optimizer)
+    tape = job.schedule()
     trajectory = []
     for epoch in range(11):
         steps = job.dense_span.steps(epoch)
         batches = job.dataset.training(job.training.batch_size, steps, (job.seed, 1, epoch), Shard())
         for batch, (images, labels, _) in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = job.dense_span.rate(job.dense_span.position(epoch, batch))
+                group["lr"] = tape.at(0, epoch, batch)[0, "lr"]
             optimizer.zero_grad()
             F.cross_entropy(twin(images), labels).backward()
             optimizer.step()
@@ -91,8 +92,9 @@ def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_und
     parameters = dict(job.network.named_parameters())
     monkeypatch.setattr(type(optimizer), "step", spy)
     train_round(
-        job.trainable, RoundPlan(job.dense_span, masks, job.seed, 1), start, first_epoch=0, on_epoch=lambda *_: None
-    )
+        job.trainable, RoundPlan(job.dense_span, masks, job.seed, 1, tape), UnderWay(start),
+        first_epoch=0, on_epoch=lambda *_: None,
+    )  # fmt: skip
     assert len(steps) == 200
     assert len(set(steps)) == 200
 
@@ -122,13 +124,13 @@ def test_an_optimizers_state_survives_capture_and_restore(kind, small_job):
     job, _ = small_job(f"training/optimizer={kind}")
     reached = []
     train_round(
-        job.trainable, RoundPlan(job.dense_span, {}, 0, 0), State(job.initial(0), {}),
-        first_epoch=0, on_epoch=lambda _, state: reached.append(state),
+        job.trainable, RoundPlan(job.dense_span, {}, 0, 0), UnderWay(State(job.initial(0), {})),
+        first_epoch=0, on_epoch=lambda _, state: reached.append(state.state),
     )  # fmt: skip
     assert reached[-1].optimizer
     optimizer = make_optimizer(job.network, job.training.optimizer)
-    restore(optimizer, job.network, reached[-1].optimizer)
-    again = capture(job.network, optimizer)
+    restore([optimizer], job.network, reached[-1].optimizer)
+    again = capture(job.network, [optimizer])
     assert again.optimizer.keys() == reached[-1].optimizer.keys()
     assert all(torch.equal(again.optimizer[key], value) for key, value in reached[-1].optimizer.items())
 
@@ -146,6 +148,6 @@ def test_a_training_that_diverges_ends_in_a_sentence(small_job):
     job, _ = small_job("training.optimizer.rate=1e30")
     with pytest.raises(PipelineError, match=r"round 0, epoch 1: the training loss is nan: the training has diverged"):
         train_round(
-            job.trainable, RoundPlan(job.dense_span, {}, 0, 0), State(job.initial(0), {}),
+            job.trainable, RoundPlan(job.dense_span, {}, 0, 0), UnderWay(State(job.initial(0), {})),
             first_epoch=0, on_epoch=lambda *_: None,
         )  # fmt: skip

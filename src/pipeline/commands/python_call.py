@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.commands.result import Pruned
 from pipeline.commands.run import run_job
+from pipeline.data.own import as_data_module
 from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import SettingsError, Stopped
 from pipeline.ground.packages import is_lightning_module
@@ -42,6 +43,10 @@ def prune_by_rewinding(network: nn.Module, data: Any, *settings: str, trainer: F
     ]
     if not isinstance(network, nn.Module):
         faults.append(f"network: got {network!r}, takes a torch.nn.Module")
+    try:
+        data = as_data_module(data)
+    except SettingsError as error:
+        faults += error.faults
     faults += [
         f"settings: got {each!r}, takes text such as 'training.epochs=10'" for each in settings if type(each) is not str
     ]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.dataset import CPU, AnySplit, Batch, Preprocessing, Shard, Split
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
-from pipeline.ground.packages import is_data_module, package_of
+from pipeline.ground.packages import is_data_module, package_of, quiet
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.tensors import update_digest
 from pipeline.settings.dotted import found_at, made
@@ -81,7 +81,9 @@ class OwnBatches:
                 if self.has(split):
                     seed_all("data module")
                     looked_at = LOOKED_AT if split == "train" else WITHOUT_LENGTH
-                    for batch in islice(batches(self.module, split), looked_at):
+                    for number, batch in enumerate(islice(batches(self.module, split), looked_at), start=1):
+                        if self.labels:
+                            _check_pair(self.module, split, number, transferred(self.module, batch))
                         update_digest(digest, batch)
         return digest.hexdigest()
 
@@ -228,7 +230,7 @@ def own_batches(module: Any, *, labels: bool, at_most: int | None = None) -> Own
             if found is None:
                 faults.append(f"data: {loader}() of {name} gives no batches")
             elif labels:
-                _check_pair(module, loader, transferred(module, found))
+                _check_pair(module, split, 1, transferred(module, found))
         except PipelineError as error:
             faults.append(str(error))
         except Exception as error:
@@ -295,7 +297,7 @@ def first_row(inputs: Any) -> Any:
     return inputs
 
 
-def _check_pair(module: Any, loader: str, batch: Any) -> None:
+def _check_pair(module: Any, split: AnySplit, number: int, batch: Any) -> None:
     """Raises a sentence where a batch is not inputs and targets of equal length."""
     try:
         inputs, targets = inputs_and_targets(batch)
@@ -304,8 +306,8 @@ def _check_pair(module: Any, loader: str, batch: Any) -> None:
             raise ValueError(f"tensors of {tuple(first_tensor(inputs).shape)} and {tuple(targets.shape)}")
     except (ValueError, TypeError, StopIteration) as error:
         raise PipelineError(
-            f"data: batch 1 of {loader}() of {type(module).__name__} is {error}; takes (inputs, targets) of equal "
-            "length, the targets a tensor; or a mapping of inputs with labels"
+            f"data: batch {number} of {LOADERS[split]}() of {type(module).__name__} is {error}; takes (inputs, "
+            "targets) of equal length, the targets a tensor; or a mapping of inputs with labels"
         ) from error
 
 
@@ -326,6 +328,7 @@ def _has(module: Any, split: AnySplit) -> bool:
 
 def _onlooker(module: Any) -> Any:
     """A Trainer for a data module that asks for one before any training."""
+    quiet()
     package = package_of(module)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return package.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **quiet)
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return package.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **silent)

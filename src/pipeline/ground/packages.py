@@ -1,6 +1,8 @@
 """Lightning exists twice, as ``pytorch_lightning`` and as ``lightning.pytorch``: which one a user's class is of."""
 
+import logging
 import sys
+import warnings
 from typing import Any
 
 NAMES = ("pytorch_lightning", "lightning.pytorch")
@@ -29,3 +31,10 @@ def is_lightning_module(thing: object) -> bool:
 def is_data_module(thing: object) -> bool:
     """Whether it is a LightningDataModule of either package."""
     return isinstance(thing, package_of(thing).LightningDataModule)
+
+
+def quiet() -> None:
+    """Keeps what Lightning says of devices and products to itself; it sets its loggers anew when it is imported."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|lightning_fabric|torch.utils._pytree")

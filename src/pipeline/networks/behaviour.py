@@ -33,7 +33,7 @@ PASSING = {"training", "trainer", "_trainer", "prepare_data_per_node", "call_sup
 def behaviour_digest(thing: object, answers: Callable[[], Any] | None = None) -> str:
     """SHA-256 over the source, the settings and, where it can be asked, the ``answers`` of a module or of data."""
     sha = hashlib.sha256()
-    seen: set[int] = set()
+    seen: dict[int, object] = {}
     parts = thing.named_modules() if isinstance(thing, nn.Module) else [("", thing)]
     for name, part in parts:
         sha.update(f"{name}:".encode())
@@ -70,7 +70,7 @@ def answers_of(network: nn.Module, call: Callable[[nn.Module], Any]) -> Callable
     return ask
 
 
-def _take(sha: Any, thing: object, seen: set[int], depth: int) -> None:
+def _take(sha: Any, thing: object, seen: dict[int, object], depth: int) -> None:
     """Takes a value into the digest: what it is, what it is set to, and the source of its class if it is a user's."""
     if isinstance(thing, bytes | str | int | float | bool | complex | type(None) | torch.dtype | torch.device):
         sha.update(f"{type(thing).__name__} {thing!r};".encode())
@@ -82,7 +82,7 @@ def _take(sha: Any, thing: object, seen: set[int], depth: int) -> None:
     if id(thing) in seen or not depth:
         sha.update(type(thing).__qualname__.encode())
         return
-    seen.add(id(thing))
+    seen[id(thing)] = thing  # held, so that no other gets its number
     if isinstance(thing, Mapping):
         for key, each in thing.items():
             sha.update(f"{key!s}=".encode() if isinstance(key, str | int | float) else b"?=")
@@ -118,7 +118,7 @@ def _set(thing: object) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _take_code(sha: Any, code: Any, seen: set[int], depth: int) -> None:
+def _take_code(sha: Any, code: Any, seen: dict[int, object], depth: int) -> None:
     """Takes the name of a class or function, and its source where it is a user's."""
     sha.update(f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', '')};".encode())
     function = getattr(code, "__func__", code)
@@ -131,7 +131,7 @@ def _take_code(sha: Any, code: Any, seen: set[int], depth: int) -> None:
             _take_globals(sha, each, seen, depth)
 
 
-def _take_globals(sha: Any, code: Any, seen: set[int], depth: int) -> None:
+def _take_globals(sha: Any, code: Any, seen: dict[int, object], depth: int) -> None:
     """Takes the functions, classes and constants of the user's own module that a class or function names."""
     module = sys.modules.get(code.__module__)
     if module is None:

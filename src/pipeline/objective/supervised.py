@@ -1,6 +1,7 @@
 """A plain network with a loss and torchmetrics, as a LightningModule."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
@@ -13,7 +14,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from pipeline.data.dataset import Batch, Shard
 from pipeline.data.own import first_tensor, inputs_and_targets
-from pipeline.ground.errors import SettingsError
+from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.networks.layers import outputs_of
 from pipeline.objective.score import Score
 from pipeline.settings.dotted import found_at, made
@@ -65,6 +66,9 @@ class Supervised(lightning.LightningModule):
         self._loss("test", self._part(batch))
 
     def on_train_epoch_end(self) -> None:
+        done, asked = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready, self.trainer.num_training_batches
+        if done < asked < math.inf:
+            raise PipelineError(f"data: the loader that trains ends after {done} batches of {asked}")
         self._log("train")
 
     def on_validation_epoch_end(self) -> None:

@@ -79,10 +79,11 @@ def build_job(
         score, schedule = score_of(objective), partial(_schedule, settings, made, span)
     else:
         trainable, schedule = _own(settings, dataset, made, trainer), None
+    weights = prunable(made, settings.pruning.exclude, settings.pruning.include)
     notes: tuple[str, ...] = ()
     counted = None
     if own_code := _own_code(settings, dataset, network):
-        found = rehearsed(trainable, model.module or str(model.network), settings.pruning.include)
+        found = rehearsed(trainable, type(made).__name__, settings.pruning.include)
         trainable, notes = found.trainable, found.notes
         if isinstance(objective, OwnObjective):
             score = own_score(objective, found.logged, type(made).__name__)
@@ -99,7 +100,7 @@ def build_job(
     settings = dataclasses.replace(settings, pruning=pruning)
     identity = start | run_identity(settings)
     groups = _removable(made, dataset.example, pruning) if pruning.structure == "filter" else ()
-    _check_patterns(pruning, groups, prunable(made, pruning.exclude, pruning.include))
+    _check_patterns(pruning, groups, weights)
     if training.compile == "on":
         made.compile(dynamic=False)
     job = Job(

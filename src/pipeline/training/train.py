@@ -23,7 +23,7 @@ from pipeline.pruning.masks import Masks
 from pipeline.training.alive import kept_dead
 from pipeline.training.retraining import Span
 from pipeline.training.state import Epoch, State, UnderWay, capture, masked, restore
-from pipeline.training.tape import Recorder, Tape, set_numbers
+from pipeline.training.tape import Recorder, Tape, numbers_of, set_numbers
 from pipeline.training.trainer import TrainerSettings, make_trainer
 
 
@@ -124,15 +124,19 @@ class _EachStep(lightning.Callback):
     epoch = 0
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        self.taken = [0] * len(trainer.optimizers)
+        self.taken, self.stepping = [0] * len(trainer.optimizers), set[int]()
         for index, optimizer in enumerate(trainer.optimizers):
             optimizer.register_step_pre_hook(self._before_step(index))
+            optimizer.register_step_post_hook(lambda *_, index=index: self.stepping.discard(index))
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self.epoch, self.taken = trainer.current_epoch, [0] * len(trainer.optimizers)
 
     def _before_step(self, index: int) -> Callable[..., Any]:
         def before(optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            if index in self.stepping:  # a step within a step: that of the optimizer's parent class
+                return None
+            self.stepping.add(index)
             step = self.taken[index]
             self.taken[index] += 1
             closure = arguments[1] if len(arguments) > 1 else named.get("closure")
@@ -162,6 +166,10 @@ class RewindAwareSchedule(_EachStep):
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        for index, optimizer in enumerate(trainer.optimizers):
+            self.at_step(index, self.taken[index], optimizer.param_groups)
 
     def before_closure(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
         self.at_step(optimizer, step, groups)
@@ -350,13 +358,14 @@ def _reseed(loader: "DataLoader[Any]", seed: int) -> None:
 
 
 def _rest(trainer: Any) -> bytes:
-    """What schedulers, callbacks, hooks and precision remember, beside weights and optimizers."""
+    """What parameter groups, schedulers, callbacks, hooks and precision remember, beside weights and optimizers."""
     module, hooks = trainer.lightning_module, {"state_dict": trainer.lightning_module.state_dict()}
     theirs = [each for each in trainer.callbacks if not type(each).__module__.startswith("pipeline.")]
     for callback in theirs:
         callback.on_save_checkpoint(trainer, module, hooks)
     module.on_save_checkpoint(hooks)
     kept = {
+        "groups": [numbers_of(optimizer.param_groups) for optimizer in trainer.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "callbacks": {each.state_key: each.state_dict() for each in theirs},
         "precision": trainer.precision_plugin.state_dict(),
@@ -381,6 +390,8 @@ def _give_back(trainer: Any, module: Any, rest: bytes) -> None:
             f"a scheduler, callback or hook keeps more than tensors, numbers and text ({one_line(error)}): this round "
             "cannot go on from its last epoch; delete its partial.safetensors to train it from its start"
         ) from error
+    for optimizer, numbers in zip(trainer.optimizers, kept["groups"], strict=True):
+        set_numbers(optimizer.param_groups, numbers)
     for config, state in zip(trainer.lr_scheduler_configs, kept["schedulers"], strict=True):
         config.scheduler.load_state_dict(state)
     hooks = kept["hooks"]

@@ -1,7 +1,5 @@
 """A fresh Lightning ``Trainer`` for every training: of the package that the module comes from, by the settings."""
 
-import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from pipeline.ground.errors import SettingsError, one_line
-from pipeline.ground.packages import package_of
+from pipeline.ground.packages import package_of, quiet
 from pipeline.settings.groups import Training
 
 Factory = Callable[..., Any]
@@ -39,9 +37,7 @@ def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequen
         SettingsError: if Lightning does not take the arguments, or the user's factory returns something else.
     """
     training, package = settings.training, package_of(module)
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|lightning_fabric|torch.utils._pytree")
+    quiet()
     needed: dict[str, Any] = {
         "accelerator": "auto",
         "devices": training.devices,
@@ -54,6 +50,7 @@ def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequen
         "reload_dataloaders_every_n_epochs": int(settings.reload_every_epoch),
         "use_distributed_sampler": settings.distributed_sampler,
         "num_sanity_val_steps": 0,
+        "inference_mode": False,  # metrics that outlive an evaluation are updated in training too
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

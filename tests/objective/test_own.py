@@ -1,0 +1,165 @@
+"""LightningModules of one's own, through the same loop: rates, weights, resuming, dead weights."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.rounds import loop
+from pipeline.rounds.building import build_job
+from pipeline.rounds.job import Watcher
+from tests.conftest import settings
+
+OWN = ["objective.score=val/accuracy", "objective.better=higher", "training.epochs=3", "deploy.sizes=false"]
+
+
+def own_job(tmp_path, module, *overrides, watcher=None):
+    job, site = build_job(settings(f"model.module=tests.own_modules.{module}", *OWN, *overrides), tmp_path)
+    return job, site if watcher is None else dataclasses.replace(site, watcher=watcher)
+
+
+class Died(Exception):
+    pass
+
+
+class DiesAfter(Watcher):
+    """Ends the process's work after an epoch, as a kill would."""
+
+    def __init__(self, index, epochs):
+        self.at = (index, epochs)
+
+    def epoch_done(self, index, history):
+        if (index, len(history)) == self.at:
+            raise Died
+
+
+@pytest.mark.parametrize("method", ["lr_rewinding", "weight_rewinding", "fine_tuning"])
+def test_a_module_that_does_what_the_shipped_classifier_does_ends_with_the_same_bits(method, tmp_path):
+    same = [f"retraining={method}", "training.epochs=3", "pruning.rounds=2", "deploy.sizes=false"]
+    shipped = settings("model.arguments.width=4", *same)
+    own = settings(
+        "model.module=tests.own_modules.Lit", "objective.score=val_accuracy", "objective.better=higher", *same
+    )
+    for chosen, runs in ((shipped, "shipped"), (own, "own")):
+        loop.run(*build_job(chosen, tmp_path / runs))
+    for index in range(3):
+        folder = "dense/*" if index == 0 else "digits-*"
+        (one,), (other,) = (
+            list((tmp_path / runs).glob(f"{folder}/seed-0/round-{index:02d}")) for runs in ("shipped", "own")
+        )
+        for name in ("masks", "weights"):
+            left, right = load_file(one / f"{name}.safetensors"), load_file(other / f"{name}.safetensors")
+            assert set(right) == {f"network.{key}" for key in left}
+            assert all(torch.equal(right[f"network.{key}"], tensor) for key, tensor in left.items())
+
+
+@pytest.mark.parametrize("module", ["CycledMomentum", "OnPlateau", "TwoByHand"])
+def test_the_first_and_last_step_of_a_rewound_round_see_what_round_0_used_there(module, tmp_path, monkeypatch):
+    job, site = own_job(tmp_path, module, "pruning.rounds=1", "retraining=weight_rewinding", "training.epochs=5")
+    used = {}
+
+    def spy(optimizer, arguments, named):
+        name = type(optimizer).__name__
+        groups = [{k: v for k, v in g.items() if k in ("lr", "momentum", "betas")} for g in optimizer.param_groups]
+        used.setdefault((round_of[0], name), []).append(groups)
+
+    round_of = [0]
+
+    class Follows(Watcher):
+        def round_started(self, index, epochs, done):
+            round_of[0] = index
+
+    handle = register_optimizer_step_post_hook(spy)
+    try:
+        loop.run(job, dataclasses.replace(site, watcher=Follows()))
+    finally:
+        handle.remove()
+    for (index, name), steps in used.items():
+        if index == 1:
+            dense = used[0, name]
+            assert len(steps) == 3 * 19
+            assert steps == dense[2 * 19 :]
+    assert {index for index, _ in used} == {0, 1}
+    rates = [step[0]["lr"] for step in used[0, "SGD"]]
+    assert len(set(rates)) > 1
+
+
+@pytest.mark.parametrize("module", ["Plain", "CycledMomentum", "OnPlateau", "TwoByHand", "Averaged"])
+@pytest.mark.parametrize("died", [(0, 2), (1, 1)])
+def test_a_killed_run_goes_on_bit_for_bit(module, died, tmp_path):
+    whole = [*own_job(tmp_path / "whole", module, "pruning.rounds=1")]
+    expected = loop.run(*whole)
+    with pytest.raises(Died):
+        loop.run(*own_job(tmp_path / "killed", module, "pruning.rounds=1", watcher=DiesAfter(*died)))
+    job, site = own_job(tmp_path / "killed", module, "pruning.rounds=1")
+    found = loop.run(job, site)
+    for one, other in zip(expected, found, strict=True):
+        assert one.test == other.test
+        assert [e.metrics for e in one.history] == [e.metrics for e in other.history]
+        assert [e.rate for e in one.history] == [e.rate for e in other.history]
+        assert whole[1].ledger_of(one.index).digest(one.index) == site.ledger_of(one.index).digest(one.index)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "Adafactor", "RMSprop", "Restless"])
+def test_dead_weights_are_zero_after_every_step_of_any_optimizer(kind, tmp_path):
+    job, site = own_job(tmp_path, "AnyOptimizer", f"model.arguments.kind={kind}", "pruning.rounds=1")
+    steps = []
+
+    def look(optimizer, arguments, named):
+        masks = job.cut(site.dense.state(0).network, job.alive(), 1) if site.dense.read(0) else {}
+        for name, mask in masks.items():
+            assert (live[name].detach()[~mask] == 0).all()
+        steps.append(bool(masks))
+
+    live = dict(job.network.named_parameters())
+    rows = register_optimizer_step_post_hook(look)
+    try:
+        loop.run(job, site)
+    finally:
+        rows.remove()
+    assert sum(steps) >= 57
+    masks, weights = site.ledger.masks(1), site.ledger.state(1).network
+    assert all((weights[name][~mask] == 0).all() for name, mask in masks.items())
+    assert not all(mask.all() for mask in masks.values())
+
+
+def test_dead_weights_are_zero_in_an_average(tmp_path):
+    job, site = own_job(tmp_path, "Averaged", "pruning.rounds=1")
+    loop.run(job, site)
+    masks, weights = site.ledger.masks(1), site.ledger.state(1).network
+    assert all((weights[name][~mask] == 0).all() for name, mask in masks.items())
+    assert not all(mask.all() for mask in masks.values())
+
+
+FAULTS = {
+    "StopsEarly": ([], r"trainer: EarlyStopping ends a training before its time"),
+    "Plain": (
+        ["objective.score=val_acc"],
+        r"objective.score: got 'val_acc', takes one of those that Plain logs: .*val_loss",
+    ),
+    "Lit": (["objective.better=null"], r"objective.better: got null, takes higher or lower"),
+}
+
+
+@pytest.mark.parametrize("module", FAULTS)
+def test_what_cannot_be_is_a_sentence_before_training(module, tmp_path):
+    overrides, sentence = FAULTS[module]
+    with pytest.raises(SettingsError, match=sentence):
+        own_job(tmp_path, module, *overrides)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_callback_that_ends_a_training_early_is_a_sentence(tmp_path, monkeypatch):
+    from tests.own_modules import Plain
+
+    job, site = own_job(tmp_path, "Plain")
+
+    def stop(self):
+        self.trainer.should_stop = True
+
+    monkeypatch.setattr(Plain, "on_train_epoch_end", stop)
+    with pytest.raises(PipelineError, match="round 0 was stopped after epoch 1 of 3"):
+        loop.run(job, site)

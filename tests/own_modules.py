@@ -1,0 +1,204 @@
+"""LightningModules as people write them, for tests that hand them to the pipeline by dotted path."""
+
+import lightning
+import pytorch_lightning
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from pipeline.networks.small_cnn import small_cnn
+from pipeline.settings.groups import StepDecay
+from pipeline.training.schedule import scheduled
+
+BATCHES, EPOCHS = 19, 3
+"""Of the digits at 64 images a batch."""
+
+
+class Lit(pytorch_lightning.LightningModule):
+    """What the shipped classifier does, written as one's own."""
+
+    def __init__(self, width=4, epochs=EPOCHS):
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = small_cnn((1, 8, 8), 10, width=width)
+        self.accuracy = MulticlassAccuracy(10, average="micro")
+        self.test_accuracy = MulticlassAccuracy(10, average="micro")
+
+    def forward(self, images):
+        return self.network(images)
+
+    def training_step(self, batch, _):
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, _):
+        images, labels = batch
+        self.accuracy(self(images), labels)
+        self.log("val_accuracy", self.accuracy)
+
+    def test_step(self, batch, _):
+        images, labels = batch
+        self.test_accuracy(self(images), labels)
+        self.log("test_accuracy", self.test_accuracy)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+        total = self.hparams.epochs * BATCHES
+        rate = scheduled(StepDecay("step", (0.5, 0.75), 0.1, 0.0), 1.0, total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(min(step, total - 1)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Plain(lightning.LightningModule):
+    """The same in the other package, with whatever optimizer and schedulers a subclass has."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.network = small_cnn((1, 8, 8), 10, width=width)
+        self.seen = []
+
+    def forward(self, images):
+        return self.network(images)
+
+    def training_step(self, batch, _):
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, _):
+        images, labels = batch
+        scores = self(images)
+        self.log("val_loss", F.cross_entropy(scores, labels))
+        self.log("val/accuracy", (scores.argmax(1) == labels).float().mean())
+
+    def test_step(self, batch, _):
+        images, labels = batch
+        self.log("test/accuracy", (self(images).argmax(1) == labels).float().mean())
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=3e-3)
+
+
+class CycledMomentum(Plain):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        total = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class OnPlateau(Plain):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+class TwoByHand(Plain):
+    """Manual optimisation, two optimizers, a schedule of steps and one of epochs."""
+
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, _):
+        loss = super().training_step(batch, _)
+        body, head = self.optimizers()
+        body.zero_grad()
+        head.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(body, gradient_clip_val=1.0)
+        body.step()
+        head.step()
+        first, second = self.lr_schedulers()
+        first.step()
+        if self.trainer.is_last_batch:
+            second.step()
+
+    def configure_optimizers(self):
+        head = list(self.network.output.parameters())
+        body = [p for p in self.network.parameters() if all(p is not each for each in head)]
+        optimizers = [torch.optim.SGD(body, lr=0.05, momentum=0.9), torch.optim.AdamW(head, lr=1e-2)]
+        schedulers = [
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[0], T_max=100),
+            torch.optim.lr_scheduler.ExponentialLR(optimizers[1], 0.5),
+        ]
+        return optimizers, schedulers
+
+
+class Averaged(Plain):
+    """Ends with the running average of its weights."""
+
+    def configure_callbacks(self):
+        from lightning.pytorch.callbacks import EMAWeightAveraging
+
+        return [EMAWeightAveraging(decay=0.9)]
+
+
+class StopsEarly(Plain):
+    def configure_callbacks(self):
+        return [lightning.pytorch.callbacks.EarlyStopping("val_loss")]
+
+
+class Restless(torch.optim.SGD):
+    """An optimizer whose step is not zero for a gradient of zero."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(1e-3)
+        return loss
+
+
+class AnyOptimizer(Plain):
+    def __init__(self, kind="SGD", width=4):
+        super().__init__(width)
+        self.kind = kind
+
+    def configure_optimizers(self):
+        kinds = {
+            "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
+            "AdamW": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1),
+            "Adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
+            "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9),
+            "Restless": lambda p: Restless(p, lr=0.05),
+        }
+        return kinds[self.kind](self.parameters())
+
+
+class LongAndFrozen(nn.Module):
+    """A network with a frozen first layer, a tied pair, a recurrent layer, and a submodule in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(8, 8, 3, padding=1)
+        self.first.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(8)
+        self.norm.eval()
+        self.lstm = nn.LSTM(8, 12, batch_first=True, bidirectional=True)
+        self.one, self.two = nn.Linear(24, 24), nn.Linear(24, 24)
+        self.two.weight = self.one.weight
+        self.output = nn.Linear(24, 10)
+
+    @classmethod
+    def built(cls):
+        return cls()
+
+    def forward(self, images):
+        x, _ = self.lstm(self.norm(self.first(images.squeeze(1))).transpose(1, 2))
+        return self.output(self.two(self.one(x.mean(1)).relu()))
+
+
+class Nested:
+    class Inner(LongAndFrozen):
+        pass
+
+
+def factory():
+    return LongAndFrozen()
