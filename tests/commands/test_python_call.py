@@ -48,7 +48,7 @@ def test_a_network_and_data_of_ones_own_give_a_result_and_the_network_is_not_cha
     dense = done.network(0)
     assert all((tensor != 0).all() for name, tensor in dense.named_parameters() if name in masks)
     assert done.table().count("\n") == 5
-    assert "0.4" in repr(done)
+    assert f"{done.rounds[2].density:.4f}" in repr(done)
     assert done._repr_markdown_().startswith("| round |")
     assert done.figure().axes
     assert set(masks) == {

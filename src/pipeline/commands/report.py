@@ -51,7 +51,7 @@ def write_own(settings: Settings, runs: Path, folder: Path) -> list[Path]:
         return []
     found: list[sizes.Sizes] = []
     if settings.deploy.sizes:
-        with suppress(PipelineError):  # a network that cannot be exported has no bytes
+        with suppress(Exception):  # a network that cannot be exported has no bytes
             found = sizes.measured(job, site, done, settings.deploy, lambda index: None)
     timings = timing.stored(site, done, settings.deploy)
     title = f"{settings.name}, seed {settings.seed}, {job.method}"

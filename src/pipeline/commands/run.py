@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.commands.sync import save_and_send
 from pipeline.ground.environment import expanded
-from pipeline.ground.errors import PipelineError, stoppable
+from pipeline.ground.errors import PipelineError, one_line, stoppable
 from pipeline.ground.files import write_file
 from pipeline.report import sizes, table
 from pipeline.report.display import Display
@@ -107,8 +107,8 @@ def _sizes(job: Job, site: Site, done: list[Round], settings: Settings, display:
         return []
     try:
         return sizes.measured(job, site, done, settings.deploy, display.measuring)
-    except PipelineError as error:
-        display.note(f"bytes are not measured: {error}")
+    except Exception as error:  # a finished run is not lost to what comes after it
+        display.note(f"bytes are not measured: {error if isinstance(error, PipelineError) else one_line(error)}")
         return []
 
 

@@ -72,7 +72,8 @@ def bytes_table(rounds: Sequence[Round], score: Score, sizes: Sizes) -> str:
     lines = [[*first, *BYTE_COLUMNS]]
     for r, each in zip(rounds, sizes, strict=True):
         lines.append([shown[name](r) for name in first] + [show(each) for show in BYTE_COLUMNS.values()])
-    return "\n".join("".join(cell.rjust(WIDTH) for cell in line) for line in lines)
+    widths = [_width(name) for name in lines[0]]
+    return "\n".join("".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
 
 
 def layers_csv(round_: Round) -> str:

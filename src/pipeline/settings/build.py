@@ -105,6 +105,10 @@ def _impossible(settings: Settings) -> Iterator[str]:
     amc = settings.amc
     if (settings.task == "search" or pruning.policy == "search") and training.devices * training.nodes > 1:
         yield "training.devices: got several processes for a search, takes training.devices=1 and training.nodes=1"
+    if (settings.task == "search" or pruning.policy == "search") and (
+        isinstance(settings.objective, OwnObjective) or settings.objective.score != "accuracy"
+    ):
+        yield "objective: got another score than accuracy for a search by AMC, takes objective=classification"
     if amc.share is None and amc.reward == "resource_constrained":
         yield "amc.share: got null with amc.reward=resource_constrained, takes a share (else nothing would be pruned)"
     if amc.budget == "latency" and pruning.structure == "weight":
