@@ -57,10 +57,10 @@ def answers_of(network: nn.Module, call: Callable[[nn.Module], Any]) -> Callable
         found = []
         try:
             with torch.no_grad():
-                found.append(call(network.eval()))
+                found.append(_summary(call(network.eval())))
                 for module, was in training.items():
                     module.training = was
-                found.append(call(network))
+                found.append(_summary(call(network)))
         finally:
             for module, was in training.items():
                 module.training = was
@@ -68,6 +68,19 @@ def answers_of(network: nn.Module, call: Callable[[nn.Module], Any]) -> Callable
         return found
 
     return ask
+
+
+def _summary(answer: Any) -> Any:
+    """An answer without what differs from processor to processor: of tensors the shape, and the size of their numbers
+    to two digits."""
+    if isinstance(answer, Tensor):
+        numbers = answer.detach().double().abs() if answer.dtype != torch.bool else answer.double()
+        return [str(answer.dtype), *answer.shape, f"{float(numbers.mean()) if numbers.numel() else 0.0:.1e}"]
+    if isinstance(answer, Mapping):
+        return {key: _summary(each) for key, each in answer.items()}
+    if isinstance(answer, list | tuple):
+        return [_summary(each) for each in answer]
+    return type(answer).__qualname__
 
 
 def _take(sha: Any, thing: object, seen: dict[int, object], depth: int) -> None:
