@@ -201,3 +201,23 @@ def test_a_ledger_of_an_earlier_version_is_found_and_goes_on(tmp_path):
     assert not all(torch.equal(state.network[name], new) for name, new in site.ledger.state(2).network.items())
     record = json.loads((site.ledger.path(2) / "round.json").read_text())
     assert record["digests"]["masks"] == MASKS
+
+
+def test_rounds_whose_round_0_is_gone_or_another_are_refused(small_job, tmp_path):
+    job, site = small_job("pruning.rounds=2")
+    rounds.run(job, site)
+    assert site.ledger.parent(1) == site.dense.digest(0)
+    assert site.ledger.parent(2) == site.ledger.digest(1)
+    assert site.dense.parent(0) is None
+    record = site.ledger.path(1) / "round.json"
+    told = json.loads(record.read_text())
+    record.write_text(json.dumps(told | {"parent": "0" * 64}))
+    with pytest.raises(
+        PipelineError, match=r"round-01 was pruned from another round 0 .its weights were 000000000000, are"
+    ):
+        rounds.run(job, site)
+    record.write_text(json.dumps({key: value for key, value in told.items() if key != "parent"}))
+    assert len(rounds.run(job, site)) == 3, "records of before say nothing of it"
+    shutil.rmtree(site.dense.path(0))
+    with pytest.raises(PipelineError, match=r"were pruned from a round 0 that is gone from .*dense.*: put it back"):
+        rounds.run(job, site)

@@ -1,6 +1,7 @@
 """What stands in a real MLflow store (SQLite) after runs that end, stop and go on."""
 
 import dataclasses
+import shutil
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ from mlflow import MlflowClient
 
 from pipeline.__main__ import main
 from pipeline.ground.errors import Stopped
+from pipeline.rounds.ledger import weights_digest
 from pipeline.settings.identity import flat
 from pipeline.tracking import store
 from tests.conftest import SMALL, settings
@@ -185,3 +187,25 @@ def test_a_deleted_experiment_is_named(command, client, capsys):
     client.delete_experiment(client.get_experiment_by_name("digits").experiment_id)
     assert command("pruning.rounds=0") == 1
     assert "the MLflow experiment 'digits'" in capsys.readouterr().err
+
+
+def test_a_round_trained_anew_is_a_new_run(command, client, tmp_path):
+    assert command() == 0
+    (old,) = runs(client, "job")
+    before = history(client, old)
+    for folder in tmp_path.glob("digits-*/seed-0/round-02"):
+        shutil.rmtree(folder)
+    assert command() == 0
+    (new,) = runs(client, "job")
+    (kept,) = runs(client, "job, trained anew later")
+    assert kept.info.run_id == old.info.run_id != new.info.run_id
+    assert history(client, client.get_run(old.info.run_id)) == before
+    assert all([step for step, _ in values] == [0, 1, 2] for values in history(client, new).values())
+    children = [run for run in runs(client, "round") if run.data.tags["mlflow.parentRunId"] == new.info.run_id]
+    assert [run.info.status for run in children] == ["FINISHED"] * 3
+    (folder,) = tmp_path.glob("digits-*/seed-0")
+    for index in (1, 2):
+        assert children[index].data.tags["weights"] == weights_digest(folder / f"round-{index:02d}")
+    assert command() == 0
+    assert len(runs(client, "job")) == 1
+    assert len(runs(client, "round")) == 6

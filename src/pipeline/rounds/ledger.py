@@ -171,6 +171,13 @@ class Ledger:
         return str(record["digests"]["weights"])
 
     @led
+    def parent(self, index: int) -> str | None:
+        """SHA-256 of the weights that a complete round was pruned from; None of round 0, and where none is recorded."""
+        record = self._record(index)
+        assert record is not None
+        return record.get("parent")
+
+    @led
     def state(self, index: int) -> State:
         """Weights and optimizer state at the end of a complete round."""
         return State(self._load(index, "weights"), self._load(index, "optimizer"))
@@ -187,8 +194,9 @@ class Ledger:
         return Tape.of(self._load(0, "tape")) if record is not None and "tape" in record["digests"] else None
 
     @led
-    def write(self, round_: Round, reached: UnderWay, masks: Masks, score: str, environment: Mapping[str, Any]) -> None:
-        """Completes a round: tensors first, then the record. ``score`` is what ``Score.text`` says."""
+    def write(self, round_: Round, reached: UnderWay, masks: Masks, facts: Mapping[str, Any]) -> None:
+        """Completes a round: tensors first, then the record, which tells the ``facts`` too: ``score`` as of
+        ``Score.text``, ``parent``, the digest of the weights that it was pruned from, and the ``environment``."""
         folder = self.path(round_.index)
         parts = {"weights": reached.state.network, "optimizer": reached.state.optimizer, "masks": masks}
         parts |= {} if reached.tape is None else {"tape": reached.tape.tensors()}
@@ -197,9 +205,8 @@ class Ledger:
             "format": FORMAT,
             "identity": self.identity,
             **dataclasses.asdict(round_),
-            "score": score,
+            **facts,
             "digests": digests,
-            "environment": environment,
         }
         write_file(folder / "round.json", json.dumps(record, indent=1).encode())
 
@@ -311,6 +318,18 @@ def recorded_identity(path: Path) -> dict[str, Any] | None:
     """The identity that a record was written with, or None if there is no record."""
     record = _read_record(path)
     return record and record["identity"]
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the weights of the complete round in a folder, by its record.
+
+    Raises:
+        PipelineError: if it has none.
+    """
+    record = _read_record(folder / "round.json")
+    if record is None:
+        raise PipelineError(f"{folder} has no record: the round is not complete")
+    return str(record["digests"]["weights"])
 
 
 def recorded_score(path: Path) -> str | None:

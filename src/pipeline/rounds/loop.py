@@ -44,6 +44,7 @@ def run(job: Job, site: Site) -> list[Round]:
         PipelineError: if another process holds the ledger, the ledger is of other settings, or training diverges.
     """
     with site.ledger.locked():
+        _check_dense(site)
         for sentence in job.notes:
             site.watcher.note(sentence)
         masks: Masks = job.alive()
@@ -60,6 +61,7 @@ def run(job: Job, site: Site) -> list[Round]:
                 )
                 _train_round(job, site, plan, partial(start_state, job, site, index))
             else:
+                _check_parent(site, index)
                 site.ledger.clear(index)
                 found = site.ledger.masks(index)
                 masks = {name: found[name] for name in masks}
@@ -68,6 +70,25 @@ def run(job: Job, site: Site) -> list[Round]:
             rounds.append(done)
             site.watcher.round_done(done, site.ledger.path(index), trained=trained)
     return rounds
+
+
+def _check_dense(site: Site) -> None:
+    """Refuses rounds whose round 0 is gone: another would be trained in its place."""
+    if site.dense.read(0) is None and site.ledger.read(1) is not None:
+        raise PipelineError(
+            f"the rounds in {site.ledger.folder} were pruned from a round 0 that is gone from {site.dense.folder}: "
+            "put it back, or delete these rounds too"
+        )
+
+
+def _check_parent(site: Site, index: int) -> None:
+    """Refuses a round that was pruned from other weights than those of the round before it."""
+    recorded, before = site.ledger.parent(index), site.ledger_of(index - 1).digest(index - 1)
+    if recorded is not None and recorded != before:
+        raise PipelineError(
+            f"{site.ledger.path(index)} was pruned from another round {index - 1} (its weights were {recorded[:12]}, "
+            f"are {before[:12]}); {remedy(site.ledger.path(index))}"
+        )
 
 
 def dense_round(job: Job, site: Site) -> Round:
@@ -200,7 +221,9 @@ def _record(job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, h
         seconds=sum(epoch.seconds for epoch in history),
         finished_ms=history[-1].finished_ms,
     )
-    site.ledger_of(index).write(result, reached, masks, job.score.text(), site.environment)
+    parent = site.ledger_of(index - 1).digest(index - 1) if index else None
+    facts = {"score": job.score.text(), "parent": parent, "environment": site.environment}
+    site.ledger_of(index).write(result, reached, masks, facts)
     site.ledger_of(index).clear(index)
     for sentence in job.dataset.notes():
         site.watcher.note(sentence)

@@ -24,7 +24,7 @@ from pipeline.ground.errors import Stopped, one_line
 from pipeline.report.pictures import layer_sparsity
 from pipeline.report.table import layers_csv
 from pipeline.rounds.job import Job, Watcher
-from pipeline.rounds.ledger import Ledger, Round
+from pipeline.rounds.ledger import Ledger, Round, weights_digest
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
 from pipeline.tracking.outbox import Outbox
@@ -58,27 +58,45 @@ class Tracker(Watcher):
         self.uri, self.client, self.where = self.store.uri, self.store.client, self.store.where
         self.title, self.told = job.title, told
         self.identity = {"fingerprint": fingerprint(ledger.identity)[:16], "seed": str(ledger.identity["seed"])}
+        self.settings = settings
+        self.tags = {
+            "method": job.method,
+            "score": job.score.text(),
+            "data_digest": ledger.identity["data_digest"],
+            "precision": ledger.identity["training"]["precision"],
+            "compile": ledger.identity["training"]["compile"],
+            "git_commit": git_commit(),
+            "mlflow.source.git.commit": git_commit(),
+            "ledger": str(ledger.folder.resolve()),
+        }
         with self.store.told():
-            parent = self.store.opened({**self.identity, "kind": "job"}, job.title, reopen)
-            self.run_id, self.artifact_uri = parent.info.run_id, parent.info.artifact_uri
-            self.tag(
-                {
-                    "method": job.method,
-                    "score": job.score.text(),
-                    "data_digest": ledger.identity["data_digest"],
-                    "precision": ledger.identity["training"]["precision"],
-                    "compile": ledger.identity["training"]["compile"],
-                    "git_commit": git_commit(),
-                    "mlflow.source.git.commit": git_commit(),
-                    "ledger": str(ledger.folder.resolve()),
-                }
-            )
-            self.store.describe(parent, settings)
-            self.client.log_dict(self.run_id, dataclasses.asdict(settings), "settings.yaml")
+            self._open(reopen)
+        self.complete: dict[int, tuple[Round, Path]] = {}
         self.round_runs: dict[int, str] = {}
         self.sent: dict[int, int] = {}
         self.last_epochs = 0.0
         self.outbox = Outbox(FAILURES, self._tell)
+
+    def _open(self, reopen: bool) -> None:
+        """Opens the parent run."""
+        parent = self.store.opened({**self.identity, "kind": "job"}, self.title, reopen)
+        self.run_id, self.artifact_uri = parent.info.run_id, parent.info.artifact_uri
+        self.tag(self.tags)
+        self.store.describe(parent, self.settings)
+        self.client.log_dict(self.run_id, dataclasses.asdict(self.settings), "settings.yaml")
+
+    def _open_anew(self) -> None:
+        """Opens another parent run, for a round that MLflow has is being trained anew: their curves never mix.
+
+        The old one stays as it is, under another kind, and the new one gets the rounds that are complete.
+        """
+        self.tag({"kind": "job, trained anew later"})
+        self.client.set_terminated(self.run_id, "FINISHED")
+        self._open(reopen=True)
+        self.round_runs.clear()
+        self.sent.clear()
+        for result, folder in self.complete.values():
+            self._send_round(result, folder)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -89,7 +107,7 @@ class Tracker(Watcher):
         self.outbox.close()
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
-        self.outbox.put(lambda: self._round_run(index))
+        self.outbox.put(lambda: self._begin_round(index))
 
     def epoch_done(self, index: int, history: tuple[Epoch, ...]) -> None:
         if time.monotonic() - self.last_epochs >= SECONDS_BETWEEN:
@@ -150,6 +168,11 @@ class Tracker(Watcher):
         self.round_runs[index] = run.info.run_id
         return run
 
+    def _begin_round(self, index: int) -> None:
+        if self._round_run(index).info.status == "FINISHED":
+            self._open_anew()
+            self._round_run(index)
+
     def _send_epochs(self, index: int, history: Sequence[Epoch]) -> None:
         rows = [
             metric
@@ -166,6 +189,11 @@ class Tracker(Watcher):
     def _send_round(self, result: Round, folder: Path) -> None:
         """Sends what MLflow does not have yet of a complete round; its run is FINISHED when all of it is there."""
         run = self._round_run(result.index)
+        digest = weights_digest(folder)
+        if run.data.tags.get("weights", digest) != digest:
+            self._open_anew()
+            run = self._round_run(result.index)
+        self.complete[result.index] = (result, folder)
         self.store.send(self.run_id, metrics(result.figures, result.finished_ms, result.index))
         if run.info.status == "FINISHED":
             return
@@ -175,6 +203,7 @@ class Tracker(Watcher):
             self.client.log_artifact(run.info.run_id, str(folder / f"{name}.safetensors"))
         self.client.log_text(run.info.run_id, layers_csv(result), "layers.csv")
         self.client.log_figure(run.info.run_id, layer_sparsity(result), "layers.png")
+        self.store.tag(run.info.run_id, {"weights": digest})
         self.client.set_terminated(run.info.run_id, "FINISHED", end_time=result.finished_ms)
 
     def _send_sizes(self, result: Round, figures: Mapping[str, float]) -> None:
