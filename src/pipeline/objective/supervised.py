@@ -46,7 +46,8 @@ class Supervised(lightning.LightningModule):
     def forward(self, inputs: Any) -> Tensor:
         """Outputs, at least float32. Of a compiled network, only full training batches run compiled."""
         size = len(first_tensor(inputs))
-        self.full_batch = self.full_batch or size
+        if self.training:  # a run that goes on may begin with an evaluation
+            self.full_batch = self.full_batch or size
         full = self.training and size == self.full_batch
         with nullcontext() if full or self.settings.compile == "off" else set_stance("force_eager"):
             outputs = outputs_of(self.network, inputs)
