@@ -120,3 +120,13 @@ def test_asking_changes_nothing():
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), draws)
     assert net.training
+
+
+def test_classes_without_source_differ_by_their_byte_code():
+    def typed(body):
+        space = {"__name__": "__main__", "nn": nn}
+        exec(f"class Net(nn.Module):\n    def forward(self, x):\n        return {body}", space)
+        return behaviour_digest(space["Net"]())
+
+    assert typed("x + 1") == typed("x + 1")
+    assert typed("x + 1") != typed("x * 1")

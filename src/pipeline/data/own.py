@@ -1,7 +1,7 @@
 """Data of your own: any ``LightningDataModule``, with all its hooks, or DataLoaders, as they are."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -15,6 +15,7 @@ from pipeline.data.dataset import CPU, AnySplit, Batch, Preprocessing, Shard, Sp
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.packages import is_data_module, package_of, quiet
 from pipeline.ground.randomness import seed_all, undisturbed
+from pipeline.ground.structures import first_row, first_tensor
 from pipeline.ground.tensors import update_digest
 from pipeline.settings.dotted import found_at, made
 from pipeline.settings.groups import OwnData
@@ -286,17 +287,6 @@ def inputs_of(batch: Any) -> Any:
     return batch
 
 
-def first_row(inputs: Any) -> Any:
-    """The same structure with one example."""
-    if isinstance(inputs, Tensor):
-        return inputs[:1]
-    if isinstance(inputs, Mapping):
-        return {name: first_row(each) for name, each in inputs.items()}
-    if isinstance(inputs, list | tuple):
-        return type(inputs)(first_row(each) for each in inputs)
-    return inputs
-
-
 def _check_pair(module: Any, split: AnySplit, number: int, batch: Any) -> None:
     """Raises a sentence where a batch is not inputs and targets of equal length."""
     try:
@@ -309,14 +299,6 @@ def _check_pair(module: Any, split: AnySplit, number: int, batch: Any) -> None:
             f"data: batch {number} of {LOADERS[split]}() of {type(module).__name__} is {error}; takes (inputs, "
             "targets) of equal length, the targets a tensor; or a mapping of inputs with labels"
         ) from error
-
-
-def first_tensor(inputs: Any) -> Tensor:
-    """The first tensor of a structure."""
-    while not isinstance(inputs, Tensor):
-        parts: Iterable[Any] = inputs.values() if isinstance(inputs, Mapping) else inputs
-        inputs = next(iter(parts))
-    return inputs
 
 
 def _has(module: Any, split: AnySplit) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.randomness import seed_all
+from pipeline.ground.structures import each_tensor
 from pipeline.networks.layers import begin_training, in_evaluation, outputs_of
 from pipeline.networks.lenet import lenet_300_100
 from pipeline.networks.mobilenet import mobilenet_v1, mobilenet_v2
@@ -89,7 +90,7 @@ def tried(network: nn.Module, name: str, example: Any) -> Tensor:
     """
     try:
         with in_evaluation(network):
-            outputs = outputs_of(network, doubled(example))
+            outputs = outputs_of(network, each_tensor(example, lambda tensor: torch.cat([tensor, tensor])))
     except Exception as error:
         shape = f" of shape {tuple(example.shape[1:])}" if isinstance(example, Tensor) else ""
         raise SettingsError([f"model.network: {name!r} fails on inputs{shape}: {one_line(error)}"]) from error
@@ -113,14 +114,3 @@ def check_scores(network: nn.Module, name: str, example: Any, classes: int) -> i
             [f"model.network: {name!r} turns 2 inputs into {tuple(outputs.shape)}, takes one with {takes}"]
         )
     return outputs.shape[1]
-
-
-def doubled(example: Any) -> Any:
-    """A batch of two of an example of any structure."""
-    if isinstance(example, Tensor):
-        return torch.cat([example, example])
-    if isinstance(example, Mapping):
-        return {name: doubled(each) for name, each in example.items()}
-    if isinstance(example, list | tuple):
-        return type(example)(doubled(each) for each in example)
-    return example

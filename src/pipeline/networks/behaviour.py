@@ -146,10 +146,10 @@ def _take_code(sha: Any, code: Any, seen: dict[int, object], depth: int) -> None
 
 def _take_globals(sha: Any, code: Any, seen: dict[int, object], depth: int) -> None:
     """Takes the functions, classes and constants of the user's own module that a class or function names."""
-    module = sys.modules.get(code.__module__)
-    if module is None:
+    module, tree = sys.modules.get(code.__module__), _tree(code)
+    if module is None or tree is None:
         return
-    names = {node.id for node in ast.walk(_tree(code)) if isinstance(node, ast.Name)}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     for name in sorted(names):
         value = vars(module).get(name)
         if isinstance(value, int | float | str | tuple | frozenset) or (
@@ -160,29 +160,31 @@ def _take_globals(sha: Any, code: Any, seen: dict[int, object], depth: int) -> N
 
 
 def _is_users(code: Any) -> bool:
+    if getattr(code, "__module__", "") == "__main__":  # typed where it runs: a script, a notebook
+        return True
     try:
         file = inspect.getfile(code)
     except (TypeError, OSError):
-        return getattr(code, "__module__", "") == "__main__"
+        return False
     return not file.startswith(LIBRARIES) and not file.startswith("<frozen") and not file.startswith(PACKAGE)
 
 
 def _source(code: Any) -> str:
     """The source without comments and layout, or the byte code where there is none."""
-    try:
-        return ast.dump(_tree(code))
-    except (OSError, TypeError, SyntaxError):
-        functions = vars(code).values() if isinstance(code, type) else [code]
-        compiled = [each.__code__ for each in functions if hasattr(each, "__code__")]
-        return repr([(each.co_code, each.co_names, [c for c in each.co_consts if not hasattr(c, "co_code")])
-                     for each in compiled])  # fmt: skip
+    if (tree := _tree(code)) is not None:
+        return ast.dump(tree)
+    functions = vars(code).values() if isinstance(code, type) else [code]
+    compiled = [each.__code__ for each in functions if hasattr(each, "__code__")]
+    return repr([(each.co_code, each.co_names, [c for c in each.co_consts if not hasattr(c, "co_code")])
+                 for each in compiled])  # fmt: skip
 
 
-def _tree(code: Any) -> ast.AST:
+def _tree(code: Any) -> ast.AST | None:
+    """The source as it is understood, if there is any."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError):
-        return ast.Module([], [])
+        return None
 
 
 def _is_empty(cell: Any) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
 
+from pipeline.ground.structures import called, each_tensor
 from pipeline.networks.layers import (
     ATTENTION_WEIGHTS,
     EMBEDDING,
@@ -88,20 +89,9 @@ def counting(network: nn.Module, include: Sequence[str] = ()) -> Iterator[dict[s
 def run_on(network: nn.Module, example: Any) -> Any:
     """A network called on an example of any structure, on the device of its parameters."""
     parameter = next(network.parameters(), None)
-    moved = example if parameter is None else _moved(example, parameter.device)
-    if isinstance(moved, Mapping):
-        return network(**moved)
-    return network(*moved) if isinstance(moved, tuple | list) else network(moved)
-
-
-def _moved(example: Any, device: torch.device) -> Any:
-    if isinstance(example, Tensor):
-        return example.to(device)
-    if isinstance(example, Mapping):
-        return {name: _moved(each, device) for name, each in example.items()}
-    if isinstance(example, list | tuple):
-        return type(example)(_moved(each, device) for each in example)
-    return example
+    return called(
+        network, example if parameter is None else each_tensor(example, lambda each: each.to(parameter.device))
+    )
 
 
 def _uses(layer: nn.Module, weight: str, inputs: tuple[Any, ...], output: Any) -> int:

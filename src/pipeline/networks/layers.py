@@ -1,6 +1,6 @@
 """Which weights of a network can be pruned, and which are: those of any module, tied, frozen and recurrent ones too."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.ground.errors import SettingsError
+from pipeline.ground.structures import called
 
 PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers whose ``weight`` is pruned: all convolutions and linear layers. Biases and normalisation never are."""
@@ -121,12 +122,7 @@ def outputs_of(network: nn.Module, inputs: Any) -> Tensor:
     Raises:
         TypeError: if it is no tensor.
     """
-    if isinstance(inputs, Mapping):
-        found = network(**inputs)
-    elif isinstance(inputs, list | tuple):
-        found = network(*inputs)
-    else:
-        found = network(inputs)
+    found = called(network, inputs)
     found = getattr(found, "logits", found)
     if not isinstance(found, Tensor):
         raise TypeError(

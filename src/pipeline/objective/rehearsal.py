@@ -14,14 +14,13 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from pipeline.data.own import first_row
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.randomness import seed_all, undisturbed
+from pipeline.ground.structures import first_row
 from pipeline.networks.costs import counting
 from pipeline.training.retraining import Span
-from pipeline.training.train import Trainable, figures, loaders
+from pipeline.training.train import Trainable, figures, generators, loaders
 from pipeline.training.trainer import make_trainer
 
 ONE_BATCH = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
@@ -101,7 +100,7 @@ class _Onlooker(lightning.Callback):
             )  # fmt: skip
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        self.generators = any(has_generator(each) for each in loaders(trainer))
+        self.generators = any(generators(each) for each in loaders(trainer))
         self.examples = 1
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
@@ -150,7 +149,7 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
     with undisturbed():
         trainer = make_trainer(module, trainable.trainer, [onlooker], epochs=1)
         for limit in ONE_BATCH:
-            setattr(trainer, limit, min(1, int(getattr(trainer, limit) or 0) or 1))
+            setattr(trainer, limit, 1)
         trainer.loggers = []
         seed_all("data module")
         trainer.fit(module, datamodule=trainable.data((0, 0), span))
@@ -169,19 +168,13 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
     return Rehearsed(trainable, logged, onlooker.example if given is None else given, onlooker.counts, notes)
 
 
-def has_generator(loader: "DataLoader[Any]") -> bool:
-    """Whether a loader draws from a generator of its own."""
-    holders = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    return any(getattr(holder, "generator", None) is not None for holder in holders)
-
-
 def _stops_early(callback: object) -> bool:
     return any(kind.__name__ == "EarlyStopping" for kind in type(callback).__mro__)
 
 
 def _examples(batch: Any) -> int:
     """How many examples a batch has: the length of its first part."""
-    while isinstance(batch, Mapping | tuple) or ((isinstance(batch, list) and len(batch) == 2) and len(batch)):
+    while isinstance(batch, Mapping | tuple) or (isinstance(batch, list) and len(batch) == 2):
         batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
     return max(1, len(batch)) if isinstance(batch, list) or getattr(batch, "ndim", 0) > 0 else 1
 

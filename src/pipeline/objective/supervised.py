@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -13,8 +13,9 @@ from torch.compiler import set_stance
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from pipeline.data.dataset import Batch, Shard
-from pipeline.data.own import first_tensor, inputs_and_targets
+from pipeline.data.own import inputs_and_targets
 from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.structures import each_tensor, first_tensor
 from pipeline.networks.layers import outputs_of
 from pipeline.objective.score import Score
 from pipeline.settings.dotted import found_at, made
@@ -84,7 +85,7 @@ class Supervised(lightning.LightningModule):
             return batch
         inputs, targets = inputs_and_targets(batch)
         shard = Shard(self.trainer.global_rank, self.trainer.world_size)
-        return Batch(rows(inputs, shard), shard.of(targets), of=len(targets))
+        return Batch(each_tensor(inputs, shard.of), shard.of(targets), of=len(targets))
 
     def _loss(self, split: str, batch: Batch) -> Tensor:
         outputs = self(batch.inputs)
@@ -116,17 +117,6 @@ class Supervised(lightning.LightningModule):
         rate = scheduled(self.settings.schedule, self.settings.optimizer.rate, total_steps)
         scheduler = Scheduled(optimizer, rate, self.trainer.global_step, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def rows(inputs: Any, shard: Shard) -> Any:
-    """A process's rows of inputs of any structure."""
-    if isinstance(inputs, Tensor):
-        return shard.of(inputs)
-    if isinstance(inputs, Mapping):
-        return {name: rows(each, shard) for name, each in inputs.items()}
-    if isinstance(inputs, list | tuple):
-        return type(inputs)(rows(each, shard) for each in inputs)
-    return inputs
 
 
 def score_of(objective: Objective) -> Score:

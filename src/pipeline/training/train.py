@@ -346,13 +346,17 @@ def loaders(trainer: Any) -> Sequence[Any]:
     return found
 
 
+def generators(loader: "DataLoader[Any]") -> list[torch.Generator]:
+    """The generators that a loader brings with it."""
+    holders = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    found = (getattr(holder, "generator", None) for holder in holders)
+    return [each for each in found if isinstance(each, torch.Generator)]
+
+
 def _reseed(loader: "DataLoader[Any]", seed: int) -> None:
     """Has a loader's next pass follow from the seed: generators of its own, and workers that outlive an epoch."""
-    samplers = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-    for holder in samplers:
-        generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
+    for generator in generators(loader):
+        generator.manual_seed(seed)
     if loader.persistent_workers:
         loader._iterator = None
 

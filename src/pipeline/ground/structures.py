@@ -1,0 +1,32 @@
+"""Batches and inputs of any structure: tensors, alone or in sequences and mappings."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+
+def each_tensor(structure: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure with every tensor changed."""
+    return apply_to_collection(structure, Tensor, change)
+
+
+def first_row(structure: Any) -> Any:
+    """The same structure with one example."""
+    return each_tensor(structure, lambda tensor: tensor[:1])
+
+
+def first_tensor(structure: Any) -> Tensor:
+    """The first tensor of a structure."""
+    while not isinstance(structure, Tensor):
+        parts: Iterable[Any] = structure.values() if isinstance(structure, Mapping) else structure
+        structure = next(iter(parts))
+    return structure
+
+
+def called(network: Callable[..., Any], inputs: Any) -> Any:
+    """What something answers to inputs: one, several in a sequence, or by name."""
+    if isinstance(inputs, Mapping):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, list | tuple) else network(inputs)
