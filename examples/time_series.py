@@ -96,6 +96,5 @@ SETTINGS = (
 )
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    done = prune_by_rewinding(Forecaster(), CarbonDioxide(), *SETTINGS, *sys.argv[1:])
+    done = prune_by_rewinding(Forecaster, CarbonDioxide(), *SETTINGS, *sys.argv[1:])
     print(done.table())

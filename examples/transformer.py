@@ -72,8 +72,7 @@ SETTINGS = (
 )
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    done = prune_by_rewinding(Transformer(), DigitPatches(), *SETTINGS, *sys.argv[1:])
+    done = prune_by_rewinding(Transformer, DigitPatches(), *SETTINGS, *sys.argv[1:])
     dense, last = done.rounds[0], done.rounds[-1]
     print(f"density {last.density:.3f}: test accuracy {last.test['test_accuracy']:.2%}, ", end="")
     print(f"dense {dense.test['test_accuracy']:.2%}")

@@ -331,11 +331,11 @@ def test_a_home_that_is_not_there(setting, command):
 
 def test_what_goes_wrong_with_the_python_call_is_told_at_once(tmp_path):
     with pytest.raises(SettingsError) as error:
-        prune_by_rewinding(Net, "data", "model=resnet20", "task=plan", {"seed": 1}, f"runs={tmp_path}")
+        prune_by_rewinding("Net", "data", "model=resnet20", "task=plan", {"seed": 1}, f"runs={tmp_path}")
     told = "\n".join(error.value.faults)
     for sentence in (
         "model=resnet20: network and data are given", "task=plan: network and data are given",
-        "network: got <class", "data: got 'data', takes a LightningDataModule", "settings: got {'seed': 1}, takes text",
+        "network: got 'Net', takes a torch.nn.Module, or a class", "data: got 'data', takes a LightningDataModule", "settings: got {'seed': 1}, takes text",
     ):  # fmt: skip
         assert sentence in told
     assert len(error.value.faults) == 5

@@ -1,5 +1,6 @@
 """The one call for a network and data of one's own, and the example that is shipped with it."""
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -103,6 +104,38 @@ def test_fresh_weights_come_from_the_layers_own_reset(example, tmp_path):
 
     with pytest.raises(SettingsError, match=r"got fresh, but layer '' has no reset_parameters\(\)"):
         prune_by_rewinding(Bare(), example.DigitPatches(), *fresh)
+
+
+@pytest.mark.parametrize("way", ["class", "partial", "lambda"])
+def test_what_makes_a_network_gives_what_the_command_line_gives(way, example, tmp_path):
+    from pipeline.rounds import loop as rounds
+    from pipeline.rounds.building import build_job
+
+    same = ["training/optimizer=adamw", "training.epochs=1", "pruning.rounds=1", "retraining=reinitialisation"]
+    make = {
+        "class": example.Transformer,
+        "partial": functools.partial(example.Transformer, 32),
+        "lambda": lambda: example.Transformer(),
+    }[way]
+    done = prune_by_rewinding(make, example.DigitPatches(), *same, "seed=3", f"runs={tmp_path}/call")
+    chosen = settings(
+        "model=custom", "model.network=transformer_example.Transformer", "data=own",
+        "data.module=transformer_example.DigitPatches", *same, "seed=3",
+    )  # fmt: skip
+    job, site = build_job(chosen, tmp_path / "command")
+    rounds.run(job, site)
+    for index in range(2):
+        called = done.site.ledger_of(index).state(index).network
+        for name, tensor in site.ledger_of(index).state(index).network.items():
+            assert torch.equal(called[name], tensor)
+
+
+def test_what_fails_to_make_a_network_is_a_sentence(example, tmp_path):
+    with pytest.raises(SettingsError, match=r"network: .*missing 1 required positional argument"):
+        prune_by_rewinding(lambda width: None, example.DigitPatches(), f"runs={tmp_path}")
+    with pytest.raises(SettingsError, match=r"model.network: .* makes a NoneType, takes"):
+        prune_by_rewinding(lambda: None, example.DigitPatches(), f"runs={tmp_path}")
+    assert not list(tmp_path.iterdir())
 
 
 class OneTensor(torch.utils.data.Dataset):

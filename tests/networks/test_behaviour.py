@@ -1,12 +1,16 @@
 """Two modules that behave differently have two digests; the same one has one, in every process."""
 
+import copy
+import hashlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pipeline.ground.tensors import update_digest
 from pipeline.networks.behaviour import answers_of, behaviour_digest
 from tests.conftest import PROJECT
 
@@ -16,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 SLOPE = 0.1
+SIZES = {"wide": [3, 4]}
 
 def activation(x):
     return F.leaky_relu(x, SLOPE)
@@ -29,6 +34,9 @@ class Net(nn.Module):
         self.attention = nn.MultiheadAttention(4, heads, batch_first=True)
         self.drop = nn.Dropout(p)
         self.act = act
+
+    def training_step(self, x):
+        return x.view(SIZES["wide"])
 
     def forward(self, x):
         x = activation(self.norm(self.conv(x))).transpose(1, 2)
@@ -79,6 +87,7 @@ PAIRS = {
     "edited forward": edited("self.act(self.drop(", "2 * self.act(self.drop("),
     "edited function": edited("F.leaky_relu(x, SLOPE)", "F.elu(x)"),
     "edited constant": edited("SLOPE = 0.1", "SLOPE = 0.2"),
+    "edited list in a constant": edited("[3, 4]", "[3, 5]"),
     "frozen": {"change": frozen},
     "in evaluation": {"change": lambda net: net.norm.eval()},
     "weights": {"change": lambda net: net.conv.bias.data.add_(1)},
@@ -130,3 +139,30 @@ def test_classes_without_source_differ_by_their_byte_code():
 
     assert typed("x + 1") == typed("x + 1")
     assert typed("x + 1") != typed("x * 1")
+
+
+BATCHES = {
+    "words": (np.array(["a", "b"]), np.array(["a", "c"])),
+    "days": (np.array(["2001-01-01"], "datetime64[D]"), np.array(["2001-01-02"], "datetime64[D]")),
+    "fields": (np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]), np.array([(1, 3.0)], [("a", "i4"), ("b", "f8")])),
+    "a set": ({"a", "b"}, {"a", "c"}),
+    "objects": (np.array([1, "x"], dtype=object), np.array([1, "y"], dtype=object)),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_batches_that_differ_have_two_digests(kind):
+    one, other = BATCHES[kind]
+    assert digest_of(one) == digest_of(copy.deepcopy(one)) != digest_of(other)
+
+
+def test_the_order_of_bytes_is_not_what_a_batch_holds():
+    numbers = np.arange(4.0)
+    numbers.setflags(write=False)
+    assert digest_of(numbers) == digest_of(numbers.astype(">f8")) == digest_of(torch.arange(4.0).double())
+
+
+def digest_of(thing):
+    sha = hashlib.sha256()
+    update_digest(sha, thing)
+    return sha.hexdigest()

@@ -3,16 +3,11 @@
 import os
 import signal
 import sys
-import sysconfig
-import traceback
-from pathlib import Path
 
 from pipeline.commands import Command
 from pipeline.ground.environment import runs_folder
-from pipeline.ground.errors import PipelineError, SettingsError, Stopped, one_line
+from pipeline.ground.errors import PipelineError, SettingsError, Stopped, one_line, where
 from pipeline.settings.groups import OwnData, Settings
-
-PACKAGE = Path(__file__).parents[1]
 
 
 def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
@@ -35,7 +30,7 @@ def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
     except Exception as error:
         if not _has_own_code(settings):
             raise
-        return 1, [f"your network or data fail{_place(error)}: {one_line(error)}"]
+        return 1, [f"your network or data fail{where(error)}: {one_line(error)}"]
     except Stopped as stopped:
         signum: int = stopped.args[0]
         more = "; the same command goes on from the last finished epoch" if settings.task in ("run", "search") else ""
@@ -46,11 +41,3 @@ def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
 def _has_own_code(settings: Settings) -> bool:
     """Whether the network or the data are classes of the user's."""
     return "." in (settings.model.network or settings.model.module or ".") or isinstance(settings.data, OwnData)
-
-
-def _place(error: Exception) -> str:
-    """The last line of the user's own code that an error came through, if it came through any."""
-    libraries = (*sysconfig.get_paths().values(), str(PACKAGE), "<")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""

@@ -1,6 +1,8 @@
 """The whole method as one call, for a network or LightningModule and data of your own."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,18 +13,23 @@ from pipeline.data.own import as_data_module
 from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import SettingsError, Stopped
 from pipeline.ground.packages import is_lightning_module
+from pipeline.ground.randomness import undisturbed
 from pipeline.rounds.building import build_job
 from pipeline.settings.build import build
 from pipeline.settings.composition import composed
+from pipeline.settings.dotted import made
 from pipeline.training.trainer import Factory
 
 
-def prune_by_rewinding(network: nn.Module, data: Any, *settings: str, trainer: Factory | None = None) -> Pruned:
+def prune_by_rewinding(
+    network: nn.Module | Callable[[], nn.Module], data: Any, *settings: str, trainer: Factory | None = None
+) -> Pruned:
     """Trains, prunes and retrains a network in rounds.
 
     Args:
         network: a LightningModule, which is trained as it is, or a plain network, which ``objective=`` gives a loss and
-            a score (by default those of classification). It is not changed.
+            a score (by default those of classification). It is not changed. Or a class or function that makes one
+            without arguments: its initial weights then follow from the seed, as those of a command do.
         data: a LightningDataModule, or DataLoaders: one to train on, or (train, validation, test).
         settings: as on the command line: ``"training.epochs=10"``, ``"retraining=weight_rewinding"``, ``"seed=1"``.
             A LightningModule takes ``"objective.score=val_loss"`` and ``"objective.better=lower"``. ``name=`` names the
@@ -41,8 +48,8 @@ def prune_by_rewinding(network: nn.Module, data: Any, *settings: str, trainer: F
         for setting in map(str, settings)
         if re.match(r"\+*(model|data|task)[.=]", setting) and "model.weights=" not in setting
     ]
-    if not isinstance(network, nn.Module):
-        faults.append(f"network: got {network!r}, takes a torch.nn.Module")
+    if not isinstance(network, nn.Module) and not callable(network):
+        faults.append(f"network: got {network!r}, takes a torch.nn.Module, or a class or function that makes one")
     try:
         data = as_data_module(data)
     except SettingsError as error:
@@ -52,7 +59,7 @@ def prune_by_rewinding(network: nn.Module, data: Any, *settings: str, trainer: F
     ]
     if faults:
         raise SettingsError(faults)
-    own = is_lightning_module(network)
+    own = is_lightning_module(network if isinstance(network, nn.Module) else _once(network))
     given = any(re.match(r"\+*objective=", each) for each in settings)
     mapping: dict[str, Any] = composed([*settings, *(["objective=own"] if own and not given else [])])
     path, model = _path(network), mapping["model"]
@@ -61,7 +68,7 @@ def prune_by_rewinding(network: nn.Module, data: Any, *settings: str, trainer: F
     }  # fmt: skip
     mapping["data"] = {"dataset": "own", "module": _path(data), "arguments": {}}
     if not any(each.lstrip("+").startswith("name=") for each in settings):
-        mapping["name"] = type(network).__name__.lower()
+        mapping["name"] = path.rpartition(".")[2].lower()
     chosen = build(mapping)
     runs = runs_folder(chosen.runs)
     job, site = build_job(chosen, runs, network, data, trainer)
@@ -72,5 +79,19 @@ def prune_by_rewinding(network: nn.Module, data: Any, *settings: str, trainer: F
     return Pruned(job, site, chosen, tuple(done))
 
 
+def _once(make: Callable[[], object]) -> object:
+    """What a class or function makes; it changes no generator.
+
+    Raises:
+        SettingsError: if it fails.
+    """
+    with undisturbed():
+        return made(make, {}, {}, "network")
+
+
 def _path(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+    """Where a class or function is, or the class of anything else."""
+    while isinstance(thing, partial):
+        thing = thing.func
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -1,14 +1,14 @@
 """Data: what a network learns from. Images in memory, images on disk, or batches of your own."""
 
 from pipeline.data.dataset import ShippedDataset
-from pipeline.data.own import OwnBatches
+from pipeline.data.own import A_LOSS, OwnBatches, Use
 from pipeline.settings.groups import Data, ImagesInMemory, ImagesOnDisk
 
 AnyDataset = ShippedDataset | OwnBatches
 
 
-def load(data: Data, *, labels: bool = True, at_most: int | None = None) -> AnyDataset:
-    """The data set that the settings name; of own data, ``labels`` and ``at_most`` are those of ``own_batches``.
+def load(data: Data, use: Use = A_LOSS) -> AnyDataset:
+    """The data set that the settings name; ``use`` is what own data are for.
 
     Raises:
         SettingsError: if it cannot be had, or is too small for the split.
@@ -25,4 +25,4 @@ def load(data: Data, *, labels: bool = True, at_most: int | None = None) -> AnyD
         case _:
             from pipeline.data.own import own_batches, own_module
 
-            return own_batches(own_module(data), labels=labels, at_most=at_most)
+            return own_batches(own_module(data), use)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from pipeline.data.dataset import CPU, AnySplit, Batch, Preprocessing, Shard, Split
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
@@ -32,16 +32,29 @@ LOOKED_AT = 4
 
 
 @dataclass(frozen=True)
+class Use:
+    """What a data module is for: ``labels`` says that batches are inputs and targets, for a network with a loss,
+    ``at_most`` how many batches an epoch trains on, where they are limited, and ``processes`` how many share them.
+    """
+
+    labels: bool = True
+    at_most: int | None = None
+    processes: int = 1
+
+
+A_LOSS = Use()
+"""One process, a network with a loss."""
+
+
+@dataclass(frozen=True)
 class OwnBatches:
-    """A data module, set up. ``labels`` says that batches are inputs and targets, for a network with a loss.
+    """A data module, set up, and what it is used for.
 
     Its loaders draw from the generators of Python, NumPy and torch, which are seeded by (seed, round, epoch).
     """
 
     module: Any
-    labels: bool
-    at_most: int | None = None
-    """Training batches of an epoch, where they are limited: of a loader that has no length."""
+    use: Use
     given: Any = field(default=None, compare=False)
     """One input of the network, where the module says it."""
 
@@ -61,7 +74,7 @@ class OwnBatches:
     def example(self) -> Any:
         if self.given is not None:
             return self.given
-        return first_row(inputs_and_targets(self.first)[0] if self.labels else inputs_of(self.first))
+        return first_row(inputs_and_targets(self.first)[0] if self.use.labels else inputs_of(self.first))
 
     @property
     def has_labels(self) -> bool:
@@ -83,7 +96,7 @@ class OwnBatches:
                     seed_all("data module")
                     looked_at = LOOKED_AT if split == "train" else WITHOUT_LENGTH
                     for number, batch in enumerate(islice(batches(self.module, split), looked_at), start=1):
-                        if self.labels:
+                        if self.use.labels:
                             _check_pair(self.module, split, number, transferred(self.module, batch))
                         update_digest(digest, batch)
         return digest.hexdigest()
@@ -100,9 +113,15 @@ class OwnBatches:
     def _steps(self) -> int:
         loader = getattr(self.module, LOADERS["train"])()
         try:
+            if (
+                self.use.processes > 1
+                and isinstance(loader, DataLoader)
+                and not isinstance(loader.dataset, IterableDataset)
+            ):
+                return _dealt(loader, self.use.processes)
             return len(_combined(self.module, loader) if isinstance(loader, list | tuple | dict) else loader)
         except (TypeError, NotImplementedError):
-            most = self.at_most or WITHOUT_LENGTH
+            most = self.use.at_most or WITHOUT_LENGTH
         with undisturbed():
             seed_all("data module")
             count = sum(1 for _ in islice(batches(self.module, "train"), most))
@@ -201,10 +220,10 @@ def own_module(data: OwnData) -> Any:
     return module
 
 
-def own_batches(module: Any, *, labels: bool, at_most: int | None = None) -> OwnBatches:
+def own_batches(module: Any, use: Use) -> OwnBatches:
     """Sets a data module up and looks at its first batches.
 
-    ``labels``: whether batches must be inputs and targets, in which case all three loaders must be there.
+    With ``use.labels`` batches must be inputs and targets, and all three loaders must be there.
 
     Raises:
         SettingsError: if a loader is missing or has no batches, or gives what it should not.
@@ -222,7 +241,7 @@ def own_batches(module: Any, *, labels: bool, at_most: int | None = None) -> Own
         raise SettingsError([f"data: {name} cannot be set up: {one_line(error)}"]) from error
     faults = []
     for split, loader in LOADERS.items():
-        if not _has(module, split) and not (labels or split == "train"):
+        if not _has(module, split) and not (use.labels or split == "train"):
             continue
         try:
             with undisturbed():
@@ -230,7 +249,7 @@ def own_batches(module: Any, *, labels: bool, at_most: int | None = None) -> Own
                 found = next(batches(module, split), None)
             if found is None:
                 faults.append(f"data: {loader}() of {name} gives no batches")
-            elif labels:
+            elif use.labels:
                 _check_pair(module, split, 1, transferred(module, found))
         except PipelineError as error:
             faults.append(str(error))
@@ -238,7 +257,7 @@ def own_batches(module: Any, *, labels: bool, at_most: int | None = None) -> Own
             faults.append(f"data: {loader}() of {name} fails: {one_line(error)}")
     if faults:
         raise SettingsError(faults)
-    return OwnBatches(module, labels, at_most)
+    return OwnBatches(module, use)
 
 
 def batches(module: Any, split: AnySplit) -> Iterator[Any]:
@@ -250,6 +269,13 @@ def batches(module: Any, split: AnySplit) -> Iterator[Any]:
             yield batch
     else:
         yield from loader
+
+
+def _dealt(loader: "DataLoader[Any]", processes: int) -> int:
+    """The batches of each process, as Lightning deals examples out: equal shares, the last of which repeats some."""
+    share, batches = -(-len(loader.sampler) // processes), loader.batch_sampler  # type: ignore[arg-type]
+    size = getattr(batches, "batch_size", 1)
+    return share // size if getattr(batches, "drop_last", False) else -(-share // size)
 
 
 def _combined(module: Any, loaders: Any, split: AnySplit = "train") -> Any:

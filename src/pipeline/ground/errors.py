@@ -1,10 +1,16 @@
 """Errors that a user can act on, each a sentence, shown without a traceback; and Ctrl-C and SIGTERM as an exception."""
 
 import signal
+import sysconfig
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
+
+LIBRARIES = (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]), "<")
+"""How the files of code begin that is no user's."""
 
 
 class PipelineError(Exception):
@@ -25,6 +31,13 @@ def one_line(error: BaseException) -> str:
     words = words if len(words) <= 300 else f"{words[:300]}..."
     plain = isinstance(error, AttributeError | ImportError | OSError | TypeError | ValueError) and words
     return words if plain else f"{type(error).__name__}: {words}"
+
+
+def where(error: BaseException) -> str:
+    """The last line of a user's own code that an error came through, as `` at file, line``, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
 class Stopped(BaseException):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def update_digest(sha: Any, thing: Any) -> None:
     """Takes anything into a digest: tensors and arrays by type, shape and bytes, collections part by part."""
-    if isinstance(thing, np.ndarray) and thing.dtype != object:
-        thing = torch.from_numpy(np.ascontiguousarray(thing)) if thing.dtype.kind in "biufc" else thing.tolist()
+    if isinstance(thing, np.ndarray):
+        numbers = thing.dtype.kind in "biufc" and thing.dtype.char not in "gG"
+        native = np.array(thing, thing.dtype.newbyteorder("="), order="C")
+        thing = torch.from_numpy(native) if numbers else thing.tolist()
     if isinstance(thing, Tensor):
         tensor = thing.detach().cpu().contiguous()
         sha.update(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape) or (1,)}".encode())
@@ -42,10 +46,12 @@ def update_digest(sha: Any, thing: Any) -> None:
         for key, each in thing.items():
             sha.update(f"{key!r}:".encode())
             update_digest(sha, each)
-    elif isinstance(thing, list | tuple | set | frozenset):
+    elif isinstance(thing, list | tuple):
         sha.update(f"{len(thing)}".encode())
         for each in thing:
             update_digest(sha, each)
+    elif isinstance(thing, set | frozenset | date | timedelta | Decimal):
+        sha.update(repr(sorted(map(repr, thing)) if isinstance(thing, set | frozenset) else thing).encode())
     elif isinstance(thing, bytes | str | int | float | bool | complex | type(None)):
         sha.update(repr(thing).encode())
     elif hasattr(thing, "__dict__"):

@@ -18,7 +18,9 @@ from pipeline.networks.vgg import vgg16
 from pipeline.settings.dotted import found_at, made
 from pipeline.settings.groups import Model
 
-NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+Make = Callable[..., nn.Module]
+
+NETWORKS: Mapping[str, Make] = {
     "cifar_resnet": cifar_resnet,
     "imagenet_resnet": imagenet_resnet,
     "lenet_300_100": lenet_300_100,
@@ -30,16 +32,19 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
 """Each takes the shape of one input (channels, height, width), the number of classes, and its own arguments."""
 
 
-def build_network(model: Model, example: Any, classes: int, seed: int, attempt: int = 0) -> nn.Module:
+def build_network(
+    model: Model, example: Any, classes: int, seed: int, attempt: int = 0, make: Make | None = None
+) -> nn.Module:
     """A network with the initial weights of (seed, attempt): the same, bit for bit, each time.
 
     ``example`` is one input, (1, ...), or several in a structure; ``classes`` is 0 where the data do not say how many.
+    ``make`` takes the place of what ``model`` names.
 
     Raises:
         SettingsError: if there is no such network, it does not take these arguments, or fails on inputs.
     """
     assert model.network is not None
-    make = _constructor(model.network)
+    make = make or _constructor(model.network)
     given: dict[str, Any] = {}
     if model.network in NETWORKS:
         if not isinstance(example, Tensor):
@@ -54,14 +59,14 @@ def build_network(model: Model, example: Any, classes: int, seed: int, attempt: 
     return begin_training(network)
 
 
-def build_module(model: Model, seed: int, attempt: int = 0) -> nn.Module:
-    """A LightningModule of the user's with the initial weights of (seed, attempt).
+def build_module(model: Model, seed: int, attempt: int = 0, make: Make | None = None) -> nn.Module:
+    """A LightningModule of the user's with the initial weights of (seed, attempt); ``make`` as for a network.
 
     Raises:
         SettingsError: if there is none, or it does not take these arguments.
     """
     assert model.module is not None
-    make = found_at(model.module, "model.module", "takes the dotted path of a LightningModule class")
+    make = make or found_at(model.module, "model.module", "takes the dotted path of a LightningModule class")
     with torch.random.fork_rng(devices=[]):
         seed_all(seed, attempt, "initial weights")
         module = made(make, {}, model.arguments, "model.arguments")
@@ -78,7 +83,7 @@ def build_module(model: Model, seed: int, attempt: int = 0) -> nn.Module:
 TAKES = f"takes one of {', '.join(NETWORKS)}, or the dotted path of what makes a torch.nn.Module"
 
 
-def _constructor(name: str) -> Callable[..., nn.Module]:
+def _constructor(name: str) -> Make:
     return NETWORKS[name] if name in NETWORKS else found_at(name, "model.network", TAKES)
 
 

@@ -9,21 +9,18 @@ import functools
 import hashlib
 import inspect
 import sys
-import sysconfig
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.ground.errors import LIBRARIES
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.tensors import update_digest
 
-LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-PACKAGE = str(Path(__file__).parents[1])
 DEPTH = 6
 """How deep values within values are looked at."""
 PASSING = {"training", "trainer", "_trainer", "prepare_data_per_node", "call_super_init"}
@@ -152,11 +149,20 @@ def _take_globals(sha: Any, code: Any, seen: dict[int, object], depth: int) -> N
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     for name in sorted(names):
         value = vars(module).get(name)
-        if isinstance(value, int | float | str | tuple | frozenset) or (
+        if _is_constant(value) or (
             isinstance(value, types.FunctionType | type) and _is_users(value) and id(value) not in seen
         ):
             sha.update(f"{name}=".encode())
             _take(sha, value, seen, depth - 1)
+
+
+def _is_constant(value: object) -> bool:
+    """Whether a value is numbers and words only; what else a module holds may be a store that fills as it runs."""
+    if isinstance(value, Mapping):
+        return all(_is_constant(each) for pair in value.items() for each in pair)
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_constant, value))
+    return isinstance(value, int | float | complex | str | bytes | Tensor | torch.dtype | types.NoneType)
 
 
 def _is_users(code: Any) -> bool:
@@ -166,7 +172,7 @@ def _is_users(code: Any) -> bool:
         file = inspect.getfile(code)
     except (TypeError, OSError):
         return False
-    return not file.startswith(LIBRARIES) and not file.startswith("<frozen") and not file.startswith(PACKAGE)
+    return not file.startswith(LIBRARIES)
 
 
 def _source(code: Any) -> str:

@@ -87,10 +87,14 @@ def counting(network: nn.Module, include: Sequence[str] = ()) -> Iterator[dict[s
 
 
 def run_on(network: nn.Module, example: Any) -> Any:
-    """A network called on an example of any structure, on the device of its parameters."""
+    """A network called on an example of any structure, on the device and in the precision of its parameters."""
     parameter = next(network.parameters(), None)
+    if parameter is None:
+        return called(network, example)
+    floating = parameter.dtype if parameter.is_floating_point() else None
     return called(
-        network, example if parameter is None else each_tensor(example, lambda each: each.to(parameter.device))
+        network,
+        each_tensor(example, lambda each: each.to(parameter.device, floating if each.is_floating_point() else None)),
     )
 
 

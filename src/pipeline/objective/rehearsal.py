@@ -6,7 +6,6 @@ network of a user's fails under one of them and runs without, it runs without, a
 
 import copy
 import dataclasses
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import nn
 
-from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.errors import SettingsError, one_line, where
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.structures import first_row
 from pipeline.networks.costs import counting
@@ -59,7 +58,7 @@ def rehearsed(trainable: Trainable, name: str, include: tuple[str, ...]) -> Rehe
             found = dataclasses.replace(found, notes=(f"{told}: else {name} fails ({one_line(failure)})", *found.notes))
         return found
     assert failure is not None
-    raise SettingsError([f"{name} fails on its first batch{_place(failure)}: {one_line(failure)}"]) from failure
+    raise SettingsError([f"{name} fails on its first batch{where(failure)}: {one_line(failure)}"]) from failure
 
 
 def _choices(trainable: Trainable) -> Iterator[tuple[str, Trainable]]:
@@ -177,9 +176,3 @@ def _examples(batch: Any) -> int:
     while isinstance(batch, Mapping | tuple) or (isinstance(batch, list) and len(batch) == 2):
         batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
     return max(1, len(batch)) if isinstance(batch, list) or getattr(batch, "ndim", 0) > 0 else 1
-
-
-def _place(error: Exception) -> str:
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if "site-packages" not in each.filename]
-    own = [each for each in frames if "/pipeline/" not in each.filename]
-    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""

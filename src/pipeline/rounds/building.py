@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.data import AnyDataset, load
 from pipeline.data.dataset import Split
 from pipeline.data.module import RoundData, RoundPairs
-from pipeline.data.own import OwnBatches, adopted, as_data_module, own_batches
+from pipeline.data.own import OwnBatches, Use, adopted, as_data_module, own_batches
 from pipeline.ground.environment import environment, expanded
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.packages import package_of
@@ -48,29 +48,35 @@ from pipeline.training.trainer import Factory, TrainerSettings
 def build_job(
     settings: Settings,
     runs: Path,
-    network: nn.Module | None = None,
+    network: nn.Module | Callable[[], nn.Module] | None = None,
     data: Any = None,
     trainer: Factory | None = None,
 ) -> tuple[Job, Site]:
     """Loads the data and builds the network or module, unless they are given; writes nothing.
+
+    A ``network`` that is a class or function is called in the place of what the settings name.
 
     Raises:
         SettingsError: with all that is wrong about them.
     """
     objective, model = settings.objective, settings.model
     limit = settings.trainer.get("limit_train_batches", 1.0)
-    at_most = limit if type(limit) is int else None
-    if data is None:
-        dataset = load(settings.data, labels=isinstance(objective, Supervised), at_most=at_most)
-    else:
-        dataset = own_batches(as_data_module(data), labels=isinstance(objective, Supervised), at_most=at_most)
+    processes = settings.training.devices * settings.training.nodes
+    use = Use(isinstance(objective, Supervised), limit if type(limit) is int else None, processes)
+    dataset = load(settings.data, use) if data is None else own_batches(as_data_module(data), use)
     steps = _limited(dataset.steps_per_epoch(settings.training.batch_size), limit)
     training = resolved(settings.training, steps, compilable=isinstance(objective, Supervised))
     settings = dataclasses.replace(settings, training=training)
-    made = copy.deepcopy(network) if network is not None else _made(settings, dataset, 0)
-    initial = _initial(settings, dataset, made, given=network is not None)
+    if isinstance(network, nn.Module):
+        made, anew = copy.deepcopy(network), partial(_redrawn, network, settings.seed)
+    else:
+        anew = partial(_made, settings, dataset, network)
+        made = anew(0)
+    initial = _initial(made, anew)
     start: dict[str, Any] = dense_identity(settings) | {"data_digest": dataset.digest}
-    if network is not None:
+    if processes > 1 and isinstance(dataset, OwnBatches):
+        start["processes"] = processes  # each has batches of the module's size, so they change what a step sees
+    if isinstance(network, nn.Module):
         start["initial_digest"] = tensor_digest(made.state_dict())
 
     span = training_span(training, steps)
@@ -133,15 +139,13 @@ def _limited(steps: int, limit: int | float) -> int:
     return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
 
 
-def _made(settings: Settings, dataset: AnyDataset, attempt: int) -> nn.Module:
+def _made(settings: Settings, dataset: AnyDataset, make: Callable[[], nn.Module] | None, attempt: int) -> nn.Module:
     if settings.model.module is not None:
-        return build_module(settings.model, settings.seed, attempt)
-    return build_network(settings.model, dataset.example, len(dataset.classes), settings.seed, attempt)
+        return build_module(settings.model, settings.seed, attempt, make)
+    return build_network(settings.model, dataset.example, len(dataset.classes), settings.seed, attempt, make)
 
 
-def _initial(
-    settings: Settings, dataset: AnyDataset, made: nn.Module, *, given: bool
-) -> Callable[[int], Mapping[str, Tensor]]:
+def _initial(made: nn.Module, anew: Callable[[int], nn.Module]) -> Callable[[int], Mapping[str, Tensor]]:
     """Initial weights: of attempt 0 those of ``made``, of others new ones. Frozen parameters are always the first."""
     first = {name: tensor.clone() for name, tensor in made.state_dict().items() if isinstance(tensor, Tensor)}
     frozen = {name for name, each in made.named_parameters(remove_duplicate=False) if not each.requires_grad}
@@ -150,7 +154,7 @@ def _initial(
     def initial(attempt: int) -> Mapping[str, Tensor]:
         if attempt == 0:
             return {name: tensor.clone() for name, tensor in first.items()}
-        fresh = _fresh(made, settings.seed, attempt) if given else _made(settings, dataset, attempt).state_dict()
+        fresh = anew(attempt).state_dict()
         return {name: first[name] if name in frozen else tensor for name, tensor in fresh.items()}
 
     return initial
@@ -173,10 +177,7 @@ def _supervised(
         data: Any = lambda key, span: adopted(dataset.module, pytorch_lightning)  # noqa: E731
     else:
         data = lambda key, span: RoundData(dataset, batch_size=training.batch_size, steps=span.steps, key=key)  # noqa: E731
-    trainer = TrainerSettings(
-        training, settings.trainer, factory, reload_every_epoch=not isinstance(dataset, OwnBatches)
-    )
-    return Trainable(module, network, data, trainer)
+    return Trainable(module, network, data, _trainer(settings, dataset, factory))
 
 
 def _own(settings: Settings, dataset: AnyDataset, module: nn.Module, factory: Factory | None) -> Trainable:
@@ -188,10 +189,6 @@ def _own(settings: Settings, dataset: AnyDataset, module: nn.Module, factory: Fa
             return adopted(dataset.module, package)
         return adopted(RoundPairs(dataset, batch_size=training.batch_size, steps=span.steps, key=key), package)
 
-    own_data = isinstance(dataset, OwnBatches)
-    trainer = TrainerSettings(
-        training, settings.trainer, factory, distributed_sampler=own_data, reload_every_epoch=not own_data
-    )
     base = package.LightningModule
     known: tuple[Split, ...] = ("validation", "test")
     splits = tuple(
@@ -200,7 +197,15 @@ def _own(settings: Settings, dataset: AnyDataset, module: nn.Module, factory: Fa
         if getattr(type(module), f"{split}_step") is not getattr(base, f"{split}_step")
         and (not isinstance(dataset, OwnBatches) or dataset.has(split))
     )
-    return Trainable(module, module, data, trainer, splits=splits)
+    return Trainable(module, module, data, _trainer(settings, dataset, factory), splits=splits)
+
+
+def _trainer(settings: Settings, dataset: AnyDataset, factory: Factory | None) -> TrainerSettings:
+    """The settings' trainer; data of the pipeline's own deal out, limit and reload themselves."""
+    arguments, own = settings.trainer, isinstance(dataset, OwnBatches)
+    if not own:
+        arguments = {name: value for name, value in arguments.items() if name != "limit_train_batches"}
+    return TrainerSettings(settings.training, arguments, factory, distributed_sampler=own, reload_every_epoch=not own)
 
 
 def _schedule(settings: Settings, network: nn.Module, span: Span) -> Tape:
@@ -212,7 +217,7 @@ def _schedule(settings: Settings, network: nn.Module, span: Span) -> Tape:
     return scheduled_tape(rate, steps, make_optimizer(network, training.optimizer).param_groups)
 
 
-def _own_code(settings: Settings, dataset: AnyDataset, network: nn.Module | None) -> tuple[str, ...]:
+def _own_code(settings: Settings, dataset: AnyDataset, network: object) -> tuple[str, ...]:
     """What of a run is a user's own: the network or module, the data."""
     own = () if network is None and settings.model.network in NETWORKS else ("network",)
     return (*own, "data") if isinstance(dataset, OwnBatches) else own
@@ -287,8 +292,8 @@ def _check_patterns(pruning: Pruning, groups: Sequence[ChannelGroup], weights: S
         raise SettingsError(faults)
 
 
-def _fresh(network: nn.Module, seed: int, attempt: int) -> Mapping[str, Tensor]:
-    """New initial weights, by the layers' own ``reset_parameters``.
+def _redrawn(network: nn.Module, seed: int, attempt: int) -> nn.Module:
+    """A copy with new initial weights, by the layers' own ``reset_parameters``.
 
     Raises:
         SettingsError: if a parameter belongs to a layer that has none.
@@ -304,7 +309,7 @@ def _fresh(network: nn.Module, seed: int, attempt: int) -> Mapping[str, Tensor]:
                 raise SettingsError(
                     [
                         f"retraining.weights: got fresh, but layer {name!r} has no reset_parameters() that draws its "
-                        "weights anew; takes final or rewound"
+                        "weights anew; takes final or rewound, or a class or function that makes the network"
                     ]
                 )
-    return network.state_dict()
+    return network

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.ground.errors import SettingsError
@@ -154,9 +154,22 @@ SET_ELSEWHERE = {
 """Arguments of Lightning's Trainer that have a setting of their own."""
 NOT_HERE = {
     "max_time", "fast_dev_run", "overfit_batches", "enable_checkpointing", "barebones", "plugins",
-    "inference_mode", "num_sanity_val_steps",
+    "inference_mode", "num_sanity_val_steps", "check_val_every_n_epoch", "val_check_interval",
 }  # fmt: skip
 """Arguments of Lightning's Trainer with which rounds could not be exact, or continued."""
+
+WHOLE: tuple[str, Callable[[Any], bool]] = ("a whole number from 1", lambda value: type(value) is int and value >= 1)
+LIMIT: tuple[str, Callable[[Any], bool]] = (
+    "a whole number of batches from 1, or a share from 0.0 (excluded) to 1.0",
+    lambda value: WHOLE[1](value) or (type(value) is float and 0 < value <= 1),
+)
+BATCHES = {
+    "accumulate_grad_batches": WHOLE,
+    "limit_train_batches": LIMIT,
+    "limit_val_batches": LIMIT,
+    "limit_test_batches": LIMIT,
+}
+"""What arguments of Lightning's Trainer that count batches take here, and whether a value is that."""
 
 
 def _impossible_trainer(trainer: Mapping[str, Any]) -> Iterator[str]:
@@ -173,6 +186,8 @@ def _impossible_trainer(trainer: Mapping[str, Any]) -> Iterator[str]:
             yield f"trainer.{name}: unknown or not for rounds; " + (
                 f"did you mean trainer.{near[0]}?" if near else f"takes {', '.join(known)}"
             )
+        elif name in BATCHES and not BATCHES[name][1](value):
+            yield f"trainer.{name}: got {shown(value)}, takes {BATCHES[name][0]}"
 
 
 def _impossible_shares(pruning: Pruning) -> Iterator[str]:

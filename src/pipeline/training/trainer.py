@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.errors import SettingsError, one_line, where
 from pipeline.ground.packages import package_of, quiet
 from pipeline.settings.groups import Training
 
@@ -61,11 +61,19 @@ def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequen
             return package.Trainer(**{**needed, **settings.arguments})
         except (TypeError, ValueError, package.utilities.exceptions.MisconfigurationException) as error:
             raise SettingsError([f"trainer: got {dict(settings.arguments)}, but {one_line(error)}"]) from error
-    trainer = settings.factory(**{**needed, **settings.arguments})
+    try:
+        trainer = settings.factory(**{**needed, **settings.arguments})
+    except Exception as error:
+        raise SettingsError([f"trainer: the function given fails{where(error)}: {one_line(error)}"]) from error
     if not isinstance(trainer, package.Trainer):
         raise SettingsError([f"trainer: got {trainer!r}, takes a function that returns a {package.__name__}.Trainer"])
     if missing := [each for each in callbacks if each not in trainer.callbacks]:
         raise SettingsError(
             [f"trainer: the Trainer lacks {type(missing[0]).__name__}; takes one made with the keywords given to it"]
         )
+    if trainer.max_epochs != epochs or trainer.check_val_every_n_epoch != 1 or trainer.val_check_interval != 1.0:
+        raise SettingsError(
+            ["trainer: the Trainer has another max_epochs, check_val_every_n_epoch or val_check_interval; takes those "
+             "given to it: a round is judged at the end of its last epoch"]
+        )  # fmt: skip
     return trainer

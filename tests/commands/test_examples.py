@@ -1,0 +1,83 @@
+"""The shipped examples, cut short: by Python and by the command line the same numbers, and deaths that leave no trace."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.commands.test_command_line import command, store
+from tests.conftest import PROJECT
+from tests.rounds.test_loop import content
+from tests.tracking.test_tracker import everything
+
+EXAMPLES = PROJECT / "examples"
+SHORT = ["training.epochs=2", "pruning.rounds=1", "pruning.target_density=null", "deploy.sizes=false"]
+BY_COMMAND = {
+    "detection": ["model.module=detection.Detector", "data.module=detection.DigitsOnPhotos"],
+    "segmentation": ["model=custom", "model.network=segmentation.UNet", "data.module=segmentation.Ink"],
+    "time_series": ["model.module=time_series.Forecaster", "data.module=time_series.CarbonDioxide"],
+    "transformer": ["model=custom", "model.network=transformer.Transformer", "data.module=transformer.DigitPatches"],
+    "hugging_face": ["model=custom", "model.network=hugging_face.vit", "data.module=hugging_face.Digits"],
+}
+
+
+def settings_of(example):
+    """The settings that an example's file holds, read in a process of its own: it imports what it needs."""
+    code = f"import json, {example} as example; print(json.dumps(example.SETTINGS))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def figures(runs):
+    """Weights, masks and figures of every round in a folder."""
+    records = {name.parent.name: record for name, record in content(runs).items() if name.name == "round.json"}
+    return {
+        name: (record["digests"], record["test"], record["history"], record["layers"])
+        for name, record in records.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", BY_COMMAND)
+def test_an_example_gives_the_same_by_python_and_by_the_command_line(example, tmp_path):
+    short = [*SHORT, "seed=2"]
+    script = [sys.executable, str(EXAMPLES / f"{example}.py"), *short, f"runs={tmp_path / 'python'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    process = command(*BY_COMMAND[example], *settings_of(example), *short, f"runs={tmp_path / 'command'}", cwd=EXAMPLES)
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert figures(tmp_path / "python").keys() == {"round-00", "round-01"}
+    assert figures(tmp_path / "python") == figures(tmp_path / "command")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("example", ["detection", "time_series"])
+def test_an_example_that_was_killed_and_continued_ends_as_if_nothing_had_been(example, tmp_path):
+    kills = 5
+    job = [*BY_COMMAND[example], *settings_of(example), *SHORT, "training.epochs=3"]
+    whole, begin = tmp_path / "whole", time.perf_counter()
+    assert command(*job, f"runs={whole}", cwd=EXAMPLES).wait() == 0
+    length = time.perf_counter() - begin
+    files, mirrored = content(whole), everything(store(whole))
+    moments, unlike = random.Random(17), 0
+    for number in range(kills):
+        runs = tmp_path / f"killed-{number}"
+        process = command(*job, f"runs={runs}", cwd=EXAMPLES)
+        begun = 0.2 * length  # imports, and the data
+        time.sleep(begun + (length - begun) * moments.uniform(number, number + 1) / kills)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        unlike += content(runs) != files
+        assert command(*job, f"runs={runs}", cwd=EXAMPLES).wait() == 0
+        assert content(runs) == files
+        assert everything(store(runs)) == mirrored
+    assert unlike >= kills // 2, "most kills should fall before the end of the work"
