@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from pipeline.deploy import kernels
 from pipeline.deploy.export import exported, lean
+from pipeline.deploy.kernels import library, target_here
 from pipeline.deploy.node import one_node
 from pipeline.deploy.pack import packed
 from pipeline.deploy.runtime import scores, session
@@ -67,7 +67,7 @@ def macs_left(name: str, density: float) -> float:
 
 def contestants(name: str, density: float, threads: Sequence[int]) -> dict[str, Callable[[], float]]:
     """Float by ONNX Runtime on one thread, and the engine on each of ``threads``: milliseconds, the median of three."""
-    target = kernels.target_here()
+    target = target_here()
     assert target is not None, "no library is for this processor"
     made, image = network(name, density)
     model = exported(made, lambda pixels: pixels.float() / 255, torch.cat([image, image]))
@@ -75,7 +75,7 @@ def contestants(name: str, density: float, threads: Sequence[int]) -> dict[str, 
     assert reason is None, reason
     found = {FLOAT: _timed(lean(model), image.numpy(), 1, None)}
     for count in threads:
-        found[engine(count)] = _timed(node, image.numpy(), count, kernels.library(target))
+        found[engine(count)] = _timed(node, image.numpy(), count, library(target))
     return found
 
 

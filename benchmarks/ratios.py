@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.report.comparison import Spread, spread
 
+__all__ = ["Spread", "in_turns", "ratio", "spread"]
+
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
     """Of measurements taken in turns: turn by turn."""

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks import report
@@ -45,7 +46,7 @@ def page(store: Path) -> Iterator[str]:
         f"Made by `python -m benchmarks.sweeps` (a part of `make bench`) at commit {facts['git_commit']}, with torch "
         f"{facts['torch']} and mlflow {facts['mlflow']} on {facts['host_cores']} cores; contestants take turns."
     )
-    seconds = in_turns({f"{n} workers": lambda n=n: swept(n) for n in (1, 2)}, TURNS)
+    seconds = in_turns({f"{n} workers": partial(swept, n) for n in (1, 2)}, TURNS)
     faster = ratio(seconds["1 workers"], seconds["2 workers"])
     yield (
         f"The digits sweep of six methods with one seed (7 rounds a job, with bytes), {TURNS} turns; "

@@ -37,6 +37,10 @@ class Digits(lightning.LightningDataModule):
         return DataLoader(self.test, batch_size=100)
 
 
+class WithClasses(Digits):
+    classes = tuple("0123456789")
+
+
 class ManyLabels(Digits):
     def targets(self, images, labels):
         return torch.stack([labels % 2, labels // 5, (labels > 2).long()], 1).float()

@@ -202,3 +202,51 @@ class Nested:
 
 def factory():
     return LongAndFrozen()
+
+
+class LitAutoEncoder(lightning.LightningModule):
+    """The autoencoder of Lightning's introduction, for digits, with the validation and test that it goes on to."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+        self.decoder = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64))
+
+    def training_step(self, batch, batch_idx):
+        loss = self.reconstruction(batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.reconstruction(batch))
+
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", self.reconstruction(batch))
+
+    def reconstruction(self, batch):
+        x, _ = batch
+        x = x.view(x.size(0), -1)
+        return F.mse_loss(self.decoder(self.encoder(x)), x)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class BuiltLate(Plain):
+    """Has no layers before ``configure_model``."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = None
+
+    def configure_model(self):
+        if self.network is None:
+            self.network = small_cnn((1, 8, 8), 10, width=4)
+
+
+class Forgetful(Plain):
+    """Draws its evaluation at random."""
+
+    def validation_step(self, batch, _):
+        images, labels = batch
+        self.log("val/accuracy", (self(F.dropout(images, 0.5)).argmax(1) == labels).float().mean())

@@ -134,6 +134,69 @@ def test_dead_weights_are_zero_in_an_average(tmp_path):
     assert not all(mask.all() for mask in masks.values())
 
 
+def test_the_autoencoder_of_lightnings_introduction_is_pruned_to_a_tenth_by_one_call(tmp_path, capsys):
+    from pipeline import prune_by_rewinding
+    from tests.own_data import Digits
+    from tests.own_modules import LitAutoEncoder
+
+    done = prune_by_rewinding(
+        LitAutoEncoder(), Digits(), "objective.score=val_loss", "objective.better=lower", "training.epochs=20",
+        "pruning.rounds=null", "pruning.target_density=0.1", "pruning.fraction=0.5", f"runs={tmp_path}",
+    )  # fmt: skip
+    last = done.rounds[-1]
+    assert last.density == pytest.approx(0.1, abs=1e-4)
+    assert last.test["test_loss"] < 0.1
+    mirrored = done.network()
+    alive = sum(int((each.weight != 0).sum()) for each in mirrored.modules() if hasattr(each, "weight"))
+    assert alive == sum(int(mask.sum()) for mask in done.site.ledger.masks(last.index).values())
+    assert "val_loss" in done.table().splitlines()[0]
+    assert "%" not in done.table().splitlines()[2].split("|")[5]
+    assert done.figure().axes[0].get_ylabel() == "test loss of the masked network"
+    assert (done.folder / "loss_vs_sparsity.png").exists()
+    told = capsys.readouterr().out
+    assert "bytes are not measured: the network cannot be exported to ONNX: " in told
+    assert 'is missing the required "forward" function' in told
+
+
+def test_a_module_that_is_built_late_is_pruned(tmp_path):
+    job, site = own_job(tmp_path, "BuiltLate", "pruning.rounds=1")
+    assert len(loop.run(job, site)) == 2
+    assert "network.output.weight" in site.ledger.masks(1)
+
+
+class Listens(Watcher):
+    def __init__(self):
+        self.told = []
+
+    def note(self, sentence):
+        self.told.append(sentence)
+
+
+@pytest.mark.parametrize(("hold", "told"), [("last", True), ("0.1", False)])
+def test_a_rate_held_so_low_that_it_is_no_training_is_told(hold, told, tmp_path):
+    watcher = Listens()
+    job, site = own_job(
+        tmp_path, "CycledMomentum", "retraining=fine_tuning", f"retraining.hold={hold}", "pruning.rounds=1",
+        watcher=watcher,
+    )  # fmt: skip
+    loop.run(job, site)
+    assert any("next to no training; retraining.hold=0.1 holds a tenth" in each for each in watcher.told) == told
+    tape = site.dense.tape().numbers["0|0|lr"]
+    expected = float(tape[-1] if hold == "last" else 0.1 * tape.max())
+    assert {epoch.rate for epoch in site.ledger.read(1).history} == {expected}
+
+
+@pytest.mark.parametrize("module", ["Lit", "Plain"])
+@pytest.mark.parametrize("data", ["Digits", "Noisy"])
+def test_module_and_data_of_either_package_go_together(module, data, tmp_path):
+    score = "val_accuracy" if module == "Lit" else "val/accuracy"
+    job, site = own_job(
+        tmp_path, module, f"data.module=tests.own_data.{data}", f"objective.score={score}", "pruning.rounds=1",
+        "training.epochs=1",
+    )  # fmt: skip
+    assert len(loop.run(job, site)) == 2
+
+
 FAULTS = {
     "StopsEarly": ([], r"trainer: EarlyStopping ends a training before its time"),
     "Plain": (

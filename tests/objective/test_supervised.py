@@ -77,6 +77,13 @@ def test_data_as_they_are(case, tmp_path):
         assert any("trains without channels-last memory" in note for note in job.notes)
 
 
+def test_a_network_of_the_table_for_data_that_do_not_say_their_classes_is_a_sentence(tmp_path):
+    with pytest.raises(SettingsError, match=r"got small_cnn, which takes the number of classes; the data module takes"):
+        build_job(settings("data.module=tests.own_data.Digits", *SHORT), tmp_path)
+    job, _ = build_job(settings("data.module=tests.own_data.WithClasses", *SHORT), tmp_path)
+    assert job.network.output.out_features == 10
+
+
 def test_an_endless_loader_takes_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.data.own.WITHOUT_LENGTH", 50)
     with pytest.raises(SettingsError, match=r"has no length and gave 50 batches; takes trainer.limit_train_batches=N"):

@@ -174,6 +174,26 @@ def test_two_processes_skip_and_count_the_corrupt_images_that_one_does(photos, t
 
 @two_cores
 @pytest.mark.slow
+@pytest.mark.parametrize("module", [True, False])
+def test_two_processes_share_the_examples_of_data_of_ones_own(module, tmp_path):
+    """As Lightning deals them out: 200 of 400 to each, in batches of the data's own size."""
+    own = ["model.module=tests.own_modules.Lit", "objective.score=val_accuracy", "objective.better=higher"]
+    arguments = [*(own if module else []), "data.module=tests.own_data.WithClasses", *TWO, "deploy.sizes=false"]
+    finished(*arguments, f"runs={tmp_path}")
+    job, dense, ledger = ledgers(tmp_path, *arguments)
+    assert job.steps_per_epoch == 4
+    assert dense.tape().starts["0"].tolist() == [0, 4, 8, 12]
+    if not module:
+        assert torch.equal(dense.tape().numbers["0|0|lr"], job.schedule().numbers["0|0|lr"])
+    assert len(ledger.read(1).history) == 3
+    assert ledger.read(1).figures[job.score.test] > 0.15
+    alone, _, other = ledgers(tmp_path, *arguments, "training.devices=1")
+    assert alone.steps_per_epoch == 8
+    assert other.identity != ledger.identity
+
+
+@two_cores
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", ["leader", "follower"])
 def test_killed_and_continued_two_processes_end_as_if_nothing_had_been(victim, tmp_path):

@@ -35,7 +35,7 @@ def main(settings: Settings, runs: Path) -> None:
     figure.savefig(folder / "comparison.png", dpi=150)
     tables = comparison.markdown(methods)
     texts = {
-        "comparison.md": f"# {title}\n\n![Test {methods[0].score.label}](comparison.png)\n\n{tables}",
+        "comparison.md": f"# {title}\n\n![{methods[0].score.heading}](comparison.png)\n\n{tables}",
         "comparison.csv": comparison.medians_csv(methods),
         "rounds.csv": comparison.rounds_csv(methods),
         "comparison.html": pictures.methods_page(methods, title),
@@ -49,7 +49,7 @@ def main(settings: Settings, runs: Path) -> None:
         shutil.copyfile(folder / "comparison.png", picture)
         before, after = _parts(document, settings.name)
         document.write_text(
-            f"{before}\n![Test {methods[0].score.label} of the methods]({picture.name})\n\n{tables}\n{after}"
+            f"{before}\n![{methods[0].score.heading} of the methods]({picture.name})\n\n{tables}\n{after}"
         )
         files += [document, picture]
     print("\n".join([tables, *map(str, files)]))

@@ -19,7 +19,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from pipeline.ground.errors import PipelineError, one_line
+from pipeline.ground.errors import PipelineError, first_cause, one_line
 
 INPUT, OUTPUT = "input", "scores"
 IR_VERSION = 10
@@ -60,7 +60,7 @@ def exported(network: nn.Module, preprocess: Callable[[Tensor], Tensor], inputs:
                 verbose=False,
             )
         except Exception as error:
-            raise PipelineError(f"the network cannot be exported to ONNX: {one_line(error)}") from error
+            raise PipelineError(f"the network cannot be exported to ONNX: {one_line(first_cause(error))}") from error
     assert program is not None
     return program.model_proto
 

@@ -33,6 +33,13 @@ def one_line(error: BaseException) -> str:
     return words if plain else f"{type(error).__name__}: {words}"
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """The error that others were raised from."""
+    while (cause := error.__cause__) is not None:
+        error = cause
+    return error
+
+
 def where(error: BaseException) -> str:
     """The last line of a user's own code that an error came through, as `` at file, line``, or nothing."""
     frames = traceback.extract_tb(error.__traceback__)

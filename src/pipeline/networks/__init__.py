@@ -49,6 +49,11 @@ def build_network(
     if model.network in NETWORKS:
         if not isinstance(example, Tensor):
             raise SettingsError([f"model.network: got {model.network}, which takes images; the data give others"])
+        if not classes:
+            raise SettingsError(
+                [f"model.network: got {model.network}, which takes the number of classes; the data module takes an "
+                 "attribute classes, their names"]
+            )  # fmt: skip
         given = {"shape": tuple(example.shape[1:]), "classes": classes}
     with torch.random.fork_rng(devices=[]):
         seed_all(seed, attempt, "initial weights")

@@ -7,6 +7,9 @@ from pipeline.ground.errors import SettingsError
 from pipeline.objective.score import Score
 from pipeline.settings.groups import OwnObjective
 
+SPLIT = r"(?<![a-z])(val|valid|validation|train)(?![a-z])"
+"""What a name of a figure has of its split."""
+
 
 def own_score(objective: OwnObjective, logged: Iterable[str], module: str) -> Score:
     """The score that the settings name, held against what a ``module`` has logged in a rehearsal.
@@ -29,6 +32,7 @@ def own_score(objective: OwnObjective, logged: Iterable[str], module: str) -> Sc
         raise SettingsError(faults)
     assert objective.score is not None
     assert objective.better is not None
-    named = re.sub(r"(?<![a-z])(val|valid|validation|train)(?![a-z])", "test", objective.score, count=1)
+    named = re.sub(SPLIT, "test", objective.score, count=1)
     test = objective.test_score or (named if named in names else objective.score)
-    return Score(objective.score, test, objective.better, objective.score, percent=False)
+    label = objective.score if test == objective.score else re.sub(rf"{SPLIT}\W?_?", "", objective.score, count=1)
+    return Score(objective.score, test, objective.better, label or objective.score, percent=False)

@@ -145,8 +145,10 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
     onlooker = _Onlooker(network, include)
     span = Span(0, 1, 1, 1)
     logged: dict[str, float] = {}
+    one_process = dataclasses.replace(trainable.trainer.training, devices=1, nodes=1)
     with undisturbed():
-        trainer = make_trainer(module, trainable.trainer, [onlooker], epochs=1)
+        settings = dataclasses.replace(trainable.trainer, training=one_process)
+        trainer = make_trainer(module, settings, [onlooker], epochs=1)
         for limit in ONE_BATCH:
             setattr(trainer, limit, 1)
         trainer.loggers = []

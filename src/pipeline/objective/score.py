@@ -45,9 +45,19 @@ class Score:
         return 100.0 if self.percent else 1.0
 
     @property
+    def test_label(self) -> str:
+        """What the test figure is called: it may be that of validation."""
+        return self.label if self.test == self.validation else f"test {self.label}"
+
+    @property
+    def heading(self) -> str:
+        """The same at the start of a sentence."""
+        return self.test_label[:1].upper() + self.test_label[1:]
+
+    @property
     def axis(self) -> str:
-        """What an axis is called."""
-        return f"{self.label} (%)" if self.percent else self.label
+        """What the axis of the test figure is called."""
+        return f"{self.test_label} (%)" if self.percent else self.test_label
 
     @property
     def slug(self) -> str:

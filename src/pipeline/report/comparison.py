@@ -259,7 +259,7 @@ def _median_of(methods: Sequence[Method]) -> str:
 
 def _title(methods: Sequence[Method]) -> str:
     score = methods[0].score
-    return f"Test {score.label}" + (" in %" if score.percent else f" ({score.better} is better)")
+    return score.heading + (" in %" if score.percent else f" ({score.better} is better)")
 
 
 def _cell(point: Point | None, method: Method) -> str:
@@ -287,7 +287,7 @@ def _reached(methods: Sequence[Method]) -> str:
         size = f"{costs['int8_bytes'].median:,.0f}" if "int8_bytes" in costs else "-"
         rows.append([name, str(method.epochs_a_round), *cells, macs, size])
     return (
-        f"The smallest density at which the median test {score.label} is no more than so much worse than the dense "
+        f"The smallest density at which the median {score.test_label} is no more than so much worse than the dense "
         "network's; "
         f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + tables.markdown(head, rows, left=[0])
     )
@@ -308,7 +308,7 @@ ENDS: Mapping[str, tuple[str, str | None]] = {
 def _ends(methods: Sequence[Method]) -> str:
     measured = {figure for each in methods for figure in each.points[-1].figures}
     known = {label: end for label, end in ENDS.items() if end[0] in measured}
-    head, rows = ["method", "rounds", f"test {methods[0].score.label}", *known], []
+    head, rows = ["method", "rounds", methods[0].score.test_label, *known], []
     for method, name in zip(methods, titles(methods).values(), strict=True):
         last, dense = method.points[-1], method.points[0].figures
         shares = [
@@ -331,7 +331,7 @@ def _wins(methods: Sequence[Method]) -> str:
         counts = [wins(one, other) if other is not one else (0, 0) for other in methods]
         rows.append([names[one.name], *(f"{won} of {of}" if of else "-" for won, of in counts)])
     return (
-        f"How often the method of the row has the better test {methods[0].score.label} than that of the column, of all "
+        f"How often the method of the row has the better {methods[0].score.test_label} than that of the column, of all "
         "pairs of equal seed and density.\n\n" + tables.markdown(head, rows, left=[0])
     )
 

@@ -82,7 +82,7 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
         _cost_axis(axes, label, [x for method in methods for x in _line(method, label)[0]])
     panels[0].set(ylim=_shown(methods))
     for axes in panels[::columns]:
-        axes.set(ylabel=f"test {methods[0].score.axis}")
+        axes.set(ylabel=methods[0].score.axis)
     figure.suptitle(title)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
@@ -115,7 +115,7 @@ def methods_page(methods: Sequence[Method], title: str) -> str:
             )
         figure.update_xaxes(title=label, type="log", autorange="reversed", row=1, col=column)
     figure.update_yaxes(range=_shown(methods))
-    figure.update_yaxes(title=f"test {methods[0].score.axis}", col=1)
+    figure.update_yaxes(title=methods[0].score.axis, col=1)
     figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": -0.2})
     return str(figure.to_html(include_plotlyjs=True))
 

@@ -48,7 +48,7 @@ def curves(rounds: Sequence[Round], figures: Figures, score: Score, title: str) 
             if points := [(each[kind] * factor, each[test] * score.scale) for each in shown if kind in each]:
                 lines[label] = points
         if "density" in kinds.values() or any(len(points) > 1 for points in lines.values()):
-            axis = f"test {score.axis} of the masked network"
+            axis = f"{score.axis} of the masked network"
             drawn[f"{score.slug}_{name}"] = pictures.score_by_cost(lines, cost, axis, title)
     return drawn
 
