@@ -105,7 +105,7 @@ class _Shown:
 
     def __init__(self, console: Console, asked: Problem, amc: Amc, whole: float) -> None:
         self.console, self.asked, self.whole, self.total = console, asked, whole, episodes_of(amc)
-        self.progress = progress_bar(console, shown=console.is_terminal)
+        self.progress = progress_bar(console)
         self.task = self.progress.add_task("episode", total=self.total, status="")
         self.best: Episode | None = None
         self.started: tuple[float, int] | None = None

@@ -92,7 +92,7 @@ class View:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self.bar = progress_bar(self.console, shown=self.console.is_terminal)
+        self.bar = progress_bar(self.console)
         self.whole = self.bar.add_task("", status="")
         self.jobs = [self.bar.add_task(f"  {each}", total=1.0, status="", visible=False) for each in sweep.titles]
         self.started = time.monotonic()

@@ -1,12 +1,36 @@
-"""The LightningDataModule of the shipped data sets: one round's view of one that stays from round to round."""
+"""What a Trainer gets of a data set in a round: a LightningDataModule."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as lightning
 import torch
 
+from pipeline.data import AnyDataset
 from pipeline.data.dataset import Batch, Key, Shard, ShippedDataset
+from pipeline.data.own import OwnBatches, adopted
+from pipeline.ground.packages import package_of
+
+
+class Epochs(Protocol):
+    """Says how many batches an epoch has."""
+
+    def steps(self, epoch: int) -> int: ...
+
+
+def data_for(
+    module: Any, dataset: AnyDataset, batch_size: int, *, pairs: bool = False
+) -> Callable[[tuple[int, int], Epochs], Any]:
+    """What gives the data module of (seed, round) for a LightningModule, of its package; ``pairs``: as RoundPairs."""
+    package = package_of(module)
+
+    def data(key: tuple[int, int], span: Epochs) -> Any:
+        if isinstance(dataset, OwnBatches):
+            return adopted(dataset.module, package)
+        kind = RoundPairs if pairs else RoundData
+        return adopted(kind(dataset, batch_size=batch_size, steps=span.steps, key=key), package)
+
+    return data
 
 
 class RoundData(lightning.LightningDataModule):

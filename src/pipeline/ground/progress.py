@@ -1,13 +1,15 @@
-"""A bar for long work on a terminal, with words on both sides of it."""
+"""A bar for long work on a terminal or in a notebook, with words on both sides of it."""
 
 from datetime import timedelta
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 
-def progress_bar(console: Console, *, shown: bool) -> Progress:
-    """A bar of tasks with a ``description`` and a field ``status``; gone when it is over, nothing unless ``shown``."""
+def progress_bar(console: Console) -> Progress:
+    """A bar of tasks with a ``description`` and a field ``status``; gone when it is over, nothing where none can be."""
+    shown = console.file.isatty() or (console.is_jupyter and find_spec("ipywidgets") is not None)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[status]}"))
     return Progress(*columns, console=console, transient=True, disable=not shown)
 

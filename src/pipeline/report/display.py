@@ -1,6 +1,5 @@
 """What a person sees: a line of the table after each round, and on a terminal a bar with the time left."""
 
-import sys
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ class Display(Watcher):
         self.score, self.planned_rounds, self.epochs = score, planned_rounds, epochs
         self.epochs_left = dense_epochs + (planned_rounds or 0) * epochs
         self.console = Console(soft_wrap=True, highlight=False)
-        self.progress = progress_bar(self.console, shown=sys.stdout.isatty())
+        self.progress = progress_bar(self.console)
         self.task = self.progress.add_task("", status="starting")
         self.rounds = self.trained = 0
         self.started: float | None = None

@@ -9,40 +9,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning
 from torch import Tensor, nn
 
 from pipeline.data import AnyDataset, load
-from pipeline.data.dataset import Split
-from pipeline.data.module import RoundData, RoundPairs
-from pipeline.data.own import OwnBatches, Use, adopted, as_data_module, own_batches
+from pipeline.data.own import OwnBatches, Use, as_data_module, own_batches
 from pipeline.ground.environment import environment, expanded
 from pipeline.ground.errors import SettingsError, one_line
-from pipeline.ground.packages import package_of
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.tensors import tensor_digest
-from pipeline.networks import NETWORKS, build_module, build_network, check_scores, tried
+from pipeline.networks import NETWORKS, build_module, build_network
 from pipeline.networks.behaviour import answers_of, behaviour_digest
 from pipeline.networks.costs import positions, run_on
 from pipeline.networks.layers import begin_training, left_out, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.objective.own import own_score
 from pipeline.objective.rehearsal import Rehearsed, rehearsed
-from pipeline.objective.supervised import Supervised as SupervisedModule
 from pipeline.objective.supervised import score_of
 from pipeline.pruning.channels import ChannelGroup, channel_groups
 from pipeline.pruning.policy import read_policy, searched
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Ledger, dense_home, run_home, search_home
+from pipeline.rounds.trainables import as_it_is, schedule_of, with_objective
 from pipeline.settings.groups import OwnObjective, Pruning, Settings, Supervised
 from pipeline.settings.identity import amc_identity, dense_identity, run_identity
-from pipeline.training.optimizer import make_optimizer
-from pipeline.training.retraining import Span, training_span
-from pipeline.training.schedule import scheduled
+from pipeline.training.retraining import training_span
 from pipeline.training.speed import resolved
-from pipeline.training.tape import Tape, scheduled_tape
-from pipeline.training.train import Trainable
-from pipeline.training.trainer import Factory, TrainerSettings
+from pipeline.training.trainer import Factory
 
 
 def build_job(
@@ -79,12 +71,12 @@ def build_job(
     if isinstance(network, nn.Module):
         start["initial_digest"] = tensor_digest(made.state_dict())
 
-    span = training_span(training, steps)
     if isinstance(objective, Supervised):
-        trainable = _supervised(settings, dataset, made, span, trainer)
-        score, schedule = score_of(objective), partial(_schedule, settings, made, span)
+        span = training_span(training, steps)
+        trainable = with_objective(settings, objective, dataset, made, span, trainer)
+        score, schedule = score_of(objective), partial(schedule_of, settings, made, span)
     else:
-        trainable, schedule = _own(settings, dataset, made, trainer), None
+        trainable, schedule = as_it_is(settings, dataset, made, trainer), None
     weights = prunable(made, settings.pruning.exclude, settings.pruning.include)
     notes: tuple[str, ...] = ()
     counted = None
@@ -158,63 +150,6 @@ def _initial(made: nn.Module, anew: Callable[[int], nn.Module]) -> Callable[[int
         return {name: first[name] if name in frozen else tensor for name, tensor in fresh.items()}
 
     return initial
-
-
-def _supervised(
-    settings: Settings, dataset: AnyDataset, network: nn.Module, span: Span, factory: Factory | None
-) -> Trainable:
-    """A plain network with the loss and the metrics of the settings."""
-    assert isinstance(settings.objective, Supervised)
-    training, name = settings.training, str(settings.model.network)
-    if not isinstance(dataset, OwnBatches) or dataset.has_labels:
-        outputs = check_scores(network, name, dataset.example, len(dataset.classes))
-    else:
-        shape = tried(network, name, dataset.example).shape
-        outputs = shape[1] if len(shape) > 1 else 1
-    batches = tuple(span.steps(epoch) for epoch in range(span.last))
-    module = SupervisedModule(network, settings.objective, training, outputs=outputs, batches=batches)
-    if isinstance(dataset, OwnBatches):
-        data: Any = lambda key, span: adopted(dataset.module, pytorch_lightning)  # noqa: E731
-    else:
-        data = lambda key, span: RoundData(dataset, batch_size=training.batch_size, steps=span.steps, key=key)  # noqa: E731
-    return Trainable(module, network, data, _trainer(settings, dataset, factory))
-
-
-def _own(settings: Settings, dataset: AnyDataset, module: nn.Module, factory: Factory | None) -> Trainable:
-    """A LightningModule of a user's, as it is."""
-    training, package = settings.training, package_of(module)
-
-    def data(key: tuple[int, int], span: Span) -> Any:
-        if isinstance(dataset, OwnBatches):
-            return adopted(dataset.module, package)
-        return adopted(RoundPairs(dataset, batch_size=training.batch_size, steps=span.steps, key=key), package)
-
-    base = package.LightningModule
-    known: tuple[Split, ...] = ("validation", "test")
-    splits = tuple(
-        split
-        for split in known
-        if getattr(type(module), f"{split}_step") is not getattr(base, f"{split}_step")
-        and (not isinstance(dataset, OwnBatches) or dataset.has(split))
-    )
-    return Trainable(module, module, data, _trainer(settings, dataset, factory), splits=splits)
-
-
-def _trainer(settings: Settings, dataset: AnyDataset, factory: Factory | None) -> TrainerSettings:
-    """The settings' trainer; data of the pipeline's own deal out, limit and reload themselves."""
-    arguments, own = settings.trainer, isinstance(dataset, OwnBatches)
-    if not own:
-        arguments = {name: value for name, value in arguments.items() if name != "limit_train_batches"}
-    return TrainerSettings(settings.training, arguments, factory, distributed_sampler=own, reload_every_epoch=not own)
-
-
-def _schedule(settings: Settings, network: nn.Module, span: Span) -> Tape:
-    """The tape that the settings' schedule gives."""
-    training = settings.training
-    every = int(settings.trainer.get("accumulate_grad_batches", 1))
-    steps = [-(-span.steps(epoch) // every) for epoch in range(span.last)]
-    rate = scheduled(training.schedule, training.optimizer.rate, sum(steps))
-    return scheduled_tape(rate, steps, make_optimizer(network, training.optimizer).param_groups)
 
 
 def _own_code(settings: Settings, dataset: AnyDataset, network: object) -> tuple[str, ...]:

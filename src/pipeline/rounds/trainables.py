@@ -1,0 +1,75 @@
+"""What is trained: a plain network with the settings' objective, or a user's LightningModule as it is."""
+
+from torch import nn
+
+from pipeline.data import AnyDataset
+from pipeline.data.dataset import Split
+from pipeline.data.module import data_for
+from pipeline.data.own import OwnBatches
+from pipeline.ground.packages import package_of
+from pipeline.networks import check_scores, tried
+from pipeline.objective.supervised import Supervised as SupervisedModule
+from pipeline.settings.groups import Settings, Supervised
+from pipeline.training.optimizer import make_optimizer
+from pipeline.training.retraining import Span
+from pipeline.training.schedule import scheduled
+from pipeline.training.tape import Tape, scheduled_tape
+from pipeline.training.train import Trainable
+from pipeline.training.trainer import Factory, TrainerSettings
+
+
+def with_objective(
+    settings: Settings,
+    objective: Supervised,
+    dataset: AnyDataset,
+    network: nn.Module,
+    span: Span,
+    factory: Factory | None,
+) -> Trainable:
+    """A plain network with the loss and the metrics of the settings.
+
+    Raises:
+        SettingsError: if its outputs are not what they take.
+    """
+    training, name = settings.training, str(settings.model.network)
+    if not isinstance(dataset, OwnBatches) or dataset.has_labels:
+        outputs = check_scores(network, name, dataset.example, len(dataset.classes))
+    else:
+        shape = tried(network, name, dataset.example).shape
+        outputs = shape[1] if len(shape) > 1 else 1
+    batches = tuple(span.steps(epoch) for epoch in range(span.last))
+    module = SupervisedModule(network, objective, training, outputs=outputs, batches=batches)
+    return Trainable(
+        module, network, data_for(module, dataset, training.batch_size), _trainer(settings, dataset, factory)
+    )
+
+
+def as_it_is(settings: Settings, dataset: AnyDataset, module: nn.Module, factory: Factory | None) -> Trainable:
+    """A user's LightningModule, evaluated on the splits that it and the data have."""
+    base = package_of(module).LightningModule
+    known: tuple[Split, ...] = ("validation", "test")
+    splits = tuple(
+        split
+        for split in known
+        if getattr(type(module), f"{split}_step") is not getattr(base, f"{split}_step")
+        and (not isinstance(dataset, OwnBatches) or dataset.has(split))
+    )
+    data = data_for(module, dataset, settings.training.batch_size, pairs=True)
+    return Trainable(module, module, data, _trainer(settings, dataset, factory), splits=splits)
+
+
+def schedule_of(settings: Settings, network: nn.Module, span: Span) -> Tape:
+    """The tape that the settings' schedule gives."""
+    training = settings.training
+    every = int(settings.trainer.get("accumulate_grad_batches", 1))
+    steps = [-(-span.steps(epoch) // every) for epoch in range(span.last)]
+    rate = scheduled(training.schedule, training.optimizer.rate, sum(steps))
+    return scheduled_tape(rate, steps, make_optimizer(network, training.optimizer).param_groups)
+
+
+def _trainer(settings: Settings, dataset: AnyDataset, factory: Factory | None) -> TrainerSettings:
+    """The settings' trainer; data of the pipeline's own are dealt out, limited and loaded anew by themselves."""
+    arguments, own = settings.trainer, isinstance(dataset, OwnBatches)
+    if not own:
+        arguments = {name: value for name, value in arguments.items() if name != "limit_train_batches"}
+    return TrainerSettings(settings.training, arguments, factory, distributed_sampler=own, reload_every_epoch=not own)
