@@ -139,6 +139,22 @@ class Averaged(Plain):
         return [EMAWeightAveraging(decay=0.9)]
 
 
+class Oddly(Plain):
+    """Has names for its figures that MLflow does not take, arguments or not."""
+
+    def __init__(self, width=4):
+        super().__init__(width)
+
+    def validation_step(self, batch, _):
+        images, labels = batch
+        self.log("val/acc@1 (%)", 100 * (self(images).argmax(1) == labels).float().mean())
+        self.log("//val", 0.0)
+
+    def test_step(self, batch, _):
+        images, labels = batch
+        self.log("test/acc@1 (%)", 100 * (self(images).argmax(1) == labels).float().mean())
+
+
 class StopsEarly(Plain):
     def configure_callbacks(self):
         return [lightning.pytorch.callbacks.EarlyStopping("val_loss")]

@@ -60,7 +60,8 @@ ONE_FAULT = {
     "data.dataset=mnist": 'data.dataset: got "mnist", takes digits or cifar10',
     "data.validation_images=5000": "data: got validation_images=5000 from train and test_images=400, takes no more than",
     "seed=-1": "seed: got -1, takes a whole number from 0",
-    "name=a/b": "name: got 'a/b', takes a word that can name a folder",
+    "name=a/b": "name: got 'a/b', takes what can name a folder and a model: without /",
+    "name=\"O'Brien?\"": 'name: got "O\'Brien?", takes what can name a folder and a model: without \'?',
     "task=trian": 'task: got "trian", takes run or plan or report',
     "tracking=none": 'tracking: got "none", takes a group of settings',
 }  # fmt: skip

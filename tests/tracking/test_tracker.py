@@ -64,6 +64,25 @@ def artifacts(client, run):
     return {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
 
 
+@pytest.mark.parametrize("case", ["patterns", "figures"])
+def test_whatever_users_call_patterns_and_figures_arrives(case, command, client, tmp_path):
+    arguments = {
+        "patterns": ["pruning.shares={features.*: 0.5, output: 1.0}"],
+        "figures": ["model.module=tests.own_modules.Oddly", "objective.score='val/acc@1 (%)'", "objective.better=higher"],
+    }[case]  # fmt: skip
+    assert command(*arguments, "pruning.rounds=1") == 0
+    (parent,) = runs(client, "job")
+    assert parent.info.status == "FINISHED"
+    assert [each.info.status for each in runs(client, "round")] == ["FINISHED"] * 2
+    (record,) = store.Store(settings(*SMALL, f"runs={tmp_path}"), tmp_path).runs(None)
+    assert len(record.rounds) == 2
+    if case == "patterns":
+        assert parent.data.params["pruning.shares.features._2a_"] == "0.5"
+    else:
+        assert "val/acc_40_1 _28__25__29_" in parent.data.metrics
+        assert all("val/acc@1 (%)" in each for each in record.rounds)
+
+
 def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
     assert command("seed=3") == 0
     (parent,) = runs(client, "job")

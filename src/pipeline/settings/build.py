@@ -55,8 +55,10 @@ def _impossible(settings: Settings) -> Iterator[str]:
     """Settings that are each right and together cannot be."""
     training, pruning = settings.training, settings.pruning
     optimizer, schedule = training.optimizer, training.schedule
-    if settings.name.strip() != settings.name or not settings.name or set("/\\:") & set(settings.name):
-        yield f"name: got {settings.name!r}, takes a word that can name a folder"
+    name, refused = settings.name, "".join(sorted(NOT_IN_NAMES & set(settings.name)))
+    if refused or name.strip() != name or not 0 < len(name) <= 200 or not name.isprintable():
+        without = f": without {refused}" if refused else ""
+        yield f"name: got {name!r}, takes what can name a folder and a model{without}"
     yield from _impossible_data(settings.data)
     yield from _impossible_objective(settings)
     yield from _impossible_trainer(settings.trainer)
@@ -146,6 +148,8 @@ def _impossible_objective(settings: Settings) -> Iterator[str]:
         )
 
 
+NOT_IN_NAMES = set("/\\:?#*%'\"`<>|")
+"""What has a meaning of its own in a path, an address or a query."""
 SET_ELSEWHERE = {
     "max_epochs": "training.epochs", "max_steps": "training.max_steps", "devices": "training.devices",
     "num_nodes": "training.nodes", "min_epochs": "training.epochs", "min_steps": "training.max_steps",

@@ -22,9 +22,10 @@ from pipeline.objective.score import Score
 from pipeline.report.comparison import FIGURES, RunRecord
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import flat
+from pipeline.tracking.names import known_as, text_of
 
-BATCH = 1000
-"""MLflow's limit on metrics a call."""
+BATCH, PARAMETERS = 1000, 100
+"""MLflow's limits on metrics, and on parameters or tags, a call."""
 PATIENCE = 30.0
 """Seconds that a server may be out of reach at the start of a run, and again at its end."""
 FAILURES = (MlflowException, OSError, ImportError)
@@ -56,12 +57,12 @@ def make_embedded_store(runs: Path) -> None:
 
 def parameters(settings: Settings) -> dict[str, str]:
     """Settings as MLflow keeps them: flat names to text."""
-    return {key: str(value) for key, value in flat(dataclasses.asdict(settings)).items()}
+    return {known_as(key): text_of(value) for key, value in flat(dataclasses.asdict(settings)).items()}
 
 
 def metrics(figures: Mapping[str, float], time_ms: int, step: int) -> list[Metric]:
     """Figures as MLflow's rows."""
-    return [Metric(key, float(value), time_ms, step) for key, value in figures.items()]
+    return [Metric(known_as(key), float(value), time_ms, step) for key, value in figures.items()]
 
 
 class Store:
@@ -161,15 +162,18 @@ class Store:
     def describe(self, run: Run, settings: Settings) -> None:
         """Gives a run the settings as parameters; a value other than it has becomes a tag ``changed.<name>``."""
         params, known = parameters(settings), run.data.params
-        self.client.log_batch(
-            run.info.run_id,
-            params=[Param(key, value) for key, value in params.items() if key not in known],
-            tags=[RunTag(f"changed.{key}", new) for key, new in params.items() if known.get(key, new) != new],
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        for first in range(0, len(new), PARAMETERS):
+            self.client.log_batch(run.info.run_id, params=new[first : first + PARAMETERS])
+        self.tag(
+            run.info.run_id, {f"changed.{key}": each for key, each in params.items() if known.get(key, each) != each}
         )
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Tags a run."""
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        rows = [RunTag(known_as(key), text_of(value)) for key, value in tags.items()]
+        for first in range(0, len(rows), PARAMETERS):
+            self.client.log_batch(run_id, tags=rows[first : first + PARAMETERS])
 
     def send(self, run_id: str, rows: Sequence[Metric]) -> None:
         """Sends figures to a run, as many a call as MLflow takes."""
@@ -197,7 +201,7 @@ class Store:
             if parent in rounds:
                 score = _score(parents[parent])
                 wanted, known = (*FIGURES, score.validation, score.test), child.data.metrics
-                rounds[parent][index] = {key: known[key] for key in wanted if key in known}
+                rounds[parent][index] = {key: known[known_as(key)] for key in wanted if known_as(key) in known}
         return [_tracked(run, _unbroken(rounds[parent])) for parent, run in parents.items() if 0 in rounds[parent]]
 
     def put(self, kind: str, title: str, folder: Path) -> None:

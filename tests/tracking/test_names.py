@@ -1,0 +1,41 @@
+"""Names of users in MLflow, held against MLflow's own checks."""
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.utils import validation
+
+from pipeline.tracking.names import known_as, text_of
+
+
+@given(st.text(max_size=300) | st.text("/.a", max_size=9) | st.text(string.printable, max_size=300))
+def test_mlflow_takes_every_name(name):
+    called = known_as(name)
+    for check in ("metric", "param", "tag"):
+        getattr(validation, f"_validate_{check}_name")(called)
+    assert len(called) <= validation.MAX_ENTITY_KEY_LENGTH
+
+
+@pytest.mark.parametrize(
+    "name", ["validation_accuracy", "val/mAP", "model.arguments.width", "a b", "changed.seed", "Größe"]
+)
+def test_a_name_that_mlflow_takes_is_itself(name):
+    assert known_as(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("mAP@50", "mAP_40_50"), ("pruning.shares.blocks[0].*", "pruning.shares.blocks_5b_0_5d_._2a_"), ("/a", "_2f_a"),
+     ("a//b", "a_2f__2f_b"), ("f1 (%)", "f1 _28__25__29_"), ("", "_"), ("..", "_2e__2e_")],
+)  # fmt: skip
+def test_others_are_coded(name, called):
+    assert known_as(name) == called
+
+
+def test_what_is_too_long_stays_apart():
+    one, other = known_as("x" * 400 + "1"), known_as("x" * 400 + "2")
+    assert len(one) == 250
+    assert one != other
+    assert len(text_of("y" * 9000)) == 6000
