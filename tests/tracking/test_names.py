@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils import validation
 
-from pipeline.tracking.names import known_as, text_of
+from pipeline.tracking.names import known_as, text_of, without_secrets
 
 
 @given(st.text(max_size=300) | st.text("/.a", max_size=9) | st.text(string.printable, max_size=300))
@@ -32,6 +32,23 @@ def test_a_name_that_mlflow_takes_is_itself(name):
 )  # fmt: skip
 def test_others_are_coded(name, called):
     assert known_as(name) == called
+
+
+SECRET = {
+    "http://me:secret@host:5000": "http://me:***@host:5000",
+    "postgresql://me:sec/r@et@host/db": "postgresql://me:***@host/db",
+    "https://:secret@host/": "https://:***@host/",
+    "postgresql://host/db?user=me&password=secret": "postgresql://host/db?user=me&password=***",
+    "https://host/?access_token=secret&x=1": "https://host/?access_token=***&x=1",
+    "http://host:5000": "http://host:5000",
+    "sqlite:////a/b.db": "sqlite:////a/b.db",
+    "databricks": "databricks",
+}
+
+
+@pytest.mark.parametrize("uri", SECRET)
+def test_no_password_stands_in_an_address_that_is_shown(uri):
+    assert without_secrets(uri) == SECRET[uri]
 
 
 def test_what_is_too_long_stays_apart():

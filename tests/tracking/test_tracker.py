@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -199,6 +200,60 @@ def test_a_server_that_is_not_there_ends_in_a_sentence(command, monkeypatch, cap
     error = capsys.readouterr().err
     assert error.startswith("MLflow at http://127.0.0.1:9 fails:")
     assert "Traceback" not in error
+
+
+def test_a_password_in_the_stores_address_is_neither_kept_nor_shown(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "PATIENCE", 1.0)
+    assert command("tracking.uri='http://me:hush@127.0.0.1:9'") == 1
+    told = capsys.readouterr()
+    assert "MLflow at http://me:***@127.0.0.1:9 fails:" in told.err
+    database = f"sqlite:///{tmp_path / 'one.db'}?password=hush"
+    monkeypatch.chdir(tmp_path)
+    assert command(f"tracking.uri='{database}'", "pruning.rounds=0") == 0
+    client = MlflowClient(database)
+    (parent,) = runs(client, "job")
+    assert parent.data.params["tracking.uri"].endswith("one.db?password=***")
+    kept = client.download_artifacts(parent.info.run_id, "settings.yaml", str(tmp_path))
+    told = told.err + told.out + "".join(capsys.readouterr()) + Path(kept).read_text() + str(parent.data.tags)
+    assert "hush" not in told
+
+
+@pytest.mark.parametrize(
+    "failing", ["matplotlib.figure.Figure.savefig", "pipeline.report.sheet.curves", "pipeline.report.sizes.measured"]
+)
+def test_what_fails_after_the_last_round_costs_no_finished_run(failing, command, client, monkeypatch, capsys):
+    def fails(*arguments, **named):
+        raise ZeroDivisionError("no such luck")
+
+    monkeypatch.setattr(failing, fails)
+    monkeypatch.setattr("pipeline.tracking.outbox.SECONDS_BETWEEN_TRIES", 0.01)
+    monkeypatch.setattr("pipeline.tracking.tracker.PATIENCE", 0.1)
+    assert command("pruning.rounds=1", "deploy.sizes=true") == 0
+    told = capsys.readouterr()
+    assert "ZeroDivisionError: no such luck" in told.out
+    assert "Traceback" not in told.out + told.err
+    monkeypatch.undo()
+    assert command("pruning.rounds=1", "deploy.sizes=true") == 0
+    (parent,) = runs(client, "job")
+    assert parent.info.status == "FINISHED"
+    assert [each.info.status for each in runs(client, "round")] == ["FINISHED"] * 2
+    assert "validation_accuracy" in parent.data.metrics
+
+
+def test_ctrl_c_in_the_last_delivery_leaves_a_complete_run_finished(command, client, monkeypatch):
+    from pipeline.tracking.tracker import Tracker
+
+    def stopped(self):
+        raise Stopped(2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "delivered", stopped)
+        assert command("pruning.rounds=1") == 130
+    (parent,) = runs(client, "job")
+    assert parent.info.status == "FINISHED"
+    assert "RUNNING" not in [each.info.status for each in runs(client, "round")]
+    assert command("pruning.rounds=1") == 0
+    assert [each.info.status for each in runs(client, "round")] == ["FINISHED"] * 2
 
 
 def test_a_deleted_experiment_is_named(command, client, capsys):

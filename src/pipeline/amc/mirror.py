@@ -11,7 +11,7 @@ from pipeline.rounds.ledger import Ledger
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
 from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.store import FAILURES, PATIENCE, Store, metrics
+from pipeline.tracking.store import PATIENCE, Store, metrics
 from pipeline.tracking.tracker import SECONDS_BETWEEN
 
 
@@ -33,7 +33,7 @@ class Mirror:
         self.run_id = run.info.run_id
         self.waiting: list[Episode] = []
         self.last = 0.0
-        self.outbox = Outbox(FAILURES, lambda failure: told(self.store.outage(failure, "the search goes on")))
+        self.outbox = Outbox(lambda failure: told(self.store.outage(failure, "the search goes on")))
 
     def __enter__(self) -> "Mirror":
         return self

@@ -68,12 +68,12 @@ def _shown_and_tracked(
     """``shared`` is the site while the other processes are with this one, ``site`` once they are not any more."""
     dense_epochs = job.dense_span.last if job.trained is None else 0
     display = Display(job.score, planned_rounds(job), dense_epochs, job.span.last - job.span.first)
-    with site.ledger.locked(wait), Tracker(settings, runs, site.ledger, job, display.note) as tracker:
-        with stoppable(), display:
+    with site.ledger.locked(wait), Tracker(settings, runs, site.ledger, job, display.note) as tracker, stoppable():
+        with display:
             watcher = Watchers(display, tracker, *watchers)
             done = loop.run(job, dataclasses.replace(shared, watcher=watcher))
             found = _sizes(job, site, done, settings, display)
-        curves = save_and_send(job, site, done, found, settings, tracker)
+        curves = save_and_send(job, site, done, found, settings, tracker, display.note)
         if not tracker.delivered():
             for each in (display, *watchers):
                 each.note(

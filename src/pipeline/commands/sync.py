@@ -1,10 +1,12 @@
 """``task=sync``: MLflow gets what it misses of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from pipeline.ground.environment import describe_environment
-from pipeline.ground.errors import PipelineError, stoppable
+from pipeline.ground.errors import PipelineError, one_line, stoppable
 from pipeline.report import sheet, sizes, table
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import chosen, ended, recorded
@@ -26,7 +28,7 @@ def main(settings: Settings, runs: Path) -> None:
         for each in done:
             tracker.round_done(each, site.ledger_of(each.index).path(each.index), trained=False)
         if ended(job, done):
-            save_and_send(job, site, done, sizes.stored(site, done, settings.deploy), settings, tracker)
+            save_and_send(job, site, done, sizes.stored(site, done, settings.deploy), settings, tracker, print)
         if not tracker.delivered():
             raise PipelineError(f"MLflow at {tracker.uri} still misses a part: type the same command again")
         if not ended(job, done):
@@ -35,13 +37,27 @@ def main(settings: Settings, runs: Path) -> None:
 
 
 def save_and_send(
-    job: Job, site: Site, done: Sequence[Round], found: Sequence[sizes.Sizes], settings: Settings, tracker: Tracker
+    job: Job,
+    site: Site,
+    done: Sequence[Round],
+    found: Sequence[sizes.Sizes],
+    settings: Settings,
+    tracker: Tracker,
+    told: Callable[[str], None],
 ) -> list[Path]:
-    """The report of an ended run: curves into the ledger's folder, whose paths it returns, and all of it to MLflow."""
+    """The report of an ended run: curves into the ledger's folder, whose paths it returns, and all of it to MLflow.
+
+    A picture that cannot be drawn costs the picture: ``told`` hears why.
+    """
     figures = [each.figures for each in found]
-    curves = sheet.curves(done, figures, job.score, f"{settings.name}, seed {settings.seed}, {job.method}")
-    for name, curve in curves.items():
-        curve.savefig(site.ledger.folder / name, dpi=150)
+    curves: dict[str, Figure] = {}
+    try:
+        curves = sheet.curves(done, figures, job.score, f"{settings.name}, seed {settings.seed}, {job.method}")
+        for name, curve in curves.items():
+            curve.savefig(site.ledger.folder / name, dpi=150)
+    except Exception as error:
+        told(f"the curves are not drawn: {one_line(error)}")
+        curves = {}
     tracker.finish(
         done,
         figures,

@@ -1,4 +1,4 @@
-"""Names and values as MLflow takes them: whatever users call a metric or a pattern, it arrives."""
+"""Names and values as MLflow takes them: whatever users call a metric or a pattern, it arrives; passwords do not."""
 
 import hashlib
 import posixpath
@@ -24,6 +24,12 @@ def known_as(name: str) -> str:
 def text_of(value: object) -> str:
     """A parameter's value as MLflow keeps it; what is too long ends in a digest."""
     return _cut(str(value), LONGEST_VALUE)
+
+
+def without_secrets(uri: str) -> str:
+    """An address without the password and the tokens in it, as it may be shown and kept."""
+    hidden = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", uri)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|passwd|token|secret|key)[^=&]*=)[^&]*", r"\1***", hidden)
 
 
 def _code(character: re.Match[str]) -> str:

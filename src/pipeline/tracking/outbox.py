@@ -14,16 +14,15 @@ Delivery = Callable[[], object]
 class Outbox:
     """Takes deliveries at once and makes them one after the other in a thread of its own.
 
-    A delivery that fails with one of ``failures`` is made again until it succeeds, so it must do no harm twice.
-    ``told`` hears of each outage once, when the second try fails, and of its end. Any other exception is a bug: it ends
-    the deliveries, and ``drained`` raises it.
+    A delivery that fails is made again until it succeeds, so it must do no harm twice: whatever it raises, since the
+    libraries of all the places where files are kept have errors of their own. ``told`` hears of each outage once, when
+    the second try fails, and of its end.
     """
 
-    def __init__(self, failures: tuple[type[Exception], ...], told: Callable[[Exception | None], None]) -> None:
-        self._failures, self._told = failures, told
+    def __init__(self, told: Callable[[Exception | None], None]) -> None:
+        self._told = told
         self._waiting: queue.Queue[Delivery] = queue.Queue()
         self._closed = threading.Event()
-        self._bug: Exception | None = None
         self.failing = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -35,14 +34,12 @@ class Outbox:
     def drained(self, patience: float) -> bool:
         """Waits until all is delivered, where deliveries fail ``patience`` seconds at most; says whether all is."""
         since = time.monotonic()
-        while self._waiting.unfinished_tasks and self._bug is None:
+        while self._waiting.unfinished_tasks:
             if not self.failing:
                 since = time.monotonic()
             elif time.monotonic() - since >= patience:
                 return False
             time.sleep(0.01)
-        if self._bug is not None:
-            raise self._bug
         return True
 
     def close(self) -> None:
@@ -53,19 +50,14 @@ class Outbox:
 
     def _work(self) -> None:
         while not self._closed.is_set():
-            delivery = self._waiting.get()
-            try:
-                self._deliver(delivery)
-            except Exception as bug:
-                self._bug = bug
-                return
+            self._deliver(self._waiting.get())
             self._waiting.task_done()
 
     def _deliver(self, delivery: Delivery) -> None:
         for tried in itertools.count():
             try:
                 delivery()
-            except self._failures as failure:
+            except Exception as failure:
                 self.failing = True
                 if tried == 1:
                     self._told(failure)

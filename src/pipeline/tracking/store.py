@@ -22,14 +22,12 @@ from pipeline.objective.score import Score
 from pipeline.report.comparison import FIGURES, RunRecord
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import flat
-from pipeline.tracking.names import known_as, text_of
+from pipeline.tracking.names import known_as, text_of, without_secrets
 
 BATCH, PARAMETERS = 1000, 100
 """MLflow's limits on metrics, and on parameters or tags, a call."""
 PATIENCE = 30.0
 """Seconds that a server may be out of reach at the start of a run, and again at its end."""
-FAILURES = (MlflowException, OSError, ImportError)
-"""What MLflow raises where its store is out of reach, or does not do what it should."""
 PAGE = 1000
 OF_THE_MACHINE = ("data_digest", "precision", "compile")
 """Tags that change numbers as settings do."""
@@ -57,7 +55,15 @@ def make_embedded_store(runs: Path) -> None:
 
 def parameters(settings: Settings) -> dict[str, str]:
     """Settings as MLflow keeps them: flat names to text."""
-    return {known_as(key): text_of(value) for key, value in flat(dataclasses.asdict(settings)).items()}
+    return {known_as(key): text_of(value) for key, value in flat(kept(settings)).items()}
+
+
+def kept(settings: Settings) -> dict[str, Any]:
+    """Settings as they may be kept for others to read: without a password in the store's address."""
+    values = dataclasses.asdict(settings)
+    if settings.tracking.uri is not None:
+        values["tracking"]["uri"] = without_secrets(settings.tracking.uri)
+    return values
 
 
 def metrics(figures: Mapping[str, float], time_ms: int, step: int) -> list[Metric]:
@@ -77,19 +83,25 @@ class Store:
         """
         for library in ("mlflow", "alembic"):
             logging.getLogger(library).setLevel(logging.WARNING)
-        self.uri = tracking_uri(settings.tracking.uri, runs)
+        self._address = tracking_uri(settings.tracking.uri, runs)
+        self.uri = without_secrets(self._address)
         with self.told():
             self.client = self._connected(runs)
             self.experiment_id = self._experiment(settings.name, runs, make)
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Turns MLflow's errors into a sentence that names the store."""
+        """Turns whatever MLflow raises, or the library of the place that keeps its files, into a sentence.
+
+        It names the store.
+        """
         try:
             yield
-        except FAILURES as error:
+        except PipelineError:
+            raise
+        except Exception as error:
             raise PipelineError(
-                f"MLflow at {self.uri} fails: {one_line(error)}; what is trained is safe in the ledger, and the same "
+                f"MLflow at {self.uri} fails: {self._said(error)}; what is trained is safe in the ledger, and the same "
                 "command goes on from there; tracking.uri or MLFLOW_TRACKING_URI names another store"
             ) from error
 
@@ -97,14 +109,17 @@ class Store:
         """What a person is told when deliveries begin to fail, and (None) when they arrive again."""
         if failure is None:
             return f"MLflow at {self.uri} is back and gets what it missed"
-        return f"warning: MLflow at {self.uri} fails: {one_line(failure)}; {meanwhile}"
+        return f"warning: MLflow at {self.uri} fails: {self._said(failure)}; {meanwhile}"
+
+    def _said(self, error: Exception) -> str:
+        return one_line(error).replace(self._address, self.uri)
 
     def _connected(self, runs: Path) -> MlflowClient:
         """A client of a store that answers; the embedded store is made if there is none."""
         until = time.monotonic() + PATIENCE
-        if self.uri == embedded_uri(runs):
+        if self._address == embedded_uri(runs):
             make_embedded_store(runs)
-        client = MlflowClient(self.uri)
+        client = MlflowClient(self._address)
         while True:
             try:
                 client.search_experiments(max_results=1)
@@ -119,7 +134,7 @@ class Store:
         """Id of an experiment, found or made (perhaps by another process at the same time)."""
         found = self.client.get_experiment_by_name(name)
         if found is None and make:
-            embedded = self.uri == embedded_uri(runs)
+            embedded = self._address == embedded_uri(runs)
             location = (runs / "mlflow" / "artifacts" / name).resolve().as_uri() if embedded else None
             try:
                 return self.client.create_experiment(name, artifact_location=location)

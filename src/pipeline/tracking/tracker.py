@@ -8,8 +8,6 @@ During a run all is sent by a thread (an ``Outbox``), each thing until it has ar
 costs training nothing, and gets what it missed when it is back.
 """
 
-import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,7 +26,7 @@ from pipeline.rounds.ledger import Ledger, Round, weights_digest
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
 from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.store import FAILURES, PATIENCE, Store, metrics
+from pipeline.tracking.store import PATIENCE, Store, kept, metrics
 from pipeline.training.state import Epoch
 
 SECONDS_BETWEEN = 5.0
@@ -75,7 +73,8 @@ class Tracker(Watcher):
         self.round_runs: dict[int, str] = {}
         self.sent: dict[int, int] = {}
         self.last_epochs = 0.0
-        self.outbox = Outbox(FAILURES, self._tell)
+        self.ended = False
+        self.outbox = Outbox(self._tell)
 
     def _open(self, reopen: bool) -> None:
         """Opens the parent run."""
@@ -83,7 +82,7 @@ class Tracker(Watcher):
         self.run_id, self.artifact_uri = parent.info.run_id, parent.info.artifact_uri
         self.tag(self.tags)
         self.store.describe(parent, self.settings)
-        self.client.log_dict(self.run_id, dataclasses.asdict(self.settings), "settings.yaml")
+        self.client.log_dict(self.run_id, kept(self.settings), "settings.yaml")
 
     def _open_anew(self) -> None:
         """Opens another parent run, for a round that MLflow has is being trained anew: their curves never mix.
@@ -103,7 +102,8 @@ class Tracker(Watcher):
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None:
-            self.abort("KILLED" if isinstance(error, Stopped) else "FAILED")
+            broken = "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED"
+            self.abort("FINISHED" if self.ended else broken)
         self.outbox.close()
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
@@ -127,6 +127,7 @@ class Tracker(Watcher):
         tags: Mapping[str, str],
     ) -> None:
         """Puts bytes of every round and the report into the runs and ends the parent as FINISHED."""
+        self.ended = True
         for result, figures_ in zip(rounds, sizes, strict=False):
             self.outbox.put(partial(self._send_sizes, result, figures_))
         self.outbox.put(lambda: self._send_report(rounds[-1], texts, figures, tags))
@@ -143,15 +144,15 @@ class Tracker(Watcher):
         return self.outbox.drained(PATIENCE)
 
     def abort(self, status: str) -> None:
-        """Ends the parent run and its open rounds as FAILED or KILLED."""
-        with contextlib.suppress(Exception):  # a bug in sending, which is told where the run itself ends well
-            self.outbox.drained(0.0)
+        """Ends the parent run with this status, and its open rounds as FAILED or KILLED."""
+        self.outbox.drained(0.0)
         self.outbox.close()
+        of_rounds = "KILLED" if status == "FINISHED" else status
         try:
             for run_id in [*self.round_runs.values(), self.run_id]:
                 if self.client.get_run(run_id).info.status == "RUNNING":
-                    self.client.set_terminated(run_id, status)
-        except FAILURES as error:
+                    self.client.set_terminated(run_id, status if run_id == self.run_id else of_rounds)
+        except Exception as error:
             self.told(f"MLflow was not told of the end: {one_line(error)}")
 
     def _tell(self, failure: Exception | None) -> None:
