@@ -4,7 +4,11 @@
 
 The task: handwritten digits (scikit-learn's, embedded) as sequences of 16 patches of four pixels in five grey levels.
 The network has embeddings, attention, linear layers and LayerNorm; the weights of attention and linear layers are
-pruned. About a minute on one core; test accuracy 94.50% dense, 94.25% at density 0.1 (seed 0, float32, one thread).
+pruned.
+
+The same by the command line, in this folder:
+
+    python -m pipeline model=custom model.network=transformer.Transformer data.module=transformer.DigitPatches SETTINGS
 """
 
 import sys

@@ -184,6 +184,7 @@ class AnyOptimizer(Plain):
             "Adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
             "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9),
             "Restless": lambda p: Restless(p, lr=0.05),
+            "Muon": lambda p: torch.optim.Muon([each for each in p if each.ndim == 2], lr=0.05),
         }
         return kinds[self.kind](self.parameters())
 
@@ -266,3 +267,130 @@ class Forgetful(Plain):
     def validation_step(self, batch, _):
         images, labels = batch
         self.log("val/accuracy", (self(F.dropout(images, 0.5)).argmax(1) == labels).float().mean())
+
+
+class GradientsByHand(Plain):
+    """Sets gradients without a backward pass, so that no hook of a gradient is called."""
+
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, _):
+        loss = super().training_step(batch, _)
+        parameters = list(self.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        self.optimizers().step()
+
+
+class NoisyGradients(Plain):
+    def on_before_optimizer_step(self, optimizer):
+        for parameter in self.parameters():
+            parameter.grad.add_(0.01)
+
+
+class NoisyWeights(Plain):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.001)
+
+
+class DrawsAnew(Plain):
+    def on_train_epoch_end(self):
+        self.network.output.reset_parameters()
+
+
+class Remembers(Plain):
+    """Has a buffer that no state dict holds, frozen weights that it frees, and a list of its own, which it saves."""
+
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.register_buffer("average", torch.zeros(()), persistent=False)
+        self.network.output.bias.requires_grad_(False)
+        self.losses = []
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.network.output.bias.requires_grad_(True)
+
+    def training_step(self, batch, _):
+        loss = super().training_step(batch, _)
+        self.average.mul_(0.9).add_(loss.detach(), alpha=0.1)
+        self.losses.append(float(loss))
+        return loss * (1 + 0.1 * self.average) * (1 + 0.001 * len(self.losses))
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["losses"] = self.losses
+
+    def on_load_checkpoint(self, checkpoint):
+        self.losses = checkpoint["losses"]
+
+
+class Counts(Plain):
+    """Changes an attribute that nothing keeps."""
+
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.steps = 0
+
+    def training_step(self, batch, _):
+        self.steps += 1
+        return super().training_step(batch, _) * (1 + 0.01 * self.steps)
+
+
+class Watched(Plain):
+    """Has callbacks and code that want a logger."""
+
+    def configure_callbacks(self):
+        return [lightning.pytorch.callbacks.LearningRateMonitor()]
+
+    def on_train_epoch_end(self):
+        self.logger.experiment.add_scalar("x", 1.0)
+
+
+class Averages(Plain):
+    def configure_callbacks(self):
+        return [lightning.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=0.01)]
+
+
+class Thaws(Plain):
+    def configure_callbacks(self):
+        class Unfreeze(lightning.pytorch.callbacks.BaseFinetuning):
+            def freeze_before_training(self, module):
+                self.freeze(module.network.output)
+
+            def finetune_function(self, module, epoch, optimizer):
+                if epoch == 1:
+                    self.unfreeze_and_add_param_group(module.network.output, optimizer)
+
+        return [Unfreeze()]
+
+
+class PrunesItself(Plain):
+    def configure_callbacks(self):
+        return [lightning.pytorch.callbacks.ModelPruning("l1_unstructured", amount=0.5)]
+
+
+class SecondOrder(Plain):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
+class LogsOnce(Plain):
+    def validation_step(self, batch, _):
+        if self.current_epoch == 0:
+            super().validation_step(batch, _)
+
+
+class EndsInNan(Plain):
+    def training_step(self, batch, _):
+        loss = super().training_step(batch, _)
+        return loss * float("nan") if self.current_epoch == 2 else loss
+
+
+class Lazy(Plain):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))

@@ -46,7 +46,7 @@ def test_a_module_that_does_what_the_shipped_classifier_does_ends_with_the_same_
     for chosen, runs in ((shipped, "shipped"), (own, "own")):
         loop.run(*build_job(chosen, tmp_path / runs))
     for index in range(3):
-        folder = "dense/*" if index == 0 else "digits-*"
+        folder = "dense/*" if index == 0 else "*-*"
         (one,), (other,) = (
             list((tmp_path / runs).glob(f"{folder}/seed-0/round-{index:02d}")) for runs in ("shipped", "own")
         )
@@ -87,8 +87,8 @@ def test_the_first_and_last_step_of_a_rewound_round_see_what_round_0_used_there(
     assert len(set(rates)) > 1
 
 
-@pytest.mark.parametrize("module", ["Plain", "CycledMomentum", "OnPlateau", "TwoByHand", "Averaged"])
-@pytest.mark.parametrize("died", [(0, 2), (1, 1)])
+@pytest.mark.parametrize("module", ["Plain", "CycledMomentum", "OnPlateau", "TwoByHand", "Averaged", "Remembers"])
+@pytest.mark.parametrize("died", [(0, 2), (0, 3), (1, 1)])
 def test_a_killed_run_goes_on_bit_for_bit(module, died, tmp_path):
     whole = [*own_job(tmp_path / "whole", module, "pruning.rounds=1")]
     expected = loop.run(*whole)
@@ -103,18 +103,21 @@ def test_a_killed_run_goes_on_bit_for_bit(module, died, tmp_path):
         assert whole[1].ledger_of(one.index).digest(one.index) == site.ledger_of(one.index).digest(one.index)
 
 
-@pytest.mark.parametrize("kind", ["SGD", "AdamW", "Adafactor", "RMSprop", "Restless"])
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "Adafactor", "RMSprop", "Restless", "Muon"])
 def test_dead_weights_are_zero_after_every_step_of_any_optimizer(kind, tmp_path):
     job, site = own_job(tmp_path, "AnyOptimizer", f"model.arguments.kind={kind}", "pruning.rounds=1")
     steps = []
 
     def look(optimizer, arguments, named):
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        trained = [name for name, each in job.network.named_parameters() if kind != "Muon" or each.ndim == 2]
+        live.update(zip(trained, parameters, strict=True))
         masks = job.cut(site.dense.state(0).network, job.alive(), 1) if site.dense.read(0) else {}
-        for name, mask in masks.items():
+        for name, mask in ((name, mask) for name, mask in masks.items() if name in live):
             assert (live[name].detach()[~mask] == 0).all()
         steps.append(bool(masks))
 
-    live = dict(job.network.named_parameters())
+    live = {}
     rows = register_optimizer_step_post_hook(look)
     try:
         loop.run(job, site)
@@ -126,8 +129,9 @@ def test_dead_weights_are_zero_after_every_step_of_any_optimizer(kind, tmp_path)
     assert not all(mask.all() for mask in masks.values())
 
 
-def test_dead_weights_are_zero_in_an_average(tmp_path):
-    job, site = own_job(tmp_path, "Averaged", "pruning.rounds=1")
+@pytest.mark.parametrize("module", ["Averaged", "GradientsByHand", "NoisyGradients", "NoisyWeights", "DrawsAnew"])
+def test_dead_weights_are_zero_whatever_a_module_does(module, tmp_path):
+    job, site = own_job(tmp_path, module, "pruning.rounds=1")
     loop.run(job, site)
     masks, weights = site.ledger.masks(1), site.ledger.state(1).network
     assert all((weights[name][~mask] == 0).all() for name, mask in masks.items())
@@ -197,8 +201,57 @@ def test_module_and_data_of_either_package_go_together(module, data, tmp_path):
     assert len(loop.run(job, site)) == 2
 
 
+def test_no_round_inherits_what_another_left_in_a_module(tmp_path):
+    """Of a module that counts its steps, round 1 alone is what it is after round 0."""
+    watcher = Listens()
+    job, site = own_job(tmp_path / "one", "Counts", "pruning.rounds=1", watcher=watcher)
+    loop.run(job, site)
+    assert any("Counts changes steps, which no state dict holds" in each for each in job.notes)
+    job, site = own_job(tmp_path / "two", "Counts", "pruning.rounds=0")
+    loop.run(job, site)
+    job, site = own_job(tmp_path / "two", "Counts", "pruning.rounds=1")
+    loop.run(job, site)
+    (one,), (two,) = ((tmp_path / name).glob("*-*/seed-0") for name in ("one", "two"))
+    for name in ("weights", "masks"):
+        left, right = (load_file(folder / "round-01" / f"{name}.safetensors") for folder in (one, two))
+        assert all(torch.equal(left[key], tensor) for key, tensor in right.items())
+
+
+def test_callbacks_and_code_that_want_a_logger_have_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job, site = own_job(tmp_path / "runs", "Watched", "pruning.rounds=1")
+    assert len(loop.run(job, site)) == 2
+    assert [each.name for each in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        ("LogsOnce", "objective.score: val/accuracy was not logged in the last epoch of round 0; takes one"),
+        ("EndsInNan", "round 0, epoch 3: .* is no finite number any more: the training has diverged"),
+    ],
+)
+def test_what_goes_wrong_later_in_a_training_is_a_sentence(module, sentence, tmp_path):
+    job, site = own_job(tmp_path, module)
+    with pytest.raises(PipelineError, match=sentence):
+        loop.run(job, site)
+
+
 FAULTS = {
     "StopsEarly": ([], r"trainer: EarlyStopping ends a training before its time"),
+    "Averages": ([], r"trainer: StochasticWeightAveraging .*; takes EMAWeightAveraging or WeightAveraging"),
+    "Thaws": ([], r"trainer: BaseFinetuning changes within a training what is trained"),
+    "PrunesItself": ([], r"trainer: ModelPruning prunes beside the pipeline; takes a module without it"),
+    "SecondOrder": ([], r"LBFGS remembers more than tensors and numbers .*; takes an optimizer such as SGD or AdamW"),
+    "Lazy": ([], r"network: network.1.weight has no shape before a first call; takes layers that are not lazy"),
+    "OnPlateau": (
+        ["objective.score=test/accuracy"],
+        r"got 'test/accuracy', a figure of the test split; takes one of val",
+    ),
+    "CycledMomentum": (
+        ["training.batch_size=7", "training/schedule=cosine"],
+        r"training.batch_size=7: a LightningModule brings",
+    ),
     "Plain": (
         ["objective.score=val_acc"],
         r"objective.score: got 'val_acc', takes one of those that Plain logs: .*val_loss",

@@ -105,7 +105,7 @@ def test_ordinary_augmentation_resumes_bit_for_bit(arguments, tmp_path):
     loop.run(job, site)
     for index in range(2):
         assert whole[1].ledger_of(index).digest(index) == site.ledger_of(index).digest(index)
-    told = any("generator of its own" in note for note in job.notes)
+    told = any("generator of their own" in note for note in job.notes)
     assert told == ("generator" in arguments)
 
 

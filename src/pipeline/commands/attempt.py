@@ -27,6 +27,8 @@ def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
     except OSError as error:
         place = f"{error.strerror or error}: {error.filename or ''}"
         return 1, [f"{place}; runs= names the folder that all is written to (artifacts= that of what goes out)"]
+    except SystemExit as error:
+        return 1, [f"your network or data end the process{where(error)}: {one_line(error)}"]
     except Exception as error:
         if not _has_own_code(settings):
             raise

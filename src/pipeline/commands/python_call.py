@@ -30,7 +30,7 @@ def prune_by_rewinding(
         network: a LightningModule, which is trained as it is, or a plain network, which ``objective=`` gives a loss and
             a score (by default those of classification). It is not changed. Or a class or function that makes one
             without arguments: its initial weights then follow from the seed, as those of a command do.
-        data: a LightningDataModule, or DataLoaders: one to train on, or (train, validation, test).
+        data: a LightningDataModule, or DataLoaders: (train, validation, test); a LightningModule may do with one.
         settings: as on the command line: ``"training.epochs=10"``, ``"retraining=weight_rewinding"``, ``"seed=1"``.
             A LightningModule takes ``"objective.score=val_loss"`` and ``"objective.better=lower"``. ``name=`` names the
             experiment (else the network's class does), ``runs=`` the folder for all that is kept.
@@ -40,7 +40,7 @@ def prune_by_rewinding(
     Calling it again with the same network, data and settings continues where that ended.
 
     Raises:
-        PipelineError: with a sentence for everything that is wrong.
+        PipelineError: with a sentence for everything that is wrong; what your code raises in a training comes as it is.
         KeyboardInterrupt: after Ctrl-C; what was finished is kept.
     """
     faults = [
@@ -68,7 +68,7 @@ def prune_by_rewinding(
     }  # fmt: skip
     mapping["data"] = {"dataset": "own", "module": _path(data), "arguments": {}}
     if not any(each.lstrip("+").startswith("name=") for each in settings):
-        mapping["name"] = path.rpartition(".")[2].lower()
+        mapping["name"] = re.sub(r"\W", "", path.rpartition(".")[2]).lower()
     chosen = build(mapping)
     runs = runs_folder(chosen.runs)
     job, site = build_job(chosen, runs, network, data, trainer)

@@ -241,7 +241,12 @@ def own_batches(module: Any, use: Use) -> OwnBatches:
         raise SettingsError([f"data: {name} cannot be set up: {one_line(error)}"]) from error
     faults = []
     for split, loader in LOADERS.items():
-        if not _has(module, split) and not (use.labels or split == "train"):
+        if not _has(module, split):
+            if use.labels or split == "train":
+                faults.append(
+                    f"data: {name} has no {loader}(); takes a LightningDataModule that has it, in Python also "
+                    "DataLoaders (train, validation, test)"
+                )
             continue
         try:
             with undisturbed():

@@ -21,7 +21,9 @@ def own_score(objective: OwnObjective, logged: Iterable[str], module: str) -> Sc
     """
     names, faults = list(logged), []
     takes = f"takes one of those that {module} logs: {', '.join(names) or 'none, self.log(...) gives one'}"
-    if objective.score not in names:
+    if objective.score is not None and re.search(r"(?<![a-z])test(?![a-z])", objective.score):
+        faults.append(f"objective.score: got {objective.score!r}, a figure of the test split; takes one of validation")
+    elif objective.score not in names:
         got = "null" if objective.score is None else repr(objective.score)
         faults.append(f"objective.score: got {got}, {takes}")
     if objective.better is None:

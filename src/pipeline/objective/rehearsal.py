@@ -6,17 +6,25 @@ network of a user's fails under one of them and runs without, it runs without, a
 
 import copy
 import dataclasses
+import hashlib
+import random
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as lightning
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import Metric
 
-from pipeline.ground.errors import SettingsError, one_line, where
+from pipeline.ground.errors import PipelineError, SettingsError, one_line, where
+from pipeline.ground.packages import package_of
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.structures import first_row
+from pipeline.ground.tensors import update_digest
 from pipeline.networks.costs import counting
 from pipeline.training.retraining import Span
 from pipeline.training.train import Trainable, figures, generators, loaders
@@ -58,6 +66,8 @@ def rehearsed(trainable: Trainable, name: str, include: tuple[str, ...]) -> Rehe
             found = dataclasses.replace(found, notes=(f"{told}: else {name} fails ({one_line(failure)})", *found.notes))
         return found
     assert failure is not None
+    if isinstance(failure, PipelineError):
+        raise SettingsError([str(failure)]) from failure
     raise SettingsError([f"{name} fails on its first batch{where(failure)}: {one_line(failure)}"]) from failure
 
 
@@ -92,11 +102,9 @@ class _Onlooker(lightning.Callback):
         self.counts: Mapping[str, int] = {}
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        if early := [type(each).__name__ for each in trainer.callbacks if _stops_early(each)]:
-            raise SettingsError(
-                [f"trainer: {early[0]} ends a training before its time, and a rewound rate needs rounds of one "
-                 "length; takes a fixed training.epochs, without it"]
-            )  # fmt: skip
+        kinds = [kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__]
+        if faults := [f"trainer: {name} {REFUSED[name]}" for name in kinds if name in REFUSED]:
+            raise SettingsError(faults)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self.generators = any(generators(each) for each in loaders(trainer))
@@ -151,26 +159,92 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
         trainer = make_trainer(module, settings, [onlooker], epochs=1)
         for limit in ONE_BATCH:
             setattr(trainer, limit, 1)
-        trainer.loggers = []
+        dummy = import_module(f"{package_of(module).__name__}.loggers.logger").DummyLogger
+        trainer.loggers = [dummy() for _ in trainer.loggers]
         seed_all("data module")
+        before = _remembered(module) if trainable.own else {}
         trainer.fit(module, datamodule=trainable.data((0, 0), span))
         logged |= figures(trainer)
+        _check_remembered(trainer)
+        notes = tuple(_notes(type(module).__name__, module, trainer, before, of_data=onlooker.generators))
         if "test" in trainable.splits:
             seed_all("data module")
             trainer.test(module, datamodule=trainable.data((0, 0), span), verbose=False)
             logged |= figures(trainer)
     given = getattr(module, "example_input_array", None)
-    notes: tuple[str, ...] = ()
-    if onlooker.generators:
-        notes = (
-            "the data's loader has a generator of its own: it is seeded anew for every epoch, from seed, round and "
-            "epoch, so that a run can continue",
+    example = onlooker.example if given is None else given
+    return Rehearsed(trainable, logged, example, onlooker.counts, notes)
+
+
+REFUSED = {
+    "EarlyStopping": "ends a training before its time, and a rewound rate needs rounds of one length; takes a fixed "
+    "training.epochs, without it",
+    "StochasticWeightAveraging": "sets rates of its own and adds to the end of a training; takes EMAWeightAveraging or "
+    "WeightAveraging in its place",
+    "BaseFinetuning": "changes within a training what is trained, which no later round could replay; takes a module "
+    "whose parameters are frozen or not from the start",
+    "ModelPruning": "prunes beside the pipeline; takes a module without it",
+    "LearningRateFinder": "tries rates out before every round; takes the rate that it finds, without it",
+    "BatchSizeFinder": "tries sizes out before every round; takes the size that it finds, without it",
+}
+"""Callbacks of Lightning with which rounds could not be rewound, and what to do."""
+
+
+def _check_remembered(trainer: Any) -> None:
+    """An optimizer must remember tensors and numbers alone: all else is lost between epochs that a kill divides.
+
+    Raises:
+        SettingsError: if one remembers more.
+    """
+    for optimizer in trainer.optimizers:
+        for entries in optimizer.state.values():
+            more = [name for name, value in entries.items() if isinstance(value, list | tuple | dict)]
+            if more:
+                raise SettingsError(
+                    [f"{type(optimizer).__name__} remembers more than tensors and numbers ({', '.join(more)}), with "
+                     "which no round could begin; takes an optimizer such as SGD or AdamW"]
+                )  # fmt: skip
+
+
+def _remembered(module: nn.Module) -> dict[str, str]:
+    """What a module and its parts hold beside parameters and buffers, by name, as digests."""
+    found = {}
+    for place, part in module.named_modules():
+        if isinstance(part, Metric):
+            continue
+        for name, value in vars(part).items():
+            if name.startswith("_") or name in ("training", "trainer") or isinstance(value, nn.Module | Tensor):
+                continue
+            if isinstance(value, np.random.Generator):
+                value = value.bit_generator.state
+            elif isinstance(value, random.Random):
+                value = value.getstate()
+            elif isinstance(value, torch.Generator):
+                value = value.get_state()
+            sha = hashlib.sha256()
+            with suppress(Exception):  # RecursionError, of things that hold each other, among them
+                update_digest(sha, value)
+            found[f"{place}.{name}".lstrip(".")] = sha.hexdigest()
+    return found
+
+
+def _notes(name: str, module: nn.Module, trainer: Any, before: Mapping[str, str], *, of_data: bool) -> Iterator[str]:
+    """What a person should know of a module and its data, after a batch."""
+    if of_data:
+        yield (
+            "the data have a generator of their own: it is seeded anew for every epoch, from seed, round and epoch, so "
+            "that a run can continue"
         )
-    return Rehearsed(trainable, logged, onlooker.example if given is None else given, onlooker.counts, notes)
-
-
-def _stops_early(callback: object) -> bool:
-    return any(kind.__name__ == "EarlyStopping" for kind in type(callback).__mro__)
+    if not trainer.global_step:
+        yield f"warning: {name} made no step of an optimizer on its first batch"
+    after = _remembered(module)
+    changed = [each for each in before if after.get(each) != before[each]]
+    hook = getattr(type(module), "on_save_checkpoint", None)
+    if changed and getattr(hook, "__module__", "").startswith(("pytorch_lightning", "lightning.")):
+        yield (
+            f"warning: {name} changes {', '.join(changed)}, which no state dict holds: a run that dies within a round "
+            "goes on without; on_save_checkpoint() and on_load_checkpoint() would keep them"
+        )
 
 
 def _examples(batch: Any) -> int:

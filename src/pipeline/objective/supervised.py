@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from pipeline.data.dataset import Batch, Shard
 from pipeline.data.own import inputs_and_targets
-from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.structures import each_tensor, first_tensor
 from pipeline.networks.layers import outputs_of
 from pipeline.objective.score import Score
@@ -92,7 +92,17 @@ class Supervised(lightning.LightningModule):
         targets = batch.labels
         if outputs.shape != targets.shape and outputs.shape == (*targets.shape, 1):
             outputs = outputs.squeeze(-1)
-        loss: Tensor = self.loss(outputs, targets)
+        if isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss):
+            targets = targets if targets.is_floating_point() else targets.long()
+        elif not targets.is_floating_point():
+            targets = targets.to(outputs.dtype)
+        try:
+            loss: Tensor = self.loss(outputs, targets)
+        except Exception as error:
+            raise PipelineError(
+                f"objective.loss: {type(self.loss).__name__} fails on outputs {_shown(outputs)} and targets "
+                f"{_shown(targets)} of {split}: {one_line(error)}"
+            ) from error
         if len(targets):
             mean_loss, metrics = self._of(split)
             mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
@@ -117,6 +127,12 @@ class Supervised(lightning.LightningModule):
         rate = scheduled(self.settings.schedule, self.settings.optimizer.rate, total_steps)
         scheduler = Scheduled(optimizer, rate, self.trainer.global_step, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _shown(tensor: Tensor) -> str:
+    """Type, shape and range of a tensor."""
+    low, high = (f"{float(each):g}" for each in tensor.detach().double().aminmax()) if tensor.numel() else ("", "")
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} from {low} to {high}"
 
 
 def score_of(objective: Objective) -> Score:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from pipeline.data import AnyDataset, load
 from pipeline.data.own import OwnBatches, Use, as_data_module, own_batches
@@ -60,10 +61,14 @@ def build_job(
     training = resolved(settings.training, steps, compilable=isinstance(objective, Supervised))
     settings = dataclasses.replace(settings, training=training)
     if isinstance(network, nn.Module):
-        made, anew = copy.deepcopy(network), partial(_redrawn, network, settings.seed)
+        made, anew = _copied(network), partial(_redrawn, network, settings.seed)
     else:
         anew = partial(_made, settings, dataset, network)
         made = anew(0)
+    if lazy := [name for name, each in made.named_parameters() if isinstance(each, UninitializedParameter)]:
+        raise SettingsError([f"network: {lazy[0]} has no shape before a first call; takes layers that are not lazy"])
+    if settings.retraining.weights == "fresh":
+        anew(1)  # said now, if it cannot be had
     initial = _initial(made, anew)
     start: dict[str, Any] = dense_identity(settings) | {"data_digest": dataset.digest}
     if processes > 1 and isinstance(dataset, OwnBatches):
@@ -129,6 +134,21 @@ def build_job(
 def _limited(steps: int, limit: int | float) -> int:
     """Batches of an epoch under Lightning's ``limit_train_batches``: a number, or a share."""
     return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy of what was given.
+
+    Raises:
+        SettingsError: if it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise SettingsError(
+            [f"network: {type(network).__name__} cannot be copied: {one_line(error)}; takes one without weight_norm or "
+             "torch.nn.utils.prune (their parametrize forms can be), or a class or function that makes it"]
+        ) from error  # fmt: skip
 
 
 def _made(settings: Settings, dataset: AnyDataset, make: Callable[[], nn.Module] | None, attempt: int) -> nn.Module:

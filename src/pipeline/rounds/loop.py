@@ -13,6 +13,7 @@ last finished epoch, and so typing the same command again continues.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -211,7 +212,18 @@ def _train_round(job: Job, site: Site, plan: RoundPlan, start: Callable[[], Stat
 
 
 def _record(job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, history: tuple[Epoch, ...]) -> None:
-    """Tests a round's result and completes the round in the ledger."""
+    """Tests a round's result and completes the round in the ledger.
+
+    Raises:
+        PipelineError: if the score was not logged in the last epoch.
+    """
+    if job.score.validation not in history[-1].metrics:
+        raise PipelineError(
+            f"objective.score: {job.score.validation} was not logged in the last epoch of round {index}; takes one "
+            "that every epoch logs"
+        )
+    if math.isnan(history[-1].metrics[job.score.validation]):
+        site.watcher.note(f"warning: {job.score.validation} of round {index} is nan")
     test = _evaluated(job, "test", reached.state)
     result = Round(
         index=index,

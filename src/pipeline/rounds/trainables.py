@@ -1,5 +1,7 @@
 """What is trained: a plain network with the settings' objective, or a user's LightningModule as it is."""
 
+import dataclasses
+
 from torch import nn
 
 from pipeline.data import AnyDataset
@@ -55,7 +57,8 @@ def as_it_is(settings: Settings, dataset: AnyDataset, module: nn.Module, factory
         and (not isinstance(dataset, OwnBatches) or dataset.has(split))
     )
     data = data_for(module, dataset, settings.training.batch_size, pairs=True)
-    return Trainable(module, module, data, _trainer(settings, dataset, factory), splits=splits)
+    trainer = dataclasses.replace(_trainer(settings, dataset, factory), logger=True)
+    return Trainable(module, module, data, trainer, splits=splits)
 
 
 def schedule_of(settings: Settings, network: nn.Module, span: Span) -> Tape:

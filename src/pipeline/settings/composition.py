@@ -22,6 +22,8 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf")
 """Inside the package where it is an installed wheel, at the top of the project where it is a checkout."""
 Composed = DictConfig
 """Settings as Hydra gives them to a task."""
+OF_A_NETWORK = r"\+*training([./]optimizer|[./]schedule|\.batch_size)\b"
+"""Settings that a LightningModule brings itself."""
 IMPLIED = {"model.module": {"model": "custom", "objective": "own"}, "data.module": {"data": "own"}}
 """A setting of one's own code, and the options of groups that it has no meaning without."""
 MISUNDERSTOOD = (HydraException, OmegaConfBaseException)
@@ -43,7 +45,11 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def understood(arguments: Sequence[str]) -> list[str]:
-    """Overrides as they were typed, as Hydra takes them: leniently, with those options that they imply."""
+    """Overrides as they were typed, as Hydra takes them: leniently, with those options that they imply.
+
+    Raises:
+        SettingsError: if a LightningModule is named beside settings that it brings itself.
+    """
     named = {match[1] for each in arguments if (match := re.match(r"\+*([A-Za-z_][\w.]*)=", each))}
     implied = {
         group: option
@@ -52,7 +58,22 @@ def understood(arguments: Sequence[str]) -> list[str]:
         for group, option in options.items()
         if group not in named
     }
+    own = "model.module" in named or "objective=own" in arguments
+    if own and (useless := [each for each in arguments if re.match(OF_A_NETWORK, each)]):
+        raise SettingsError(
+            [f"{each}: a LightningModule brings its own; takes what its configure_optimizers() and loaders give"
+             for each in useless]
+        )  # fmt: skip
+    chosen = any(re.match(r"\+*experiment=", each) for each in arguments)
+    if "name" not in named and not chosen and (path := _path_of(arguments)) is not None:
+        implied["name"] = path.rpartition(".")[2].lower()
     return [*(f"{group}={option}" for group, option in implied.items()), *map(lenient, arguments)]
+
+
+def _path_of(arguments: Sequence[str]) -> str | None:
+    """The dotted path of a network or module of the user's, if one is named."""
+    paths = (re.fullmatch(r"\+*model\.(?:module|network)=((?:\w+\.)+\w+)", each) for each in arguments)
+    return next((match[1] for match in paths if match is not None), None)
 
 
 def lenient(override: str) -> str:

@@ -7,15 +7,14 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from pipeline.pruning.masks import Masks
 
 
 @contextmanager
-def kept_dead(network: nn.Module, masks: Masks) -> Iterator["KeepPruned"]:
-    """A callback that keeps dead weights at zero, for one training."""
-    keeper = KeepPruned(network, masks)
+def kept_dead(network: nn.Module, masks: Masks, *, own: bool) -> Iterator["KeepPruned"]:
+    """A callback that keeps dead weights at zero, for one training; ``own`` as of ``KeepPruned``."""
+    keeper = KeepPruned(network, masks, own=own)
     try:
         yield keeper
     finally:
@@ -26,12 +25,15 @@ def kept_dead(network: nn.Module, masks: Masks) -> Iterator["KeepPruned"]:
 class KeepPruned(lightning.Callback):
     """Fills the dead part of every gradient with zeros as soon as it is there, before norms are taken and optimizers
     step; an infinite gradient too. Together with a start from a ``masked`` state this keeps dead weights at zero under
-    all of torch's optimizers: no gradient, no momentum, and a decay of zero times anything.
+    the optimizers of the settings: no gradient, no momentum, and a decay of zero times anything.
 
-    Under others, for which no gradient is not no step, the weights are filled after every step as well.
+    A module of a user's ``own`` may set gradients and weights in any hook, and its optimizers may step without a
+    gradient. So gradients are filled again just before each step, and weights after it, after every batch and before
+    every evaluation.
     """
 
-    def __init__(self, network: nn.Module, masks: Masks) -> None:
+    def __init__(self, network: nn.Module, masks: Masks, *, own: bool) -> None:
+        self.own = own
         parameters = dict(network.named_parameters())
         self.masks = [(parameters[name], mask) for name, mask in masks.items() if not mask.all()]
         self.dead: list[tuple[nn.Parameter, Tensor]] = []
@@ -41,14 +43,31 @@ class KeepPruned(lightning.Callback):
         self.dead = [(parameter, ~mask.to(parameter.device)) for parameter, mask in self.masks]
         for parameter, dead in self.dead:
             self.handles.append(parameter.register_post_accumulate_grad_hook(_filling(dead)))
-        for optimizer in trainer.optimizers:
-            if not type(optimizer).__module__.startswith("torch.optim"):
-                self.handles.append(optimizer.register_step_post_hook(self._fill_weights))
+        for optimizer in trainer.optimizers if self.own else ():
+            self.handles.append(optimizer.register_step_pre_hook(self._fill_gradients))
+            self.handles.append(optimizer.register_step_post_hook(self.fill))
 
-    def _fill_weights(self, optimizer: Optimizer, *_: Any) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.own:
+            self.fill()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.own:
+            self.fill()
+
+    def on_validation_start(self, *_: Any) -> None:
+        if self.own:
+            self.fill()
+
+    def fill(self, *_: Any) -> None:
+        """Fills the dead weights with zeros."""
         with torch.no_grad():
             for parameter, dead in self.dead:
                 parameter.masked_fill_(dead, 0)
+
+    def _fill_gradients(self, *_: Any) -> None:
+        for parameter, dead in self.dead:
+            _filling(dead)(parameter)
 
 
 def _filling(dead: Tensor) -> Any:

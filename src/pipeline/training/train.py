@@ -4,13 +4,17 @@ A round starts from a ``State`` and ends in one; what happens between depends on
 masks, the tape and (seed, round) alone. That is why a round can stop after any epoch and continue from it bit for bit.
 """
 
+import copy
+import dataclasses
 import io
 import math
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
@@ -32,7 +36,8 @@ class Trainable:
     """What is trained, on what and how: all that the trainings and evaluations of a run share.
 
     ``module`` is the LightningModule and ``network`` the part of it whose state counts (itself, where it is a user's).
-    Both survive all trainings, which overwrite their weights. ``data`` gives the data module of (seed, round) for a
+    A network with an objective survives all trainings, which overwrite its weights; of a user's own module each gets
+    a copy. ``data`` gives the data module of (seed, round) for a
     span; ``splits`` names those that can be evaluated.
     """
 
@@ -47,6 +52,13 @@ class Trainable:
     def own(self) -> bool:
         """Whether the module is a user's own, whose hooks and callbacks may remember anything."""
         return self.module is self.network
+
+    def fresh(self) -> "Trainable":
+        """For one training or evaluation: a user's own module is a copy, so that none hands on what it remembers."""
+        if not self.own:
+            return self
+        module = copy.deepcopy(self.module)
+        return dataclasses.replace(self, module=module, network=module)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ def train_round(
     Raises:
         PipelineError: if the loss is not a finite number any more, or something ends the training early.
     """
+    trainable = trainable.fresh()
     module, span = trainable.module, plan.span
     start = UnderWay(masked(start.state, plan.masks), start.tape, start.rest)
     _load(trainable, start.state)
@@ -90,8 +103,8 @@ def train_round(
     rates: RewindAwareSchedule | Recording = (
         Recording(start.tape) if plan.tape is None else RewindAwareSchedule(plan.tape)
     )
-    with kept_dead(trainable.network, plan.masks) as keep_pruned:
-        epochs = _Epochs(trainable, plan, rates, start, on_epoch)
+    with kept_dead(trainable.network, plan.masks, own=trainable.own) as keep_pruned:
+        epochs = _Epochs(trainable, plan, rates, start, keep_pruned.fill, on_epoch)
         callbacks: list[lightning.Callback] = [epochs, keep_pruned, rates]
         callbacks += [_EachBatch(on_batch)] if on_batch else []
         callbacks += [_OneSetOfStatistics(trainable.network)] if _processes(trainable) > 1 else []
@@ -110,6 +123,7 @@ def evaluate(trainable: Trainable, split: Split, state: State) -> dict[str, floa
     split = split if split in trainable.splits else "validation"
     if split not in trainable.splits:
         return {}
+    trainable = trainable.fresh()
     _load(trainable, state)
     trainer = make_trainer(trainable.module, trainable.trainer, [], epochs=1)
     evaluation = trainer.validate if split == "validation" else trainer.test
@@ -212,10 +226,13 @@ class _Epochs(lightning.Callback):
         plan: RoundPlan,
         rates: RewindAwareSchedule | Recording,
         start: UnderWay,
+        fill: Callable[[], None],
         report: Callable[[Epoch, UnderWay], None],
     ) -> None:
-        self.trainable, self.plan, self.rates, self.start, self.report = trainable, plan, rates, start, report
+        self.trainable, self.plan, self.rates, self.start = trainable, plan, rates, start
+        self.fill, self.report = fill, report
         self.ended: tuple[int, float, int] | None = None
+        self.logged_before: Mapping[str, Any] = {}
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         restore(trainer.optimizers, self.trainable.network, self.start.state.optimizer)
@@ -224,6 +241,7 @@ class _Epochs(lightning.Callback):
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self._report(trainer)
+        self.logged_before = dict(trainer.callback_metrics)
         self.epoch, self.started = trainer.current_epoch, time.perf_counter()
         key = (self.plan.seed, self.plan.index, self.epoch)
         for loader in loaders(trainer):
@@ -256,13 +274,19 @@ class _Epochs(lightning.Callback):
             return self.start
         epoch, seconds, finished_ms = self.ended
         self.ended = None
-        metrics = figures(trainer)
-        for name, value in metrics.items():
-            if name.startswith("train") and "loss" in name and not math.isfinite(value):
-                raise PipelineError(
-                    f"round {self.plan.index}, epoch {epoch + 1}: the training loss is {value}: the training has "
-                    "diverged; try a lower training.optimizer.rate or a warm-up"
-                )
+        before = self.logged_before
+        anew = {name for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
+        metrics = {name: value for name, value in figures(trainer).items() if name in anew}
+        losses = sorted((name for name in metrics if "loss" in name), key=lambda name: not name.startswith("train"))
+        lost = [name for name in losses if math.isnan(metrics[name])]
+        lost += [name for name in losses if name.startswith("train") and math.isinf(metrics[name])]
+        lost += [name for name, each in self.trainable.network.named_parameters() if not bool(each.isfinite().all())]
+        if lost:
+            raise PipelineError(
+                f"round {self.plan.index}, epoch {epoch + 1}: {lost[0]} is no finite number any more: the training has "
+                "diverged, or its inputs hold such numbers; try a lower learning rate or a warm-up"
+            )
+        self.fill()
         tape = self.rates.recorder.tape(trainer.global_step) if isinstance(self.rates, Recording) else None
         state = capture(self.trainable.network, trainer.optimizers)
         reached = UnderWay(state, tape, _rest(trainer) if self.trainable.own else b"")
@@ -346,17 +370,29 @@ def loaders(trainer: Any) -> Sequence[Any]:
     return found
 
 
-def generators(loader: "DataLoader[Any]") -> list[torch.Generator]:
-    """The generators that a loader brings with it."""
-    holders = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-    found = (getattr(holder, "generator", None) for holder in holders)
-    return [each for each in found if isinstance(each, torch.Generator)]
+Generators = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+
+def generators(loader: "DataLoader[Any]") -> list[Generators]:
+    """The generators that a loader, its samplers and its data bring with them."""
+    holders = [loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
+    dataset: Any = loader.dataset
+    while dataset is not None:
+        holders.append(dataset)
+        dataset = getattr(dataset, "dataset", None)
+    found = {id(each): each for holder in holders for each in getattr(holder, "__dict__", {}).values()}
+    return [each for each in found.values() if isinstance(each, Generators)]
 
 
 def _reseed(loader: "DataLoader[Any]", seed: int) -> None:
     """Has a loader's next pass follow from the seed: generators of its own, and workers that outlive an epoch."""
     for generator in generators(loader):
-        generator.manual_seed(seed)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(seed).state
+        else:
+            generator.seed(seed % 2**32)
     if loader.persistent_workers:
         loader._iterator = None
 
@@ -374,11 +410,19 @@ def _rest(trainer: Any) -> bytes:
         "callbacks": {each.state_key: each.state_dict() for each in theirs},
         "precision": trainer.precision_plugin.state_dict(),
         "data": trainer.datamodule.state_dict(),
+        "buffers": _not_kept(module),
+        "trained": [name for name, each in module.named_parameters() if each.requires_grad],
         "hooks": hooks,
     }
     written = io.BytesIO()
     torch.save(kept, written)
     return written.getvalue()
+
+
+def _not_kept(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a state dict leaves out."""
+    kept = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in kept}
 
 
 def _give_back(trainer: Any, module: Any, rest: bytes) -> None:
@@ -404,5 +448,9 @@ def _give_back(trainer: Any, module: Any, rest: bytes) -> None:
             callback.on_load_checkpoint(trainer, module, hooks)
             callback.load_state_dict(kept["callbacks"][callback.state_key])
     module.on_load_checkpoint(hooks)
+    for name, buffer in _not_kept(module).items():
+        buffer.copy_(kept["buffers"][name])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in kept["trained"])
     trainer.precision_plugin.load_state_dict(kept["precision"])
     trainer.datamodule.load_state_dict(kept["data"])

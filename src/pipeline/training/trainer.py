@@ -19,7 +19,8 @@ class TrainerSettings:
     """How trainings are run: ``training`` and ``arguments`` from the settings, or a ``factory`` of the user's.
 
     ``deterministic`` is the pipeline's own choice, which a network that cannot has taken back. ``distributed_sampler``
-    says whether Lightning deals batches out to processes.
+    says whether Lightning deals batches out to processes, ``logger`` whether there is one, which keeps nothing, for
+    callbacks and modules that ask for it.
     """
 
     training: Training
@@ -28,6 +29,7 @@ class TrainerSettings:
     deterministic: bool | Literal["warn"] = True
     distributed_sampler: bool = False
     reload_every_epoch: bool = True
+    logger: bool = False
 
 
 def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequence[Any], epochs: int) -> Any:
@@ -51,7 +53,7 @@ def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequen
         "use_distributed_sampler": settings.distributed_sampler,
         "num_sanity_val_steps": 0,
         "inference_mode": False,  # metrics that outlive an evaluation are updated in training too
-        "logger": False,
+        "logger": package.loggers.logger.DummyLogger() if settings.logger else False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
