@@ -318,7 +318,7 @@ class Remembers(Plain):
     def training_step(self, batch, _):
         loss = super().training_step(batch, _)
         self.average.mul_(0.9).add_(loss.detach(), alpha=0.1)
-        self.losses.append(float(loss))
+        self.losses.append(float(loss.detach()))
         return loss * (1 + 0.1 * self.average) * (1 + 0.001 * len(self.losses))
 
     def on_save_checkpoint(self, checkpoint):
