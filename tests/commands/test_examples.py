@@ -16,7 +16,10 @@ from tests.rounds.test_loop import content
 from tests.tracking.test_tracker import everything
 
 EXAMPLES = PROJECT / "examples"
-SHORT = ["training.epochs=2", "pruning.rounds=1", "pruning.target_density=null", "deploy.sizes=false"]
+SHORT = [
+    "training.epochs=2", "trainer.limit_train_batches=12", "pruning.rounds=1", "pruning.target_density=null",
+    "deploy.sizes=false",
+]  # fmt: skip
 BY_COMMAND = {
     "detection": ["model.module=detection.Detector", "data.module=detection.DigitsOnPhotos"],
     "segmentation": ["model=custom", "model.network=segmentation.UNet", "data.module=segmentation.Ink"],
