@@ -41,7 +41,8 @@ def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequen
     """
     training, package = settings.training, package_of(module)
     quiet()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # of no use to results, and up to a tenth of the time
+    # of no use to results, and up to a tenth of the time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     needed: dict[str, Any] = {
         "accelerator": "auto",
         "devices": training.devices,
