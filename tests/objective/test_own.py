@@ -162,6 +162,18 @@ def test_the_autoencoder_of_lightnings_introduction_is_pruned_to_a_tenth_by_one_
     assert 'is missing the required "forward" function' in told
 
 
+def test_seeds_of_one_module_share_a_fingerprint_and_have_weights_of_their_own(tmp_path):
+    sites, weights = [], []
+    for seed in (0, 1, 2):
+        job, site = own_job(tmp_path, "Plain", f"seed={seed}")
+        sites.append(site)
+        weights.append(job.initial(0)["network.output.weight"])
+    assert {site.ledger.folder for site in sites} == {sites[0].ledger.folder.parent / f"seed-{n}" for n in range(3)}
+    assert not torch.equal(weights[0], weights[1])
+    _, other = own_job(tmp_path, "AnyOptimizer")
+    assert other.ledger.folder.parent != sites[0].ledger.folder.parent
+
+
 def test_a_module_that_is_built_late_is_pruned(tmp_path):
     job, site = own_job(tmp_path, "BuiltLate", "pruning.rounds=1")
     assert len(loop.run(job, site)) == 2

@@ -93,7 +93,9 @@ def build_job(
             if isinstance(dataset, OwnBatches) and found.example is not None:
                 dataset = dataclasses.replace(dataset, given=found.example)
             counted = _counted(made, dataset, found, settings.pruning.include)
-        start["code"] = _code_digest(own_code, made, dataset)
+        given = isinstance(network, nn.Module)
+        asked = made if given else _made(dataclasses.replace(settings, seed=0), dataset, network, 0)
+        start["code"] = _code_digest(own_code, asked, dataset)  # that of seed 0, so that all seeds share a fingerprint
 
     trained = None
     if model.weights is not None:
