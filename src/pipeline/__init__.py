@@ -1,15 +1,18 @@
 """Make neural networks small: iterative magnitude pruning with learning-rate rewinding, every round tracked.
 
 from pipeline import prune_by_rewinding
-rounds = prune_by_rewinding(network, data_module, "training.epochs=10", "pruning.rounds=5")
+done = prune_by_rewinding(MyNetwork, data_module, "training.epochs=10", "pruning.rounds=5")
 """
 
 from typing import TYPE_CHECKING, Any
+
+from pipeline.ground.environment import name_the_user
 
 if TYPE_CHECKING:
     from pipeline.commands.python_call import prune_by_rewinding
 
 __all__ = ["prune_by_rewinding"]
+name_the_user()
 
 
 def __getattr__(name: str) -> Any:

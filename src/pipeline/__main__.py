@@ -26,11 +26,11 @@ def main() -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         _end_with_leader()
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = understood(sys.argv[1:])
     # conf/hydra/launcher has settings of ours for launchers that plugins name
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/")
-    given = get_args_parser().parse_args()
     try:
+        sys.argv[1:] = understood(sys.argv[1:])
+        given = get_args_parser().parse_args()
         if given.multirun and not (given.help or given.hydra_help or given.cfg or given.info):
             from pipeline.commands.sweep import run_sweep
 

@@ -232,6 +232,33 @@ def test_killed_at_random_moments_and_continued_a_job_ends_as_if_nothing_had_bee
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("home", [{}, {"HOME": "/proc/nowhere"}], ids=["no home", "a home that cannot be written"])
+def test_a_user_without_a_name_and_a_home_runs(home, tmp_path):
+    """As of ``docker run -u 4242``. Files stay readable, as they are in an image."""
+    if os.getuid() or shutil.which("setpriv") is None:
+        pytest.skip("takes root and setpriv")
+    caps = "+dac_override,+dac_read_search"
+    program = ["setpriv", "--reuid", "4242", "--clear-groups", "--inh-caps", caps, "--ambient-caps", caps]
+    done = subprocess.run(
+        [*program, sys.executable, "-m", "pipeline", *SMALL, f"runs={tmp_path}"],
+        cwd=PROJECT, env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **home},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [status for _, status, *_ in everything(store(tmp_path))] == ["FINISHED"] * 4
+
+
+def test_settings_that_a_lightning_module_brings_itself_are_a_sentence(monkeypatch, capsys):
+    arguments = ["model.module=tests.own_modules.Plain", "training.batch_size=7", "training/schedule=cosine"]
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert re.fullmatch(r"(training.batch_size=7|training/schedule=cosine): a LightningModule brings.*\n"
+                        r"training/schedule=cosine: a LightningModule.*\n", capsys.readouterr().err)  # fmt: skip
+
+
+@pytest.mark.slow
 def test_two_runs_at_once_share_the_training_of_round_0_and_the_store(tmp_path):
     processes = [
         started(*JOB, f"retraining={method}", f"runs={tmp_path}")

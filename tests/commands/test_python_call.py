@@ -3,11 +3,13 @@
 import functools
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 from torch import nn
 
@@ -128,6 +130,17 @@ def test_what_makes_a_network_gives_what_the_command_line_gives(way, example, tm
         called = done.site.ledger_of(index).state(index).network
         for name, tensor in site.ledger_of(index).state(index).network.items():
             assert torch.equal(called[name], tensor)
+
+
+def test_runs_that_are_deleted_in_between_are_made_anew(example, tmp_path):
+    arguments = [*example.SETTINGS, "training.epochs=1", "pruning.rounds=1", "pruning.target_density=null"]
+    for _ in range(2):
+        make = functools.partial(example.Transformer, 16, 1)
+        prune_by_rewinding(make, example.DigitPatches(), *arguments, "deploy.sizes=false", f"runs={tmp_path}/runs")
+        client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow/mlflow.db")
+        (experiment,) = [each for each in client.search_experiments() if each.name == "transformer"]
+        assert len(client.search_runs([experiment.experiment_id])) == 3
+        shutil.rmtree(tmp_path / "runs")
 
 
 def test_what_fails_to_make_a_network_is_a_sentence(example, tmp_path):

@@ -69,7 +69,7 @@ def artifacts(client, run):
 def test_whatever_users_call_patterns_and_figures_arrives(case, command, client, tmp_path):
     arguments = {
         "patterns": ["pruning.shares={features.*: 0.5, output: 1.0}"],
-        "figures": ["model.module=tests.own_modules.Oddly", "objective.score='val/acc@1 (%)'", "objective.better=higher"],
+        "figures": ["model.module=tests.own_modules.Oddly", "objective.score='val/acc@1 (%)'", "objective.better=higher", "name=digits"],
     }[case]  # fmt: skip
     assert command(*arguments, "pruning.rounds=1") == 0
     (parent,) = runs(client, "job")

@@ -1,11 +1,12 @@
 """A task to its end, whatever is wrong: an exit status, and sentences instead of tracebacks."""
 
+import errno
 import os
 import signal
 import sys
 
 from pipeline.commands import Command
-from pipeline.ground.environment import runs_folder
+from pipeline.ground.environment import artifacts_folder, runs_folder
 from pipeline.ground.errors import PipelineError, SettingsError, Stopped, one_line, where
 from pipeline.settings.groups import OwnData, Settings
 
@@ -25,8 +26,7 @@ def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return 141, []
     except OSError as error:
-        place = f"{error.strerror or error}: {error.filename or ''}"
-        return 1, [f"{place}; runs= names the folder that all is written to (artifacts= that of what goes out)"]
+        return 1, [_of_a_file(error, settings)]
     except SystemExit as error:
         return 1, [f"your network or data end the process{where(error)}: {one_line(error)}"]
     except Exception as error:
@@ -38,6 +38,16 @@ def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
         more = "; the same command goes on from the last finished epoch" if settings.task in ("run", "search") else ""
         return 128 + signum, [f"stopped by {signal.Signals(signum).name}{more}"]
     return 0, []
+
+
+def _of_a_file(error: OSError, settings: Settings) -> str:
+    """What is wrong with a file, and the setting that names its folder, if one does."""
+    said = f"{error.strerror or error}: {error.filename or ''}{where(error)}"
+    folders = {"runs": runs_folder(settings.runs), "artifacts": artifacts_folder(settings.artifacts)}
+    named = [name for name, folder in folders.items() if str(error.filename or "").startswith(str(folder))]
+    if named or error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        said += "; runs= names the folder that all is written to (artifacts= that of what goes out)"
+    return said
 
 
 def _has_own_code(settings: Settings) -> bool:

@@ -1,10 +1,12 @@
 """Where things are written, and what a recorded number was made with: code, libraries and machine."""
 
+import getpass
 import importlib.metadata
 import os
 import platform
 import re
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -39,8 +41,32 @@ def _folder(given: str | None, name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Folder of what can be made again at any time, and is better kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewind-pipeline"
+    """Folder of what can be made again and is better kept: a temporary one where no other can be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewind-pipeline"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return _of_a_number()
+
+
+def name_the_user() -> None:
+    """Gives a user whom the system knows by number alone, as in containers, a name and a home; libraries ask."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["LOGNAME"] = f"user-{os.getuid()}"
+    try:
+        Path.home()
+    except RuntimeError:
+        _of_a_number().mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(_of_a_number())
+
+
+def _of_a_number() -> Path:
+    return Path(tempfile.gettempdir()) / f"rewind-pipeline-{os.getuid()}"
 
 
 @cache

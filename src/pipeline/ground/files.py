@@ -1,9 +1,14 @@
 """Files that appear whole."""
 
+import glob
+import itertools
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NUMBERS = itertools.count()
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -14,14 +19,35 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives a place to make a file in, beside ``path``, and moves it there at the end of the block, on the disk."""
+    """Gives a place to make a file in, beside ``path``, and moves it there at the end of the block, on the disk.
+
+    Each process has a place of its own, so that two that write one file at once both leave it whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.unfinished"):
+        if not _lives(int(left.name.split(".")[-2].split("-")[0])):
+            left.unlink(missing_ok=True)
+    unfinished = path.with_name(f".{path.name}.{host}.{os.getpid()}-{next(NUMBERS)}.unfinished")
     unfinished.unlink(missing_ok=True)
-    yield unfinished
-    _flush(unfinished)
-    unfinished.replace(path)
+    try:
+        yield unfinished
+        _flush(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+def _lives(process: int) -> bool:
+    """Whether there is a process of this number here."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -46,6 +46,8 @@ def tracking_uri(uri: str | None, runs: Path) -> str:
 def make_embedded_store(runs: Path) -> None:
     """Makes the default store if there is none: one process at a time, and whole or not at all."""
     folder = runs / "mlflow"
+    # else a store that is deleted and made again lives on in the connections of this process
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if not (folder / "mlflow.db").exists():
