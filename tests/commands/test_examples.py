@@ -36,6 +36,13 @@ def settings_of(example):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def end(*arguments):
+    """A command in the examples' folder to its end."""
+    process = command(*arguments, cwd=EXAMPLES)
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+
+
 def figures(runs):
     """Weights, masks and figures of every round in a folder."""
     records = {name.parent.name: record for name, record in content(runs).items() if name.name == "round.json"}
@@ -66,9 +73,9 @@ def test_an_example_gives_the_same_by_python_and_by_the_command_line(example, tm
 @pytest.mark.parametrize("example", ["detection", "time_series"])
 def test_an_example_that_was_killed_and_continued_ends_as_if_nothing_had_been(example, tmp_path):
     kills = 5
-    job = [*BY_COMMAND[example], *settings_of(example), *SHORT, "training.epochs=3"]
+    job = [*BY_COMMAND[example], *settings_of(example), *SHORT, "training.epochs=3", "name=digits"]
     whole, begin = tmp_path / "whole", time.perf_counter()
-    assert command(*job, f"runs={whole}", cwd=EXAMPLES).wait() == 0
+    end(*job, f"runs={whole}")
     length = time.perf_counter() - begin
     files, mirrored = content(whole), everything(store(whole))
     moments, unlike = random.Random(17), 0
@@ -78,9 +85,9 @@ def test_an_example_that_was_killed_and_continued_ends_as_if_nothing_had_been(ex
         begun = 0.2 * length  # imports, and the data
         time.sleep(begun + (length - begun) * moments.uniform(number, number + 1) / kills)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
         unlike += content(runs) != files
-        assert command(*job, f"runs={runs}", cwd=EXAMPLES).wait() == 0
+        end(*job, f"runs={runs}")
         assert content(runs) == files
         assert everything(store(runs)) == mirrored
     assert unlike >= kills // 2, "most kills should fall before the end of the work"

@@ -92,6 +92,7 @@ def test_the_same_classes_by_the_command_line_prune_the_same_layers(example, tmp
 
 def test_fresh_weights_come_from_the_layers_own_reset(example, tmp_path):
     fresh = [*example.SETTINGS, *QUICK, "retraining=reinitialisation", "pruning.rounds=1", f"runs={tmp_path}"]
+    fresh.append("deploy.sizes=false")
     done = prune_by_rewinding(example.Transformer(width=16, layers=1), example.DigitPatches(), *fresh)
     assert len(done.rounds) == 2
 
@@ -114,6 +115,7 @@ def test_what_makes_a_network_gives_what_the_command_line_gives(way, example, tm
     from pipeline.rounds.building import build_job
 
     same = ["training/optimizer=adamw", "training.epochs=1", "pruning.rounds=1", "retraining=reinitialisation"]
+    same.append("deploy.sizes=false")
     make = {
         "class": example.Transformer,
         "partial": functools.partial(example.Transformer, 32),
