@@ -93,9 +93,10 @@ def build_job(
             if isinstance(dataset, OwnBatches) and found.example is not None:
                 dataset = dataclasses.replace(dataset, given=found.example)
             counted = _counted(made, dataset, found, settings.pruning.include)
-        given = isinstance(network, nn.Module)
-        asked = made if given else _made(dataclasses.replace(settings, seed=0), dataset, network, 0)
-        start["code"] = _code_digest(own_code, asked, dataset)  # that of seed 0, so that all seeds share a fingerprint
+        asked = made
+        if "network" in own_code and not isinstance(network, nn.Module):  # of seed 0: all seeds share a fingerprint
+            asked = _made(dataclasses.replace(settings, seed=0), dataset, network, 0)
+        start["code"] = _code_digest(own_code, asked, dataset)
 
     trained = None
     if model.weights is not None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -29,6 +29,7 @@ BATCH, PARAMETERS = 1000, 100
 PATIENCE = 30.0
 """Seconds that a server may be out of reach at the start of a run, and again at its end."""
 PAGE = 1000
+T = TypeVar("T")
 OF_THE_MACHINE = ("data_digest", "precision", "compile")
 """Tags that change numbers as settings do."""
 
@@ -180,22 +181,21 @@ class Store:
         """Gives a run the settings as parameters; a value other than it has becomes a tag ``changed.<name>``."""
         params, known = parameters(settings), run.data.params
         new = [Param(key, value) for key, value in params.items() if key not in known]
-        for first in range(0, len(new), PARAMETERS):
-            self.client.log_batch(run.info.run_id, params=new[first : first + PARAMETERS])
-        self.tag(
-            run.info.run_id, {f"changed.{key}": each for key, each in params.items() if known.get(key, each) != each}
-        )
+        for some in _by(PARAMETERS, new):
+            self.client.log_batch(run.info.run_id, params=some)
+        changed = {f"changed.{key}": each for key, each in params.items() if known.get(key, each) != each}
+        self.tag(run.info.run_id, changed)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Tags a run."""
         rows = [RunTag(known_as(key), text_of(value)) for key, value in tags.items()]
-        for first in range(0, len(rows), PARAMETERS):
-            self.client.log_batch(run_id, tags=rows[first : first + PARAMETERS])
+        for some in _by(PARAMETERS, rows):
+            self.client.log_batch(run_id, tags=some)
 
     def send(self, run_id: str, rows: Sequence[Metric]) -> None:
         """Sends figures to a run, as many a call as MLflow takes."""
-        for first in range(0, len(rows), BATCH):
-            self.client.log_batch(run_id, metrics=rows[first : first + BATCH])
+        for some in _by(BATCH, rows):
+            self.client.log_batch(run_id, metrics=some)
 
     def runs(self, where: str | None) -> list[RunRecord]:
         """The runs that have a complete round; ``where`` narrows the choice, in MLflow's own words for filters.
@@ -242,6 +242,12 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+def _by(size: int, rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The rows, so many at a time."""
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
 
 
 def _tracked(run: Run, rounds: tuple[Mapping[str, float], ...]) -> RunRecord:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -42,7 +43,7 @@ class KeepPruned(lightning.Callback):
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         self.dead = [(parameter, ~mask.to(parameter.device)) for parameter, mask in self.masks]
         for parameter, dead in self.dead:
-            self.handles.append(parameter.register_post_accumulate_grad_hook(_filling(dead)))
+            self.handles.append(parameter.register_post_accumulate_grad_hook(partial(_fill_gradient, dead)))
         for optimizer in trainer.optimizers if self.own else ():
             self.handles.append(optimizer.register_step_pre_hook(self._fill_gradients))
             self.handles.append(optimizer.register_step_post_hook(self.fill))
@@ -67,13 +68,10 @@ class KeepPruned(lightning.Callback):
 
     def _fill_gradients(self, *_: Any) -> None:
         for parameter, dead in self.dead:
-            _filling(dead)(parameter)
+            _fill_gradient(dead, parameter)
 
 
-def _filling(dead: Tensor) -> Any:
-    def fill(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            with torch.no_grad():
-                parameter.grad.masked_fill_(dead, 0)
-
-    return fill
+def _fill_gradient(dead: Tensor, parameter: Tensor) -> None:
+    if parameter.grad is not None:
+        with torch.no_grad():
+            parameter.grad.masked_fill_(dead, 0)

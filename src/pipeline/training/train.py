@@ -37,8 +37,7 @@ class Trainable:
 
     ``module`` is the LightningModule and ``network`` the part of it whose state counts (itself, where it is a user's).
     A network with an objective survives all trainings, which overwrite its weights; of a user's own module each gets
-    a copy. ``data`` gives the data module of (seed, round) for a
-    span; ``splits`` names those that can be evaluated.
+    a copy. ``data`` gives the data module of (seed, round) for a span; ``splits`` names those that can be evaluated.
     """
 
     module: nn.Module
