@@ -151,7 +151,7 @@ def test_a_folder_in_the_hubs_layout_with_png_images(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ({"img": [1, 2], "label": [0, 1]}, r"which has no img, label, img, label; put a copy"),
+        ({"img": [1, 2], "label": [0, 1]}, r"which has no images; put a copy"),
         ({"img": [{"bytes": b"no image"}] * 2, "label": [0, 1]}, r"whose images cannot be read \(cannot identify"),
     ],
 )

@@ -6,7 +6,7 @@ import dataclasses
 from pipeline.deploy import bundle, export, manifest, runtime
 from pipeline.deploy.board import run
 
-SOURCE = ast.parse(bundle.PROGRAM.read_text())
+SOURCE = ast.parse(bundle.PROGRAM[0].read_text())
 
 
 def keys_of(name):
@@ -37,10 +37,11 @@ def test_it_makes_sessions_as_the_package_does():
     assert {ast.literal_eval(each.keys[0]) for each in called} == {export.INPUT}
 
 
-def test_it_imports_nothing_of_the_package():
+def test_its_files_import_nothing_of_the_package():
     names = {
         name
-        for node in ast.walk(SOURCE)
+        for file in bundle.PROGRAM
+        for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
     }

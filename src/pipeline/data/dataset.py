@@ -13,6 +13,7 @@ Key = tuple[int, int, int]
 """(seed, round, epoch): all that an epoch's order and draws follow from."""
 CPU = torch.device("cpu")
 Rows = TypeVar("Rows", Tensor, list[int])
+Found = TypeVar("Found")
 
 
 class Batch(NamedTuple):
@@ -36,13 +37,13 @@ class Shard:
         """This process's rows of a batch."""
         return rows[self.rank :: self.world] if self.world > 1 else rows
 
-    def of_all(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The names that all processes have, on each of them, where they are connected."""
+    def of_all(self, found: tuple[Found, ...]) -> tuple[Found, ...]:
+        """What all processes have found, on each of them, where they are connected."""
         if not torch.distributed.is_initialized():
-            return names
-        every: list[tuple[str, ...]] = [()] * self.world
-        torch.distributed.all_gather_object(every, names)
-        return tuple(name for each in every for name in each)
+            return found
+        every: list[tuple[Found, ...]] = [()] * self.world
+        torch.distributed.all_gather_object(every, found)
+        return tuple(one for each in every for one in each)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as compute
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -26,6 +26,8 @@ from torch.utils.data import DataLoader
 from pipeline.data import hub
 from pipeline.data.batches import standardised
 from pipeline.data.dataset import AnySplit, Batch, Key, Preprocessing, Shard, Split
+from pipeline.data.folders import listed
+from pipeline.data.picture import Unreadable, middle, opened
 from pipeline.data.split import split
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.randomness import generator
@@ -37,13 +39,21 @@ WIDEST = 4 / 3
 TRIES = 10
 
 
+Finding = tuple[str, str]
+"""What is the matter with an image, ``unreadable`` or ``animated``, and its name."""
+
+
 @dataclass(frozen=True)
 class Decoded:
-    """Images of a batch: uint8 (n, 3, size, size), their labels, and the names of those that could not be decoded."""
+    """Images of a batch: uint8 (n, 3, size, size), their labels int64 (n), and what was found about them.
 
-    pixels: Tensor
-    labels: Tensor
-    unreadable: tuple[str, ...]
+    Arrays, no tensors: these go from worker to process through a pipe, those through shared memory, of which a
+    container may have next to none.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    found: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ class OnDisk:
     splits: dict[str, Tensor]
     classes: tuple[str, ...]
     settings: ImagesOnDisk
-    _unreadable: set[str] = field(default_factory=set, repr=False, compare=False)
+    sentences: tuple[str, ...] = ()
+    _found: set[Finding] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def example(self) -> Tensor:
@@ -91,40 +102,46 @@ class OnDisk:
     def raw(self, split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
         view = partial(_evaluation_view, self.settings)
         for decoded in _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, Shard()).decoded():
-            self.report(decoded.unreadable)
-            yield decoded.pixels, decoded.labels
+            self.report(decoded.found)
+            yield torch.from_numpy(decoded.pixels), torch.from_numpy(decoded.labels)
 
     def notes(self) -> list[str]:
-        if not self._unreadable:
-            return []
-        names = sorted(self._unreadable)
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        return [f"warning: {len(names)} images cannot be decoded and are left out: {', '.join(names[:5])}{more}"]
+        told = list(self.sentences)
+        for kind, what in (("unreadable", "cannot be decoded and are left out"), ("animated", "have several frames")):
+            if names := sorted(name for each, name in self._found if each == kind):
+                first = ", of which the first is used" if kind == "animated" else ""
+                told.append(f"warning: {len(names)} images {what}{first}: {listed(names)}")
+        return told
 
     def decoded(self, index: Iterable[int], view: Any) -> Decoded:
         """Some images as ``view`` shows them; what cannot be decoded is left out and named."""
-        pixels, labels, unreadable = [], [], []
-        for i in index:
-            try:
-                pixels.append(np.asarray(view(hub.opened(self.files[i]["image"], "RGB"), i)))
-                labels.append(int(self.labels[i]))
-            except hub.UNREADABLE as error:
-                unreadable.append(f"{_name(self.files[i]['image'], i)} ({error})")
         size = self.settings.size
-        images = np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8)
-        return Decoded(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), tuple(unreadable))
+        pixels, labels, found = [np.empty((0, 3, size, size), dtype=np.uint8)], [], list[Finding]()
+        for i in index:
+            name = _name(self.files[i]["image"], i)
+            try:
+                image, animated = opened(hub.content(self.files[i]["image"]), "RGB")
+            except Unreadable as error:
+                found.append(("unreadable", f"{name} ({error})"))
+                continue
+            found += [("animated", name)] if animated else []
+            pixels.append(np.asarray(view(image, i)).transpose(2, 0, 1)[None])
+            labels.append(int(self.labels[i]))
+        return Decoded(np.concatenate(pixels), np.array(labels, dtype=np.int64), tuple(found))
 
-    def report(self, unreadable: tuple[str, ...]) -> None:
-        """Stops at images that cannot be decoded, or remembers them.
+    def report(self, found: tuple[Finding, ...]) -> list[str]:
+        """Remembers what was found about images, and returns the names of those that could not be decoded.
 
         Raises:
             PipelineError: if ``data.corrupt`` is error and there is one.
         """
+        unreadable = [name for kind, name in found if kind == "unreadable"]
         if unreadable and self.settings.corrupt == "error":
             raise PipelineError(
                 f"an image cannot be decoded: {unreadable[0]}; data.corrupt=skip leaves such images out and counts them"
             )
-        self._unreadable.update(unreadable)
+        self._found.update(found)
+        return unreadable
 
 
 def on_disk(settings: ImagesOnDisk) -> OnDisk:
@@ -135,41 +152,14 @@ def on_disk(settings: ImagesOnDisk) -> OnDisk:
     """
     import datasets
 
-    parts = hub.read(settings.source, settings.dataset)
-    features = next(iter(parts.values())).features
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if not images or not labels or "train" not in parts:
-        missing = "images" if not images else "labels (folders named after classes)" if not labels else "part train"
-        raise SettingsError(
-            [f"data.source: got {settings.source!r}, which has no {missing}; {hub.remedy(settings.dataset)}"]
-        )
-    known = {name: part for name in ("train", "validation", "test") if (part := parts.get(name)) is not None}
-    labelled = {name: part for name, part in known.items() if part.select_columns(labels[:1])[0][labels[0]] >= 0}
-    files = datasets.concatenate_datasets(list(labelled.values())).select_columns([images[0], labels[0]])
-    every_label = torch.tensor(files.with_format("numpy", columns=[labels[0]])[:][labels[0]], dtype=torch.int64)
-    files = files.rename_column(images[0], "image") if images[0] != "image" else files
-    files = files.cast_column("image", datasets.Image(decode=False))
-    _check_parts(files, settings.source)
-    sizes = {name: len(part) for name, part in labelled.items()}
-    splits = split(sizes, settings)
-    return OnDisk(files, every_label, splits, tuple(features[labels[0]].names), settings)
-
-
-def _check_parts(files: Any, source: str) -> None:
-    """Sees to it that no image trains and tests.
-
-    Raises:
-        SettingsError: if a file belongs to two parts, which it does where a class is called train or test.
-    """
-    paths = Counter(path for path in compute.struct_field(files.data.column("image"), "path").to_pylist() if path)
-    if twice := sorted(path for path, times in paths.items() if times > 1 and Path(path).is_absolute()):
-        raise SettingsError(
-            [
-                f"data.source: got {source!r}, in which {len(twice)} images belong to more than one part ({twice[0]}): "
-                "the name of a class or file is taken for that of a part (train, validation, test); rename it"
-            ]
-        )
+    source = hub.read(settings.source, settings.dataset)
+    if len(source.classes) < 2:
+        names = ", ".join(source.classes)
+        raise SettingsError([f"data.source: got {settings.source!r}, which has one class ({names}); takes two or more"])
+    files = datasets.concatenate_datasets(list(source.parts.values()))
+    labels = torch.from_numpy(np.array(files.with_format("numpy", columns=["label"])[:]["label"], dtype=np.int64))
+    splits = split({name: len(part) for name, part in source.parts.items()}, settings)
+    return OnDisk(files.select_columns(["image"]), labels, splits, source.classes, settings, source.notes)
 
 
 class _Batches:
@@ -191,7 +181,7 @@ class _Batches:
             _Reader(self.data, mine, self.view),
             batch_size=None,
             num_workers=min(cores, len(mine)),
-            pin_memory=self.shard.device.type == "cuda",
+            collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
             generator=generator("workers"),
         )
@@ -199,14 +189,13 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         settings = self.data.settings
         for batch, decoded in zip(self.batches, self.decoded(), strict=True):
-            unreadable = self.shard.of_all(decoded.unreadable)
-            self.data.report(unreadable)
+            unreadable = self.data.report(self.shard.of_all(decoded.found))
             if len(unreadable) == len(batch):
                 raise PipelineError(f"none of a batch's images can be decoded: {unreadable[0]} and the others")
-            pixels = decoded.pixels.to(self.shard.device, non_blocking=True)
+            pixels, labels = (torch.from_numpy(each) for each in (decoded.pixels, decoded.labels))
             yield Batch(
-                standardised(pixels, settings.mean, settings.deviation),
-                decoded.labels.to(self.shard.device, non_blocking=True),
+                standardised(pixels.to(self.shard.device), settings.mean, settings.deviation),
+                labels.to(self.shard.device),
                 of=len(batch) - len(unreadable),
             )
 
@@ -224,6 +213,10 @@ class _Reader(torch.utils.data.Dataset[Decoded]):
 
     def __getitem__(self, number: int) -> Decoded:
         return self.data.decoded(self.batches[number], self.view)
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded
 
 
 def _start_worker(_: int) -> None:
@@ -264,11 +257,7 @@ def random_box(size: tuple[int, int], smallest: float, draws: torch.Generator) -
 
 def _evaluation_view(settings: ImagesOnDisk, image: Image.Image, index: int) -> Image.Image:
     """The middle of an image whose shorter side is scaled to ``shorter_side``."""
-    scale = settings.shorter_side / min(image.size)
-    width, height = (max(settings.size, round(side * scale)) for side in image.size)
-    left, top = (width - settings.size) // 2, (height - settings.size) // 2
-    scaled = image.resize((width, height), Image.Resampling.BILINEAR)
-    return scaled.crop((left, top, left + settings.size, top + settings.size))
+    return middle(image, settings.shorter_side, (settings.size, settings.size))
 
 
 def _name(entry: dict[str, Any], index: int) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.data import hub
+from pipeline.data.picture import Unreadable, opened
 from pipeline.data.split import Pool
 from pipeline.ground.errors import SettingsError
 from pipeline.settings.groups import ImagesInMemory
@@ -42,37 +43,26 @@ def _from_hub(data: ImagesInMemory, *, image: str, label: str, mode: str) -> Poo
     Raises:
         SettingsError: if it cannot be had, has other parts or columns, or an image that cannot be decoded.
     """
-    import datasets
-
     assert data.source is not None
-    parts = hub.read(data.source, data.dataset)
-    missing = [part for part in ("train", "test") if part not in parts]
-    kinds = {image: datasets.Image, label: datasets.ClassLabel}
-    missing += [
-        column
-        for part in parts
-        for column, kind in kinds.items()
-        if not isinstance(parts[part].features.get(column), kind)
-    ]
-    if missing:
-        raise SettingsError(
-            [f"data.source: got {data.source!r}, which has no {', '.join(missing)}; {hub.remedy(data.dataset)}"]
-        )
+    source = hub.read(data.source, data.dataset, image, label)
+    parts = [source.parts[part] for part in ("train", "test") if part in source.parts]
+    if len(parts) < 2:
+        raise SettingsError([f"data.source: got {data.source!r}, which has no test; {hub.remedy(data.dataset)}"])
     try:
-        pixels = np.concatenate([_decoded(parts[part], image, mode) for part in ("train", "test")])
-    except hub.UNREADABLE as error:
+        pixels = np.concatenate([_decoded(part, mode) for part in parts])
+    except (Unreadable, ValueError) as error:
         raise SettingsError([f"data.source: got {data.source!r}, whose images cannot be read ({error})"]) from error
-    labels = np.concatenate([np.asarray(parts[part][label], dtype=np.int64) for part in ("train", "test")])
+    labels = np.concatenate([np.asarray(part["label"], dtype=np.int64) for part in parts])
     return Pool(
         torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(labels),
-        tuple(parts["train"].features[label].names),
-        {part: len(parts[part]) for part in ("train", "test")},
+        source.classes,
+        {name: len(part) for name, part in zip(("train", "test"), parts, strict=True)},
     )
 
 
-def _decoded(part: Any, column: str, mode: str) -> np.ndarray[Any, Any]:
+def _decoded(part: Any, mode: str) -> np.ndarray[Any, Any]:
     """Images of one size as uint8 (N, height, width, channels)."""
-    entries = part.with_format("arrow")[:][column].to_pylist()
-    images = np.stack([np.asarray(hub.opened(entry, mode)) for entry in entries])
+    entries = part.with_format("arrow")[:]["image"].to_pylist()
+    images = np.stack([np.asarray(opened(hub.content(entry), mode)[0]) for entry in entries])
     return images if images.ndim == 4 else images[..., None]

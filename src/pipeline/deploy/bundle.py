@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
+from pipeline.data import picture
 from pipeline.data.dataset import Dataset
 from pipeline.deploy import card, kernels
 from pipeline.deploy.manifest import Manifest, Origin
@@ -42,7 +43,7 @@ ENGINE_ONNXRUNTIME = ["1.20", "1.22", "1.24", "1.27", "1.32"]
 GOLDEN, COMPARED = 4, 100
 DENSE = "dense.onnx"
 """File beside a bundle: the whole network in float32, which the bundle's models are compared with."""
-PROGRAM = Path(__file__).with_name("board") / "run.py"
+PROGRAM = (Path(__file__).with_name("board") / "run.py", Path(picture.__file__))
 
 
 def make(
@@ -162,7 +163,8 @@ def _write(folder: Path, content: Mapping[str, bytes], manifest: Manifest, golde
         manifest.write(unfinished)
         (unfinished / "requirements.txt").write_text(card.requirements(manifest))
         (unfinished / "README.md").write_text(card.readme(manifest))
-        shutil.copy(PROGRAM, unfinished / "run.py")
+        for part in PROGRAM:
+            shutil.copy(part, unfinished)
         (unfinished / "SHA256SUMS").write_text(
             "".join(
                 f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"

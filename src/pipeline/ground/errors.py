@@ -27,7 +27,10 @@ class SettingsError(PipelineError):
 
 def one_line(error: BaseException) -> str:
     """What an error says, on one line of bearable length; its kind too, where the words alone would not do."""
-    words = " ".join(str(error).split())
+    text = str(error).strip()
+    if "Original Traceback" in text:  # from a worker process of a DataLoader: what it said last
+        return one_line(RuntimeError(text.splitlines()[-1])).removeprefix("RuntimeError: ")
+    words = " ".join(text.split())
     words = words if len(words) <= 300 else f"{words[:300]}..."
     plain = isinstance(error, AttributeError | ImportError | OSError | TypeError | ValueError) and words
     return words if plain else f"{type(error).__name__}: {words}"

@@ -124,7 +124,7 @@ def build_job(
         trained=trained,
         schedule=schedule,
         counted=counted,
-        notes=(*notes, *(() if groups else left_out(made, pruning.exclude, pruning.include))),
+        notes=(*dataset.notes(), *notes, *(() if groups else left_out(made, pruning.exclude, pruning.include))),
     )
     site = Site(
         dense=Ledger(*dense_home(runs, identity)),

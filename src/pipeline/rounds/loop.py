@@ -238,7 +238,8 @@ def _record(job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, h
     site.ledger_of(index).write(result, reached, masks, facts)
     site.ledger_of(index).clear(index)
     for sentence in job.dataset.notes():
-        site.watcher.note(sentence)
+        if sentence not in job.notes:
+            site.watcher.note(sentence)
 
 
 def _train(

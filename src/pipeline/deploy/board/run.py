@@ -204,7 +204,8 @@ def faster(manifest: dict[str, Any], found: dict[str, Way]) -> Way:
     library = next((way.library for way in found.values() if way.library), None)
     if library is None or len(found) == 1:
         return next(iter(found.values()))
-    file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rewind-pipeline" / "faster.json"
+    home = Path(os.environ.get("HOME", HERE))
+    file = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "rewind-pipeline" / "faster.json"
     model = manifest["models"][found[next(iter(found))].model]["sha256"]
     key = " ".join([model, digest(library), onnxruntime.__version__, processor()])
     try:
@@ -302,23 +303,19 @@ def score(manifest: dict[str, Any], engine: str, file: str) -> dict[str, float]:
 
 def pixels_of(manifest: dict[str, Any], file: str) -> np.ndarray[Any, Any]:
     """An image file as the model's input, uint8 (1, channels, height, width)."""
-    from PIL import Image, UnidentifiedImageError
+    from picture import Unreadable, middle, opened  # type: ignore[import-not-found]  # the file beside this one
 
     image = manifest["input"]["image"]
     if image is None:
         raise Refused("predict: this network does not take images")
-    try:
-        picture = Image.open(file).convert(image["mode"])
-    except (OSError, UnidentifiedImageError) as error:
-        raise Refused(f"{file}: {error}; takes an image file") from error
     height, width = manifest["input"]["shape"][2:]
-    if image["shorter_side"] is not None:
-        scale = image["shorter_side"] / min(picture.size)
-        picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BILINEAR)
-        left, top = (picture.width - width) // 2, (picture.height - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
-    elif picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    try:
+        picture, animated = opened(Path(file), image["mode"])
+    except Unreadable as error:
+        raise Refused(f"{file}: {error}; takes an image file") from error
+    if animated:
+        print(f"{file} has several frames: the first is used", file=sys.stderr)
+    picture = middle(picture, image["shorter_side"], (width, height))
     pixels = np.asarray(picture)
     return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))[None]
 
