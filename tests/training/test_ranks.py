@@ -237,3 +237,67 @@ def wait_for_end(pid):
             return
         time.sleep(0.1)
     raise AssertionError(f"process {pid} goes on without its leader")
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Some(nn.Module):
+    # a layer that no step uses, one that some use, and dropout
+    def __init__(self):
+        super().__init__()
+        self.stem, self.never, self.sometimes, self.head = (nn.Linear(64, n) for n in (64, 5, 64, 10))
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1)).relu()
+        if len(x) % 2:
+            x = self.sometimes(x).relu()
+        return self.head(nn.functional.dropout(x, 0.2, self.training))
+
+
+class Told(Some):
+    def forward(self, x):
+        if self.training and torch.distributed.is_initialized():  # not in the rehearsal
+            kept = nn.functional.dropout(torch.ones(64), 0.5)
+            with open(f"{__file__}-{torch.distributed.get_rank()}", "a") as file:
+                file.write("".join(str(int(each > 0)) for each in kept) + "\\n")
+        return super().forward(x)
+"""
+
+
+MINE = ["model.network=somewhere.Some", "~model.arguments.width"]
+
+
+@two_cores
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [*MINE, "training.batch_size=51"],
+        [*MINE, "training.batch_size=1125"],
+        ["model=lenet_300_100", "data.validation_images=1", "data.test_images=1"],
+    ],
+    ids=["layers without a step", "one image for two in training", "one image each for validation and test"],
+)
+def test_a_process_may_have_nothing_to_do(settings, tmp_path, monkeypatch):
+    (tmp_path / "somewhere.py").write_text(OWN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    two = ["training.devices=2", "training.epochs=2", "pruning.rounds=1", "deploy.sizes=false"]
+    out = finished(*two, *settings, f"runs={tmp_path / 'runs'}")
+    assert "nan" not in out
+
+
+@two_cores
+@pytest.mark.slow
+def test_each_process_drops_out_others(tmp_path, monkeypatch):
+    (tmp_path / "somewhere.py").write_text(OWN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    finished(
+        "training.devices=2", "training.epochs=1", "pruning.rounds=0", "deploy.sizes=false",
+        *MINE, "model.network=somewhere.Told", f"runs={tmp_path / 'runs'}",
+    )  # fmt: skip
+    first, second = ((tmp_path / f"somewhere.py-{rank}").read_text().splitlines() for rank in range(2))
+    assert len(first) == len(second) > 5
+    assert not set(first) & set(second)

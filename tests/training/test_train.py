@@ -153,3 +153,26 @@ def test_a_training_that_diverges_ends_in_a_sentence(small_job):
             job.trainable, RoundPlan(job.dense_span, {}, 0, 0), UnderWay(State(job.initial(0), {})),
             first_epoch=0, on_epoch=lambda *_: None,
         )  # fmt: skip
+
+
+def test_a_layer_may_get_its_first_gradient_late():
+    """Fused SGD of the settings against the plain one, where a layer is used from the second step on."""
+    from tests.conftest import settings as composed
+
+    def trained(make):
+        torch.manual_seed(0)
+        network = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
+        optimizer = make(network)
+        for number in range(4):
+            optimizer.zero_grad()
+            hidden = network[0](torch.ones(2, 4))
+            (network[1](hidden) if number % 2 else hidden).square().sum().backward()
+            optimizer.step()
+        return network.state_dict()
+
+    settings = composed().training.optimizer
+    ours = trained(lambda network: make_optimizer(network, settings))
+    plain = {"momentum": settings.momentum, "nesterov": settings.nesterov, "weight_decay": settings.weight_decay}
+    theirs = trained(lambda network: torch.optim.SGD(network.parameters(), settings.rate, **plain, foreach=False))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor)

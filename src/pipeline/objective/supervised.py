@@ -88,8 +88,12 @@ class Supervised(lightning.LightningModule):
         return Batch(each_tensor(inputs, shard.of), shard.of(targets), of=len(targets))
 
     def _loss(self, split: str, batch: Batch) -> Tensor:
+        if not len(batch.labels) and not self.training:
+            return torch.zeros(())
         outputs = self(batch.inputs)
         targets = batch.labels
+        if not len(targets):  # the mean of no loss is not a number
+            return outputs.sum() * 0
         if outputs.shape != targets.shape and outputs.shape == (*targets.shape, 1):
             outputs = outputs.squeeze(-1)
         if isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss):
@@ -103,10 +107,9 @@ class Supervised(lightning.LightningModule):
                 f"objective.loss: {type(self.loss).__name__} fails on outputs {_shown(outputs)} and targets "
                 f"{_shown(targets)} of {split}: {one_line(error)}"
             ) from error
-        if len(targets):
-            mean_loss, metrics = self._of(split)
-            mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
-            metrics.update(outputs.detach(), targets)
+        mean_loss, metrics = self._of(split)
+        mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
+        metrics.update(outputs.detach(), targets)
         return loss
 
     def _of(self, split: str) -> tuple[MeanMetric, MetricCollection]:

@@ -76,16 +76,17 @@ def build_job(
     if isinstance(network, nn.Module):
         start["initial_digest"] = tensor_digest(made.state_dict())
 
+    own_code = _own_code(settings, dataset, network)
     if isinstance(objective, Supervised):
         span = training_span(training, steps)
-        trainable = with_objective(settings, objective, dataset, made, span, trainer)
+        trainable = with_objective(settings, objective, dataset, made, span, trainer, "network" in own_code)
         score, schedule = score_of(objective), partial(schedule_of, settings, made, span)
     else:
         trainable, schedule = as_it_is(settings, dataset, made, trainer), None
     weights = prunable(made, settings.pruning.exclude, settings.pruning.include)
     notes: tuple[str, ...] = ()
     counted = None
-    if own_code := _own_code(settings, dataset, network):
+    if own_code:
         found = rehearsed(trainable, type(made).__name__, settings.pruning.include)
         trainable, notes = found.trainable, found.notes
         if isinstance(objective, OwnObjective):

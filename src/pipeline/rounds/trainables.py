@@ -27,8 +27,9 @@ def with_objective(
     network: nn.Module,
     span: Span,
     factory: Factory | None,
+    own_network: bool,
 ) -> Trainable:
-    """A plain network with the loss and the metrics of the settings.
+    """A plain network, perhaps of the user's own, with the loss and the metrics of the settings.
 
     Raises:
         SettingsError: if its outputs are not what they take.
@@ -42,7 +43,10 @@ def with_objective(
     batches = tuple(span.steps(epoch) for epoch in range(span.last))
     module = SupervisedModule(network, objective, training, outputs=outputs, batches=batches)
     return Trainable(
-        module, network, data_for(module, dataset, training.batch_size), _trainer(settings, dataset, factory)
+        module,
+        network,
+        data_for(module, dataset, training.batch_size),
+        _trainer(settings, dataset, factory, own_network),
     )
 
 
@@ -57,7 +61,7 @@ def as_it_is(settings: Settings, dataset: AnyDataset, module: nn.Module, factory
         and (not isinstance(dataset, OwnBatches) or dataset.has(split))
     )
     data = data_for(module, dataset, settings.training.batch_size, pairs=True)
-    trainer = dataclasses.replace(_trainer(settings, dataset, factory), logger=True)
+    trainer = dataclasses.replace(_trainer(settings, dataset, factory, own_network=True), logger=True)
     return Trainable(module, module, data, trainer, splits=splits)
 
 
@@ -70,9 +74,16 @@ def schedule_of(settings: Settings, network: nn.Module, span: Span) -> Tape:
     return scheduled_tape(rate, steps, make_optimizer(network, training.optimizer).param_groups)
 
 
-def _trainer(settings: Settings, dataset: AnyDataset, factory: Factory | None) -> TrainerSettings:
+def _trainer(settings: Settings, dataset: AnyDataset, factory: Factory | None, own_network: bool) -> TrainerSettings:
     """The settings' trainer; data of the pipeline's own are dealt out, limited and loaded anew by themselves."""
     arguments, own = settings.trainer, isinstance(dataset, OwnBatches)
     if not own:
         arguments = {name: value for name, value in arguments.items() if name != "limit_train_batches"}
-    return TrainerSettings(settings.training, arguments, factory, distributed_sampler=own, reload_every_epoch=not own)
+    return TrainerSettings(
+        settings.training,
+        arguments,
+        factory,
+        distributed_sampler=own,
+        reload_every_epoch=not own,
+        may_skip_layers=own_network,
+    )

@@ -1,7 +1,9 @@
 """All that training changes, as values: taken from a network and its optimizers, masked, and given back."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +88,32 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore(optimizers: Sequence[Optimizer], network: nn.Module, entries: Mapping[str, Tensor]) -> None:
-    """Gives new optimizers the entries of ``State.optimizer``, laid out and placed as their parameters are."""
+    """Gives new optimizers the entries of ``State.optimizer``, laid out as their parameters are, by torch's own way of
+    loading them, which knows where each entry has to be.
+    """
     parameters = dict(network.named_parameters())
-    for key, value in entries.items():
-        name, entry, *index = key.split("|")
-        parameter, state = parameters[name], optimizers[int(index[0]) if index else 0].state
-        if entry.endswith("#"):
-            state[parameter][entry[:-1]] = value.item()
-        elif value.shape == parameter.shape and value.ndim:
-            state[parameter][entry] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        else:
-            state[parameter][entry] = value.to(parameter.device, copy=True)
+    for index, optimizer in enumerate(optimizers):
+        number = {
+            each: n for n, each in enumerate(each for group in optimizer.param_groups for each in group["params"])
+        }
+        loaded: dict[int, dict[str, Any]] = defaultdict(dict)
+        for key, value in entries.items():
+            name, entry, *place = key.split("|")
+            if place == ([str(index)] if index else []):
+                parameter = parameters[name]
+                kept = value.item() if entry.endswith("#") else _laid_out(value, parameter)
+                loaded[number[parameter]][entry.removesuffix("#")] = kept
+        if not loaded:
+            continue
+        optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
+        for parameter, n in number.items():  # torch gives all but steps the type of their parameter
+            for entry, kept in loaded[n].items():
+                if entry != "step" and isinstance(kept, Tensor) and kept.dtype != parameter.dtype:
+                    optimizer.state[parameter][entry] = kept.to(parameter.device)
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy, in memory as its parameter is where it has that shape."""
+    if value.shape == parameter.shape and value.ndim:
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value.clone()

@@ -251,6 +251,10 @@ class _Epochs(lightning.Callback):
         if self.epoch == 0 and not self.trainable.trainer.reload_every_epoch:
             iter(trainer.fit_loop._data_fetcher)  # its first iterator was made before anything was seeded
 
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0 and trainer.global_rank:  # dropout of its own; what deals out batches has drawn its order
+            seed_all(self.plan.seed, self.plan.index, self.epoch, "network", trainer.global_rank)
+
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         self.ended = self.epoch, time.perf_counter() - self.started, time.time_ns() // 1_000_000
 

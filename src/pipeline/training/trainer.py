@@ -21,7 +21,7 @@ class TrainerSettings:
 
     ``deterministic`` is the pipeline's own choice, which a network that cannot has taken back. ``distributed_sampler``
     says whether Lightning deals batches out to processes, ``logger`` whether there is one, which keeps nothing, for
-    callbacks and modules that ask for it.
+    callbacks and modules that ask for it. ``may_skip_layers`` is true of a network whose steps need not use all layers.
     """
 
     training: Training
@@ -31,6 +31,7 @@ class TrainerSettings:
     distributed_sampler: bool = False
     reload_every_epoch: bool = True
     logger: bool = False
+    may_skip_layers: bool = False
 
 
 def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequence[Any], epochs: int) -> Any:
@@ -43,11 +44,12 @@ def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequen
     quiet()
     # of no use to results, and up to a tenth of the time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    strategy = "ddp_find_unused_parameters_true" if settings.may_skip_layers else "ddp"
     needed: dict[str, Any] = {
         "accelerator": "auto",
         "devices": training.devices,
         "num_nodes": training.nodes,
-        "strategy": "ddp" if training.devices * training.nodes > 1 else "auto",
+        "strategy": strategy if training.devices * training.nodes > 1 else "auto",
         "precision": "bf16-mixed" if training.precision == "bfloat16" else "32-true",
         "max_epochs": epochs,
         "callbacks": [*callbacks],
