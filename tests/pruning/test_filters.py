@@ -43,7 +43,7 @@ def trained(model, size=32, channels=3):
             nn.init.uniform_(module.weight, 0.5, 1.5, draws)
             nn.init.normal_(module.bias, 0, 0.3, draws)
             nn.init.normal_(module.running_mean, 0, 0.3, draws)
-    return network.eval(), channel_groups(network, example), torch.randn(4, channels, size, size, generator=draws)
+    return network.eval(), channel_groups(network, example)[0], torch.randn(4, channels, size, size, generator=draws)
 
 
 def whole(network, groups):
@@ -60,12 +60,18 @@ def kept_weights(masks):
     return sum(int(mask.sum()) for mask in masks.values() if mask.ndim > 1)
 
 
+GROUPS_AND_CHANNELS = {
+    "digits_cnn": (3, 80), "lenet_300_100": (2, 400), "mobilenet_v1": (14, 5984), "mobilenet_v2": (25, 9128),
+    "resnet110": (57, 2128), "resnet18": (12, 2880), "resnet20": (12, 448), "resnet32": (18, 672), "resnet34": (20, 4736),
+    "resnet44": (24, 896), "resnet50": (37, 11456), "resnet56": (30, 1120), "vgg16": (13, 4224),
+}  # fmt: skip
 SHAPES = {"digits_cnn": (8, 1), "lenet_300_100": (28, 1), "resnet50": (64, 3)}
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_removed_equals_masked(model):
     network, groups, inputs = trained(model, *SHAPES.get(model, (32, 3)))
+    assert (len(groups), sum(group.size for group in groups)) == GROUPS_AND_CHANNELS[model]
     masks = whole(network, groups)
     scores = norms(weights_of(network), masks, groups, 1)
     total = kept_weights(masks)
@@ -119,7 +125,7 @@ def test_channels_that_share_a_residual_sum_or_a_depthwise_convolution_belong_to
 
 def test_a_flattened_map_gives_each_channel_all_its_columns():
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 2))
-    (group,) = channel_groups(network, torch.zeros(1, 1, 4, 4))
+    (group,), _ = channel_groups(network, torch.zeros(1, 1, 4, 4))
     pruned = keep_filters({"0": torch.tensor([3.0, 1.0, 2.0])}, whole(network, [group]), [group], {"0": 2})
     assert (~pruned["3.weight"]).nonzero()[:, 1].unique().tolist() == [4, 5, 6, 7]
     assert (~pruned["0.weight"]).nonzero()[:, 0].unique().tolist() == [1]

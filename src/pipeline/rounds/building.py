@@ -106,7 +106,11 @@ def build_job(
     pruning = _with_shares(settings, search_home(runs, settings.name, start | {"amc": amc_identity(settings)}))
     settings = dataclasses.replace(settings, pruning=pruning)
     identity = start | run_identity(settings)
-    groups = _removable(made, dataset.example, pruning) if pruning.structure == "filter" else ()
+    groups: tuple[ChannelGroup, ...] = ()
+    if pruning.structure == "filter":
+        groups, left = _removable(made, dataset.example, pruning)
+    else:
+        left = left_out(made, pruning.exclude, pruning.include)
     _check_patterns(pruning, groups, weights)
     if training.compile == "on":
         made.compile(dynamic=False)
@@ -125,7 +129,7 @@ def build_job(
         trained=trained,
         schedule=schedule,
         counted=counted,
-        notes=(*dataset.notes(), *notes, *(() if groups else left_out(made, pruning.exclude, pruning.include))),
+        notes=(*dataset.notes(), *notes, *left),
     )
     site = Site(
         dense=Ledger(*dense_home(runs, identity)),
@@ -223,20 +227,28 @@ def _with_shares(settings: Settings, search: Path) -> Pruning:
     return dataclasses.replace(pruning, policy=name, shares=shares)
 
 
-def _removable(network: nn.Module, example: Any, pruning: Pruning) -> tuple[ChannelGroup, ...]:
-    """The groups of channels that may go.
+def _removable(network: nn.Module, example: Any, pruning: Pruning) -> tuple[tuple[ChannelGroup, ...], list[str]]:
+    """The groups of channels that may go; and a sentence about layers that are left out without having been excluded.
 
     Raises:
-        SettingsError: if there is none.
+        SettingsError: if there is no group.
     """
     try:
-        groups = channel_groups(network, example)
+        groups, mistaken = channel_groups(network, example)
     except ValueError as error:
         raise SettingsError([f"pruning.structure: got filter, but {one_line(error)}; takes weight"]) from error
     groups = tuple(each for each in groups if not any(each.matches(pattern) for pattern in pruning.exclude))
+    left = []
+    if names := [name for name in mistaken if not any(fnmatchcase(name, pattern) for pattern in pruning.exclude)]:
+        left = [
+            f"left out of pruning: filters of {', '.join(names)} (their channels are shuffled, padded or mixed before "
+            "they are read, so that the weights that read them cannot be told)"
+        ]
     if not groups:
-        raise SettingsError(["pruning.structure: got filter, but no layer's filters can be removed; takes weight"])
-    return groups
+        raise SettingsError(
+            ["pruning.structure: got filter, but no layer's filters can be removed; takes weight", *left]
+        )
+    return groups, left
 
 
 def _check_patterns(pruning: Pruning, groups: Sequence[ChannelGroup], weights: Sequence[str]) -> None:
