@@ -230,61 +230,54 @@ def test_the_table_is_whole():
     assert len(CASES) == 65
 
 
-def dealt(rng, channels):
-    """Random ways to deal channels anew, (N, C, 4, 4) to (N, another C, 4, 4), with the number that comes out."""
-    ways, layers = [], {}
-    for number in range(rng.randint(1, 3)):
-        half, shift, order = channels // 2, rng.randint(1, channels - 1), rng.sample(range(channels), channels)
-        kind = rng.choice(["relu", "norm", "depthwise", "shuffle", "swap", "again", "pad", "roll", "pick", "slice", "pixel",
-                           "gate", "residual", "split"])  # fmt: skip
-        name = f"{'n' if kind == 'norm' else 'd' if kind in ('depthwise', 'residual') else 'e'}{number}"
-        if kind == "norm":
-            layers[name] = nn.BatchNorm2d(channels)
-        elif kind == "depthwise":
-            layers[name] = conv(channels, channels, 3, groups=channels)
-        elif kind in ("residual", "gate"):
-            layers[name] = conv(channels, channels)
-        ways.append({
-            "relu": lambda net, x, v: F.relu(x),
-            "norm": lambda net, x, v: net.get_submodule(v[0])(x),
-            "depthwise": lambda net, x, v: net.get_submodule(v[0])(x),
-            "shuffle": lambda net, x, v: shuffle(x),
-            "swap": lambda net, x, v: torch.cat([x[:, v[1]:], x[:, :v[1]]], 1),
-            "again": lambda net, x, v: torch.cat([x, F.relu(x)], 1),
-            "pad": lambda net, x, v: F.pad(x, (0, 0, 0, 0, 1, 1)),
-            "roll": lambda net, x, v: x.roll(v[2], 1),
-            "pick": lambda net, x, v: x[:, v[3]],
-            "slice": lambda net, x, v: x[:, :v[1]],
-            "pixel": lambda net, x, v: F.pixel_unshuffle(F.pixel_shuffle(torch.cat([x, x], 1), 2), 2)[:, :len(x[0])],
-            "gate": lambda net, x, v: x * net.get_submodule(v[0])(x.mean((2, 3), keepdim=True)).sigmoid(),
-            "residual": lambda net, x, v: x + net.get_submodule(v[0])(F.relu(x)),
-            "split": lambda net, x, v: torch.cat([F.relu(y) for y in x.split([v[1], x.shape[1] - v[1]], 1)], 1),
-        }[kind])  # fmt: skip
-        ways[-1] = (ways[-1], (name, half, shift, order))
-        channels = (
-            channels * 2
-            if kind == "again"
-            else channels + 2
-            if kind == "pad"
-            else half
-            if kind == "slice"
-            else channels
-        )
-    return ways, layers, channels
+WAYS = {  # of maps x (N, C, 4, 4), by a layer, half of C, a number below C, a permutation
+    "relu": lambda x, layer, half, shift, order: F.relu(x),
+    "norm": lambda x, layer, half, shift, order: layer(x),
+    "depthwise": lambda x, layer, half, shift, order: layer(x),
+    "residual": lambda x, layer, half, shift, order: x + layer(F.relu(x)),
+    "gate": lambda x, layer, half, shift, order: x * layer(x.mean((2, 3), keepdim=True)).sigmoid(),
+    "shuffle": lambda x, layer, half, shift, order: shuffle(x),
+    "swap": lambda x, layer, half, shift, order: torch.cat([x[:, half:], x[:, :half]], 1),
+    "split": lambda x, layer, half, shift, order: torch.cat([F.relu(y) for y in (x[:, :shift], x[:, shift:])], 1),
+    "again": lambda x, layer, half, shift, order: torch.cat([x, F.relu(x)], 1),
+    "pad": lambda x, layer, half, shift, order: F.pad(x, (0, 0, 0, 0, 1, 1)),
+    "roll": lambda x, layer, half, shift, order: x.roll(shift, 1),
+    "pick": lambda x, layer, half, shift, order: x[:, order],
+    "slice": lambda x, layer, half, shift, order: x[:, half:],
+    "pixel": lambda x, layer, half, shift, order: F.pixel_shuffle(F.pixel_unshuffle(x, 2).roll(shift, 1), 2),
+}  # fmt: skip
+LAYERS = {
+    "norm": lambda c: ("n", nn.BatchNorm2d(c)),
+    "depthwise": lambda c: ("d", conv(c, c, 3, groups=c)),
+    "residual": lambda c: ("d", conv(c, c)),
+    "gate": lambda c: ("e", conv(c, c)),
+}
 
 
 def drawn(seed):
-    """A network of random ways between four layers."""
+    """A network with one to three random ways between its layers."""
     rng = random.Random(seed)
-    ways, layers, reads = dealt(rng, 8)
+    channels, ways, layers = 8, [], {}
+    for number in range(rng.randint(1, 3)):
+        kind, half = rng.choice(list(WAYS)), channels // 2
+        name = ""
+        if kind in LAYERS:
+            letter, layer = LAYERS[kind](channels)
+            name = f"{letter}{number}"
+            layers[name] = layer
+        ways.append((WAYS[kind], name, half, rng.randint(1, channels - 1), rng.sample(range(channels), channels)))
+        channels = {"again": 2 * channels, "pad": channels + 2, "slice": half}.get(kind, channels)
+        if channels % 2:
+            ways.append((WAYS["again"], "", channels // 2, 1, []))
+            channels *= 2
 
     def forward(net, x):
         x = net.a(x)
-        for way, values in ways:
-            x = way(net, x, values)
+        for way, name, *values in ways:
+            x = way(x, net.get_submodule(name), *values)
         return net.c(mean(F.relu(net.b(x))))
 
-    return Graph(forward, a=conv(3, 8, 3), b=conv(reads, 8), c=nn.Linear(8, 5), **layers)
+    return Graph(forward, a=conv(3, 8, 3), b=conv(channels, 8), c=nn.Linear(8, 5), **layers)
 
 
 def test_random_graphs_hold_or_are_left_alone():
