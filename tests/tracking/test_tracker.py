@@ -1,6 +1,7 @@
 """What stands in a real MLflow store (SQLite) after runs that end, stop and go on."""
 
 import dataclasses
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -148,6 +149,28 @@ def test_typed_again_nothing_doubles_and_more_rounds_reopen_the_run(command, cli
     assert [step for step, _ in history(client, parent)["density"]] == [0, 1, 2, 3]
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["changed.pruning.rounds"] == "3"
+
+
+@pytest.mark.parametrize("shorter", [["pruning.rounds=1"], ["pruning.rounds=0"], ["pruning.rounds=1", "task=sync"]])
+def test_a_shorter_call_changes_nothing_of_what_a_longer_one_recorded(shorter, command, client, tmp_path, capsys):
+    def recorded():
+        (parent,) = runs(client, "job")
+        names = ("rounds.csv", "rounds.md", "settings.yaml")
+        texts = [Path(client.download_artifacts(parent.info.run_id, name)).read_text() for name in names]
+        texts = [re.sub("(?m)^task: .*$", "", text) for text in texts]
+        tags = {key: value for key, value in parent.data.tags.items() if key != "changed.task"}
+        return everything(client), parent.data.params, tags, texts
+
+    command("deploy.sizes=false")
+    before = recorded()
+    drawn = {path.name: path.read_bytes() for path in tmp_path.glob("digits-*/seed-0/*.png")}
+    capsys.readouterr()
+    assert command(*shorter) == 0
+    assert recorded() == before
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("digits-*/seed-0/*.png")} == drawn
+    if len(shorter) == 1:
+        rows = re.findall(r"(?m)^ *(\d+) .*%", capsys.readouterr().out)
+        assert rows == [str(index) for index in range(int(shorter[0][-1]) + 1)], "what was asked for is shown"
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,14 @@ def chosen(rounds: Sequence[Round], job: Job) -> Round:
 
 
 def wanted(rounds: Sequence[Round], index: int | None, job: Job) -> Round:
-    """The round of ``deploy.round``; None for the ``chosen`` one.
+    """The round of ``deploy.round``; None for the ``chosen`` one of those that ``pruning.rounds`` asks for.
 
     Raises:
         SettingsError: if it is not complete.
     """
     if index is None:
-        return chosen(rounds, job)
+        limit = job.pruning.rounds
+        return chosen(rounds if limit is None else rounds[: limit + 1], job)
     if index >= len(rounds):
         raise SettingsError([f"deploy.round: got {index}, takes 0 to {len(rounds) - 1}, the rounds that are complete"])
     return rounds[index]
@@ -66,15 +67,24 @@ def recorded(site: Site) -> list[Round]:
     Raises:
         PipelineError: if there is none, or not even its round 0.
     """
-    found = [site.dense.read(0)]
-    while found[-1] is not None:
-        found.append(site.ledger.read(len(found)))
-    rounds = [each for each in found if each is not None]
+    dense = site.dense.read(0)
+    rounds = [] if dense is None else [dense, *recorded_from(site, 1)]
     if len(rounds) < 2:
         raise PipelineError(
             f"no pruned round of these settings is complete in {site.ledger.folder}: "
             "run them first, by the same command with task=run"
         )
+    return rounds
+
+
+def recorded_from(site: Site, first: int) -> list[Round]:
+    """The complete rounds from round ``first`` (1 or later) on, each pruned from the one before it."""
+    rounds: list[Round] = []
+    while (found := site.ledger.read(index := first + len(rounds))) is not None:
+        parent, before = site.ledger.parent(index), site.ledger_of(index - 1)
+        if before.read(index - 1) is None or parent not in (None, before.digest(index - 1)):
+            break
+        rounds.append(found)
     return rounds
 
 

@@ -8,6 +8,7 @@ During a run all is sent by a thread (an ``Outbox``), each thing until it has ar
 costs training nothing, and gets what it missed when it is back.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -56,7 +57,7 @@ class Tracker(Watcher):
         self.uri, self.client, self.where = self.store.uri, self.store.client, self.store.where
         self.title, self.told = job.title, told
         self.identity = {"fingerprint": fingerprint(ledger.identity)[:16], "seed": str(ledger.identity["seed"])}
-        self.settings = settings
+        self.settings = _as_recorded(settings, ledger)
         self.tags = {
             "method": job.method,
             "score": job.score.text(),
@@ -222,3 +223,13 @@ class Tracker(Watcher):
         self.tag(tags)
         self.client.update_run(self.run_id, name=f"{self.title}, density {last.density:.3f}")
         self.client.set_terminated(self.run_id, "FINISHED")
+
+
+def _as_recorded(settings: Settings, ledger: Ledger) -> Settings:
+    """The settings with at least as many rounds as an earlier call has left complete: a shorter one changes nothing."""
+    pruning, complete = settings.pruning, 0
+    while pruning.rounds is not None and ledger.read(complete + 1) is not None:
+        complete += 1
+    if pruning.rounds is None or pruning.rounds >= complete:
+        return settings
+    return dataclasses.replace(settings, pruning=dataclasses.replace(pruning, rounds=complete))
