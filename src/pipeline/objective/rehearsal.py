@@ -210,7 +210,7 @@ def _remembered(module: nn.Module) -> dict[str, str]:
     """What a module and its parts hold beside parameters and buffers, by name, as digests."""
     found = {}
     for place, part in module.named_modules():
-        if isinstance(part, Metric):
+        if isinstance(part, Metric) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue
         for name, value in vars(part).items():
             if name.startswith("_") or name in ("training", "trainer") or isinstance(value, nn.Module | Tensor):

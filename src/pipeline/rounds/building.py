@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from pipeline.data import AnyDataset, load
 from pipeline.data.own import OwnBatches, Use, as_data_module, own_batches
 from pipeline.ground.environment import environment, expanded
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.randomness import seed_all, undisturbed
-from pipeline.ground.tensors import tensor_digest
+from pipeline.ground.tensors import packed, tensor_digest
 from pipeline.networks import NETWORKS, build_module, build_network
 from pipeline.networks.behaviour import answers_of, behaviour_digest
 from pipeline.networks.costs import positions, run_on
+from pipeline.networks.given import check_kept, copied, unwrapped
 from pipeline.networks.layers import begin_training, left_out, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.objective.own import own_score
@@ -52,7 +52,7 @@ def build_job(
     Raises:
         SettingsError: with all that is wrong about them.
     """
-    objective, model = settings.objective, settings.model
+    objective, model, network = settings.objective, settings.model, unwrapped(network)
     limit = settings.trainer.get("limit_train_batches", 1.0)
     processes = settings.training.devices * settings.training.nodes
     use = Use(isinstance(objective, Supervised), limit if type(limit) is int else None, processes)
@@ -61,12 +61,11 @@ def build_job(
     training = resolved(settings.training, steps, compilable=isinstance(objective, Supervised))
     settings = dataclasses.replace(settings, training=training)
     if isinstance(network, nn.Module):
-        made, anew = _copied(network), partial(_redrawn, network, settings.seed)
+        made, anew = copied(network), partial(_redrawn, network, settings.seed)
     else:
         anew = partial(_made, settings, dataset, network)
         made = anew(0)
-    if lazy := [name for name, each in made.named_parameters() if isinstance(each, UninitializedParameter)]:
-        raise SettingsError([f"network: {lazy[0]} has no shape before a first call; takes layers that are not lazy"])
+        check_kept(made)
     if settings.retraining.weights == "fresh":
         anew(1)  # said now, if it cannot be had
     initial = _initial(made, anew)
@@ -139,21 +138,6 @@ def _limited(steps: int, limit: int | float) -> int:
     return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
 
 
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy of what was given.
-
-    Raises:
-        SettingsError: if it cannot be copied.
-    """
-    try:
-        return copy.deepcopy(network)
-    except Exception as error:
-        raise SettingsError(
-            [f"network: {type(network).__name__} cannot be copied: {one_line(error)}; takes one without weight_norm or "
-             "torch.nn.utils.prune (their parametrize forms can be), or a class or function that makes it"]
-        ) from error  # fmt: skip
-
-
 def _made(settings: Settings, dataset: AnyDataset, make: Callable[[], nn.Module] | None, attempt: int) -> nn.Module:
     if settings.model.module is not None:
         return build_module(settings.model, settings.seed, attempt, make)
@@ -162,14 +146,14 @@ def _made(settings: Settings, dataset: AnyDataset, make: Callable[[], nn.Module]
 
 def _initial(made: nn.Module, anew: Callable[[int], nn.Module]) -> Callable[[int], Mapping[str, Tensor]]:
     """Initial weights: of attempt 0 those of ``made``, of others new ones. Frozen parameters are always the first."""
-    first = {name: tensor.clone() for name, tensor in made.state_dict().items() if isinstance(tensor, Tensor)}
+    first = {name: tensor.clone() for name, tensor in packed(made.state_dict()).items()}
     frozen = {name for name, each in made.named_parameters(remove_duplicate=False) if not each.requires_grad}
     begin_training(made)
 
     def initial(attempt: int) -> Mapping[str, Tensor]:
         if attempt == 0:
             return {name: tensor.clone() for name, tensor in first.items()}
-        fresh = anew(attempt).state_dict()
+        fresh = packed(anew(attempt).state_dict())
         return {name: first[name] if name in frozen else tensor for name, tensor in fresh.items()}
 
     return initial

@@ -7,13 +7,17 @@ from pipeline.settings.groups import Optimizer, Sgd
 
 
 def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """SGD or AdamW over all trainable parameters, in one group that decays and one that does not."""
+    """SGD or AdamW over all trainable parameters, in one group that decays and one that does not.
+
+    Numbers of half precision are stepped one operation at a time: torch's fused SGD leaves them as they are on a CPU.
+    """
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in network.parameters():
         if parameter.requires_grad:
             decays = settings.decay_norm_and_bias or parameter.ndim > 1
             groups.setdefault(settings.weight_decay if decays else 0.0, []).append(parameter)
     parameters = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
+    fused = all(each.dtype in (torch.float32, torch.float64) for group in groups.values() for each in group)
     if isinstance(settings, Sgd):
-        return torch.optim.SGD(parameters, settings.rate, settings.momentum, nesterov=settings.nesterov, fused=True)
-    return torch.optim.AdamW(parameters, settings.rate, (settings.beta1, settings.beta2), fused=True)
+        return torch.optim.SGD(parameters, settings.rate, settings.momentum, nesterov=settings.nesterov, fused=fused)
+    return torch.optim.AdamW(parameters, settings.rate, (settings.beta1, settings.beta2), fused=fused)
