@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.ground.errors import SettingsError, one_line
-from pipeline.ground.randomness import seed_all
+from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.structures import each_tensor
 from pipeline.networks.given import unwrapped
 from pipeline.networks.layers import begin_training, in_evaluation, outputs_of
@@ -100,7 +100,7 @@ def tried(network: nn.Module, name: str, example: Any) -> Tensor:
         SettingsError: if it fails, or does not give a tensor with a row for each.
     """
     try:
-        with in_evaluation(network):
+        with in_evaluation(network), undisturbed():
             outputs = outputs_of(network, each_tensor(example, lambda tensor: torch.cat([tensor, tensor])))
     except Exception as error:
         shape = f" of shape {tuple(example.shape[1:])}" if isinstance(example, Tensor) else ""

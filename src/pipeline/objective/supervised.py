@@ -101,13 +101,22 @@ class Supervised(lightning.LightningModule):
         except Exception as error:
             raise PipelineError(
                 f"objective.loss: {type(self.loss).__name__} fails on outputs {_shown(outputs)} and targets "
-                f"{_shown(targets)} of {split}: {one_line(error)}"
+                f"{_shown(targets)} of {split}: {one_line(error)}{self._takes(outputs, targets)}"
             ) from error
         if len(targets):
             mean_loss, metrics = self._of(split)
             mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
             metrics.update(outputs.detach(), targets)
         return loss
+
+    def _takes(self, outputs: Tensor, targets: Tensor) -> str:
+        """What labels the loss takes, where those are not."""
+        if not isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss) or targets.is_floating_point():
+            return ""
+        scores = outputs.shape[min(1, outputs.ndim - 1)]
+        known = targets[targets != self.loss.ignore_index]
+        fits = not known.numel() or (int(known.min()) >= 0 and int(known.max()) < scores)
+        return "" if fits else f"; takes labels from 0 to {scores - 1}, one for each score"
 
     def _of(self, split: str) -> tuple[MeanMetric, MetricCollection]:
         index = SPLITS.index(split)

@@ -25,6 +25,7 @@ from pipeline.networks.layers import begin_training, left_out, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.objective.own import own_score
 from pipeline.objective.rehearsal import Rehearsed, rehearsed
+from pipeline.objective.smallest import check_smallest
 from pipeline.objective.supervised import score_of
 from pipeline.pruning.channels import ChannelGroup, channel_groups
 from pipeline.pruning.policy import read_policy, searched
@@ -91,12 +92,13 @@ def build_job(
             score = own_score(objective, found.logged, type(made).__name__)
             if isinstance(dataset, OwnBatches) and found.example is not None:
                 dataset = dataclasses.replace(dataset, given=found.example)
-            counted = _counted(made, dataset, found, settings.pruning.include)
+        counted = _counted(made, dataset, found, settings.pruning.include)
         asked = made
         if "network" in own_code and not isinstance(network, nn.Module):  # of seed 0: all seeds share a fingerprint
             asked = _made(dataclasses.replace(settings, seed=0), dataset, network, 0)
         start["code"] = _code_digest(own_code, asked, dataset)
 
+    check_smallest(made, dataset, settings, steps)
     trained = None
     if model.weights is not None:
         trained = read_weights(expanded(model.weights), made)
@@ -170,7 +172,8 @@ def _counted(
 ) -> Mapping[str, int] | None:
     """Uses of weights by an example, where ``forward`` cannot be called on one: as its steps use them."""
     try:
-        positions(module, dataset.example, include)
+        with undisturbed():
+            positions(module, dataset.example, include)
     except Exception:
         return found.positions
     return None
