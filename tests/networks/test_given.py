@@ -172,6 +172,15 @@ class Complex(Net):
         return self.output((self.hidden(x.flatten(1)) * self.phase).abs())
 
 
+class ComplexLayer(Net):
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(64, 16, dtype=torch.complex64)
+
+    def forward(self, x):
+        return self.output(self.hidden(x.flatten(1).to(torch.complex64)).abs())
+
+
 class NotInTheStateDict(Net):
     """Holds tensors that no file could hold where no file has to."""
 
@@ -275,7 +284,7 @@ class PrunedAlready(Reparametrised):
 
 WORKS = (
     OneLinear, OneConvolution, OneTransposed, OneInSequence, Pairs, Typed, Half, Double, AllBfloat16, Buffered, Truths,
-    Eighths, Conjugates, NotInTheStateDict, Counts, CountsInTensor, CountsInDict, KeepsNothing,
+    Eighths, Conjugates, NotInTheStateDict, Complex, ComplexLayer, Counts, CountsInTensor, CountsInDict, KeepsNothing,
 )  # fmt: skip
 NO_FILE = "which no file of tensors holds; takes dense tensors of usual types"
 REFUSED = {
@@ -284,7 +293,6 @@ REFUSED = {
     DoubleComplex: f"network: table is complex128, {NO_FILE}",
     Expanded: r"network: table has one number in several places \(expand\(\)\), .*; takes it with clone\(\)",
     OnMeta: "network: spare.weight has no numbers, as it is on the meta device; takes a network with weights",
-    Complex: "network: phase is complex64, which the optimizers of the settings do not train; takes parameters of",
     KeepsAnObject: "network: _extra_state is a type, takes tensors, numbers, text and collections of these",
 }
 COMPUTED = r"model.network: the weight of layer 'hidden' is computed from others .*; takes plain layers"
@@ -307,7 +315,7 @@ def by_command(kind, runs):
 
 
 def test_the_tables_are_not_empty():
-    assert (len(WORKS), len(REFUSED), len(GIVEN_ALONE)) == (18, 7, 7)
+    assert (len(WORKS), len(REFUSED), len(GIVEN_ALONE)) == (20, 6, 7)
 
 
 @pytest.mark.parametrize("kind", WORKS)
@@ -323,7 +331,7 @@ def test_a_network_of_unusual_parts_is_pruned_and_what_it_keeps_goes_on(kind, tm
         assert network.seen == len(done) * job.steps_per_epoch
 
 
-@pytest.mark.parametrize("kind", [OneConvolution, AllBfloat16, CountsInDict])
+@pytest.mark.parametrize("kind", [OneConvolution, AllBfloat16])
 def test_the_same_given_in_python(kind, tmp_path):
     done = prune_by_rewinding(kind(), loaders(), *QUICK, f"runs={tmp_path}")
     assert [round(each.density, 2) for each in done.rounds] == [1, 0.8]
@@ -386,3 +394,11 @@ def test_what_only_runs_a_network_is_taken_off(wrap, tmp_path):
     assert type(job.network) is Net
     _, same_site = build_job(settings("data=digits", *QUICK), tmp_path, network, loaders())
     assert same_site.ledger.folder == site.ledger.folder
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("compile", [torch.jit.script, lambda network: torch.jit.trace(network, torch.zeros(2, 64))])
+def test_a_network_of_torchscript_is_a_sentence(compile, tmp_path):
+    with pytest.raises(SettingsError, match="network: got one that is compiled to TorchScript; takes the module that"):
+        prune_by_rewinding(compile(Net()), loaders(), *QUICK, f"runs={tmp_path}")
+    assert not list(tmp_path.iterdir())

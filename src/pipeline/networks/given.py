@@ -39,8 +39,11 @@ def check_kept(network: nn.Module) -> None:
     """Files must hold all of a network's state, and a training be able to load it.
 
     Raises:
-        SettingsError: if a part of it is lazy, without numbers, sparse, quantised, of an object or an odd type.
+        SettingsError: if a part of it is lazy, without numbers, sparse, quantised, an object or of an odd type; or if
+            it is a script.
     """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise SettingsError(["network: got one that is compiled to TorchScript; takes the module that it was made of"])
     try:
         state = network.state_dict()
     except Exception as error:
@@ -48,20 +51,6 @@ def check_kept(network: nn.Module) -> None:
     for name, each in state.items():
         if fault := _fault(each):
             raise SettingsError([f"network: {name} {fault}"])
-
-
-def check_floating(network: nn.Module) -> None:
-    """The optimizers of the settings train floating-point numbers alone.
-
-    Raises:
-        SettingsError: if a parameter that is trained is of other numbers.
-    """
-    for name, each in network.named_parameters():
-        if each.requires_grad and not each.is_floating_point():
-            raise SettingsError(
-                [f"network: {name} is {_type(each)}, which the optimizers of the settings do not train; takes "
-                 "parameters of floating-point numbers, or a LightningModule with an optimizer of its own"]
-            )  # fmt: skip
 
 
 def _fault(entry: Any) -> str | None:

@@ -10,7 +10,6 @@ from pipeline.data.module import data_for
 from pipeline.data.own import OwnBatches
 from pipeline.ground.packages import package_of
 from pipeline.networks import check_scores, tried
-from pipeline.networks.given import check_floating
 from pipeline.objective.supervised import Supervised as SupervisedModule
 from pipeline.settings.groups import Settings, Supervised
 from pipeline.training.optimizer import make_optimizer
@@ -32,9 +31,8 @@ def with_objective(
     """A plain network with the loss and the metrics of the settings.
 
     Raises:
-        SettingsError: if its outputs are not what they take, or its weights not what the optimizers train.
+        SettingsError: if its outputs are not what they take.
     """
-    check_floating(network)
     training, name = settings.training, str(settings.model.network)
     if not isinstance(dataset, OwnBatches) or dataset.has_labels:
         outputs = check_scores(network, name, dataset.example, len(dataset.classes))

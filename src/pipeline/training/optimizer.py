@@ -9,7 +9,8 @@ from pipeline.settings.groups import Optimizer, Sgd
 def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """SGD or AdamW over all trainable parameters, in one group that decays and one that does not.
 
-    Numbers of half precision are stepped one operation at a time: torch's fused SGD leaves them as they are on a CPU.
+    Numbers of half precision and complex ones are stepped one operation at a time: torch's fused SGD leaves the former
+    as they are on a CPU, and takes none of the latter.
     """
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in network.parameters():
