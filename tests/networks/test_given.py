@@ -243,6 +243,18 @@ class KeepsAnObject(Counts):
         return Net
 
 
+class TakesNothingBack(Net):
+    def get_extra_state(self):
+        return 3
+
+
+class LosesAName(Net):
+    def state_dict(self, **named):
+        state = super().state_dict(**named)
+        del state["hidden.bias"]
+        return state
+
+
 class LazyOutput(Net):
     def __init__(self):
         super().__init__()
@@ -295,6 +307,10 @@ REFUSED = {
     OnMeta: "network: spare.weight has no numbers, as it is on the meta device; takes a network with weights",
     KeepsAnObject: "network: _extra_state is a type, takes tensors, numbers, text and collections of these",
 }
+REFUSED |= {
+    TakesNothingBack: "network: TakesNothingBack does not load its own state dict: .*_extra_state.*; takes one whose",
+    LosesAName: "network: LosesAName does not load its own state dict: .*hidden.bias.*; takes one whose",
+}
 COMPUTED = r"model.network: the weight of layer 'hidden' is computed from others .*; takes plain layers"
 LAZY = "has no shape before a first call; takes layers that are not lazy"
 GIVEN_ALONE = {
@@ -315,7 +331,7 @@ def by_command(kind, runs):
 
 
 def test_the_tables_are_not_empty():
-    assert (len(WORKS), len(REFUSED), len(GIVEN_ALONE)) == (20, 6, 7)
+    assert (len(WORKS), len(REFUSED), len(GIVEN_ALONE)) == (20, 8, 7)
 
 
 @pytest.mark.parametrize("kind", WORKS)
@@ -402,3 +418,14 @@ def test_a_network_of_torchscript_is_a_sentence(compile, tmp_path):
     with pytest.raises(SettingsError, match="network: got one that is compiled to TorchScript; takes the module that"):
         prune_by_rewinding(compile(Net()), loaders(), *QUICK, f"runs={tmp_path}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "refused"), [(Half, True), (AllBfloat16, False), (Double, False)])
+def test_adamw_in_float16_is_a_sentence(kind, refused, tmp_path):
+    chosen = settings("model=custom", f"model.network={HERE}.{kind.__name__}", *QUICK, "training/optimizer=adamw")
+    if refused:
+        with pytest.raises(SettingsError, match=r"training.optimizer: got adamw for weights in float16, .*; takes sgd"):
+            build_job(chosen, tmp_path)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert len(loop.run(*build_job(chosen, tmp_path))) == 2

@@ -53,6 +53,21 @@ def check_kept(network: nn.Module) -> None:
             raise SettingsError([f"network: {name} {fault}"])
 
 
+def check_loads(network: nn.Module) -> None:
+    """A network must load what it says to be its state; it does so here, with its own.
+
+    Raises:
+        SettingsError: if it does not.
+    """
+    try:
+        network.load_state_dict(unpacked(packed(network.state_dict())))
+    except Exception as error:
+        raise SettingsError(
+            [f"network: {type(network).__name__} does not load its own state dict: {one_line(error)}; takes one whose "
+             "load_state_dict() takes what its state_dict() gives, an extra state with set_extra_state() too"]
+        ) from error  # fmt: skip
+
+
 def _fault(entry: Any) -> str | None:
     if not isinstance(entry, Tensor):
         try:

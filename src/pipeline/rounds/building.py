@@ -20,7 +20,7 @@ from pipeline.ground.tensors import packed, tensor_digest
 from pipeline.networks import NETWORKS, build_module, build_network
 from pipeline.networks.behaviour import answers_of, behaviour_digest
 from pipeline.networks.costs import positions, run_on
-from pipeline.networks.given import check_kept, copied, unwrapped
+from pipeline.networks.given import check_kept, check_loads, copied, unwrapped
 from pipeline.networks.layers import begin_training, left_out, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.objective.own import own_score
@@ -67,6 +67,7 @@ def build_job(
         anew = partial(_made, settings, dataset, network)
         made = anew(0)
         check_kept(made)
+    check_loads(made)
     if settings.retraining.weights == "fresh":
         anew(1)  # said now, if it cannot be had
     initial = _initial(made, anew)

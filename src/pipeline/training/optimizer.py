@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from pipeline.ground.errors import SettingsError
 from pipeline.settings.groups import Optimizer, Sgd
 
 
@@ -11,6 +12,9 @@ def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optim
 
     Numbers of half precision and complex ones are stepped one operation at a time: torch's fused SGD leaves the former
     as they are on a CPU, and takes none of the latter.
+
+    Raises:
+        SettingsError: if AdamW is to train float16, in which squares of gradients and its epsilon are zero.
     """
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in network.parameters():
@@ -21,4 +25,9 @@ def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optim
     fused = all(each.dtype in (torch.float32, torch.float64) for group in groups.values() for each in group)
     if isinstance(settings, Sgd):
         return torch.optim.SGD(parameters, settings.rate, settings.momentum, nesterov=settings.nesterov, fused=fused)
+    if any(each.dtype == torch.float16 for group in groups.values() for each in group):
+        raise SettingsError(
+            ["training.optimizer: got adamw for weights in float16, in which it divides by zero; takes sgd, or weights "
+             "in bfloat16, float32 or float64"]
+        )  # fmt: skip
     return torch.optim.AdamW(parameters, settings.rate, (settings.beta1, settings.beta2), fused=fused)
