@@ -296,7 +296,7 @@ class Anything:
     ("content", "sentence"),
     [
         (Anything, r"which is no file of tensors alone; takes a .safetensors file"),
-        ({"state_dict": {"output.weight": torch.zeros(2)}}, "which holds more than tensors by name"),
+        ({"state_dict": {"output.weight": torch.zeros(2)}}, "does not fit: output.bias is missing; output.weight has shape"),
         ({"output.weight": torch.zeros(10, 64, device="meta")}, "which holds more than tensors by name"),
         ({"output.weight": torch.zeros(10, 64).to_sparse()}, "which holds more than tensors by name"),
         ({"output.weight": torch.full((10, 64), 1e300, dtype=torch.float64)}, "output.weight holds a number that is not finite"),

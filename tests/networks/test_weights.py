@@ -3,8 +3,11 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from pipeline.ground.errors import SettingsError
+from pipeline.ground.tensors import unpacked
+from pipeline.networks.weights import read_weights
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
 from tests.conftest import SMALL, settings
@@ -78,10 +81,88 @@ class Payload:
         ("text.safetensors", lambda path: path.write_text("no tensors"), "which cannot be read"),
         ("text.pt", lambda path: path.write_text("no tensors"), "which is no file of tensors alone"),
         ("code.pt", lambda path: torch.save({"a": Payload()}, path), "which is no file of tensors alone"),
-        ("nested.pt", lambda path: torch.save({"state": {"a": torch.ones(1)}}, path), "holds more than tensors"),
+        ("nested.pt", lambda path: torch.save({"state": {"a": 1}}, path), "holds more than tensors"),
+        ("module.pt", lambda path: torch.save(torch.nn.Linear(2, 2), path), "which is no file of tensors alone"),
+        (
+            "two.pt",
+            lambda path: torch.save({each: {"a": torch.ones(1)} for each in ("model", "ema")}, path),
+            r"holds several state dicts \(model, ema\)",
+        ),
     ],
 )
 def test_a_file_that_is_no_state_dict_is_a_sentence(name, write, sentence, tmp_path):
     write(tmp_path / name)
     with pytest.raises(SettingsError, match=f"model.weights: got .*{name}.*{sentence}"):
         build_job(settings(*SMALL, f"model.weights={tmp_path / name}"), tmp_path)
+
+
+class Normalised(nn.Module):
+    """Two layers that share a weight, a normalisation, and a state of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.second.weight = self.first.weight
+        self.calls = {"seen": 3}
+
+    def get_extra_state(self):
+        return self.calls
+
+    def set_extra_state(self, state):
+        self.calls = state
+
+
+def without(state, ending):
+    return {name: each for name, each in state.items() if not name.endswith(ending)}
+
+
+def under(state, prefix):
+    return {f"{prefix}{name}": each for name, each in state.items()}
+
+
+CHECKPOINTS = {
+    "as it is": lambda state: state,
+    "of before num_batches_tracked": lambda state: without(state, "num_batches_tracked"),
+    "one name of a shared weight": lambda state: without(state, "second.weight"),
+    "without an extra state": lambda state: without(state, "_extra_state"),
+    "in float64": lambda state: {n: e.double() if isinstance(e, torch.Tensor) else e for n, e in state.items()},
+    "of a compiled network": lambda state: under(state, "_orig_mod."),
+    "of DataParallel": lambda state: under(state, "module."),
+    "of a compiled network in DataParallel": lambda state: under(state, "module._orig_mod."),
+    "of Lightning": lambda state: {
+        "epoch": 3, "state_dict": under(state, "model.") | {"loss.weight": torch.ones(2)}, "hyper_parameters": {"lr": 1}
+    },
+    "of a tutorial": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_weights_are_found_in_whatever_form_they_were_saved(kind, tmp_path):
+    trained, network = Normalised(), Normalised()
+    torch.save(CHECKPOINTS[kind](dict(trained.state_dict())), tmp_path / "weights.pt")
+    found = read_weights(tmp_path / "weights.pt", network)
+    assert not torch.equal(network.first.weight, trained.first.weight)
+    network.load_state_dict(unpacked(found))
+    for name, tensor in without(trained.state_dict(), "_extra_state").items():
+        assert torch.equal(network.state_dict()[name], tensor)
+        assert found[name].dtype == tensor.dtype
+    assert network.calls == {"seen": 3}
+    assert len(CHECKPOINTS) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: under(state, "model.") | under(state, "ema."), "more than once, under model., ema.; takes"),
+        (lambda state: without(under(state, "module."), "first.bias"), "does not fit: first.bias is missing$"),
+        (
+            lambda state: {"state_dict": under(state | {"first.bias": torch.ones(3)}, "model.")},
+            r"does not fit: first.bias has shape \(3,\), takes \(4,\)$",
+        ),
+        (lambda state: without(state, "first.weight") | {"second.weight": torch.ones(2)}, r"first.weight has shape"),
+    ],
+)
+def test_weights_of_another_network_are_a_sentence_whatever_form_they_have(change, sentence, tmp_path):
+    torch.save(change(dict(Normalised().state_dict())), tmp_path / "weights.pt")
+    with pytest.raises(SettingsError, match=sentence):
+        read_weights(tmp_path / "weights.pt", Normalised())

@@ -178,7 +178,8 @@ def test_two_processes_skip_and_count_the_corrupt_images_that_one_does(photos, t
 def test_two_processes_share_the_examples_of_data_of_ones_own(module, tmp_path):
     """As Lightning deals them out: 200 of 400 to each, in batches of the data's own size."""
     own = ["model.module=tests.own_modules.Lit", "objective.score=val_accuracy", "objective.better=higher"]
-    arguments = [*(own if module else []), "data.module=tests.own_data.WithClasses", *TWO, "deploy.sizes=false"]
+    plain = ["model=custom", "model.network=tests.own_data.CountsExamples"]
+    arguments = [*(own if module else plain), "data.module=tests.own_data.WithClasses", *TWO, "deploy.sizes=false"]
     finished(*arguments, f"runs={tmp_path}")
     job, dense, ledger = ledgers(tmp_path, *arguments)
     assert job.steps_per_epoch == 4
@@ -187,6 +188,8 @@ def test_two_processes_share_the_examples_of_data_of_ones_own(module, tmp_path):
         assert torch.equal(dense.tape().numbers["0|0|lr"], job.schedule().numbers["0|0|lr"])
     assert len(ledger.read(1).history) == 3
     assert ledger.read(1).figures[job.score.test] > 0.15
+    if not module:
+        assert int(dense.state(0).network["seen"]) == 3 * 200
     alone, _, other = ledgers(tmp_path, *arguments, "training.devices=1")
     assert alone.steps_per_epoch == 8
     assert other.identity != ledger.identity

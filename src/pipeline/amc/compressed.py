@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.ground.tensors import unpacked
 from pipeline.networks.layers import weight_layers
 from pipeline.pruning.channels import ChannelGroup, without
 from pipeline.pruning.masks import Masks, ones_like
@@ -153,7 +154,7 @@ def accuracy(
 ) -> float:
     """Share of right answers of the network with some of its parameters replaced; it is left as it was."""
     other = copy.deepcopy(network).eval()
-    other.load_state_dict(weights, strict=False)
+    other.load_state_dict(unpacked(weights), strict=False)
     other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     right = total = 0
     with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():

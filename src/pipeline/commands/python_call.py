@@ -14,6 +14,7 @@ from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import SettingsError, Stopped
 from pipeline.ground.packages import is_lightning_module
 from pipeline.ground.randomness import undisturbed
+from pipeline.networks.given import unwrapped
 from pipeline.rounds.building import build_job
 from pipeline.settings.build import build
 from pipeline.settings.composition import composed
@@ -59,6 +60,7 @@ def prune_by_rewinding(
     ]
     if faults:
         raise SettingsError(faults)
+    network = unwrapped(network)
     own = is_lightning_module(network if isinstance(network, nn.Module) else _once(network))
     given = any(re.match(r"\+*objective=", each) for each in settings)
     mapping: dict[str, Any] = composed([*settings, *(["objective=own"] if own and not given else [])])
@@ -86,7 +88,7 @@ def _once(make: Callable[[], object]) -> object:
         SettingsError: if it fails.
     """
     with undisturbed():
-        return made(make, {}, {}, "network")
+        return unwrapped(made(make, {}, {}, "network"))
 
 
 def _path(thing: object) -> str:

@@ -17,6 +17,11 @@ def first_row(structure: Any) -> Any:
     return each_tensor(structure, lambda tensor: tensor[:1])
 
 
+def rows_of(example: Any, count: int) -> Any:
+    """The same structure with an example (1, ...) so many times."""
+    return each_tensor(example, lambda tensor: tensor.repeat_interleave(count, dim=0))
+
+
 def first_tensor(structure: Any) -> Tensor:
     """The first tensor of a structure."""
     while not isinstance(structure, Tensor):

@@ -1,6 +1,7 @@
 """Files of tensors that carry their digest."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from datetime import date, timedelta
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.files import write_file
+
+PACKED = b"as torch.save writes it:"
 
 
 def remedy(folder: Path) -> str:
@@ -39,9 +42,8 @@ def update_digest(sha: Any, thing: Any) -> None:
         native = np.array(thing, thing.dtype.newbyteorder("="), order="C")
         thing = torch.from_numpy(native) if numbers else thing.tolist()
     if isinstance(thing, Tensor):
-        tensor = thing.detach().cpu().contiguous()
-        sha.update(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape) or (1,)}".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(f"{str(thing.dtype).removeprefix('torch.')} {tuple(thing.shape) or (1,)}".encode())
+        sha.update(_numbers(thing).reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(thing, Mapping):
         for key, each in thing.items():
             sha.update(f"{key!r}:".encode())
@@ -59,6 +61,52 @@ def update_digest(sha: Any, thing: Any) -> None:
         update_digest(sha, vars(thing))
     else:
         sha.update(type(thing).__qualname__.encode())
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """All numbers of a tensor, one after the other on the CPU; none of one on the meta device."""
+    if tensor.is_meta:
+        return torch.empty(0)
+    dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+    plain = dense.dequantize() if dense.is_quantized else dense
+    return plain.cpu().resolve_conj().resolve_neg().contiguous()
+
+
+def packed(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict as tensors alone: what is none (an extra state) as the bytes that ``torch.save`` makes of it."""
+    return {name: each if isinstance(each, Tensor) else _packed(each) for name, each in state.items()}
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state dict that ``packed`` was given.
+
+    Raises:
+        UnpicklingError: if an entry is more than tensors, numbers, text and collections of these.
+    """
+    return {name: _unpacked(each) for name, each in tensors.items()}
+
+
+def _packed(entry: Any) -> Tensor:
+    written = io.BytesIO()
+    torch.save(entry, written)
+    return torch.frombuffer(bytearray(PACKED + written.getvalue()), dtype=torch.uint8)
+
+
+def _unpacked(tensor: Tensor) -> Any:
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or bytes(tensor[: len(PACKED)].tolist()) != PACKED:
+        return tensor
+    return torch.load(io.BytesIO(tensor[len(PACKED) :].cpu().numpy().tobytes()), weights_only=True)
+
+
+def fits_a_file(tensor: Tensor) -> bool:
+    """Whether a file holds such a tensor, with its digest: by its type and layout."""
+    try:
+        one = {"": tensor.detach().reshape(-1)[:1].to("cpu", copy=True, memory_format=torch.contiguous_format)}
+        save(one)
+        tensor_digest(one)
+    except Exception:
+        return False
+    return True
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.ground.errors import SettingsError, one_line
-from pipeline.ground.randomness import seed_all
+from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.structures import each_tensor
+from pipeline.networks.given import unwrapped
 from pipeline.networks.layers import begin_training, in_evaluation, outputs_of
 from pipeline.networks.lenet import lenet_300_100
 from pipeline.networks.mobilenet import mobilenet_v1, mobilenet_v2
@@ -57,7 +58,7 @@ def build_network(
         given = {"shape": tuple(example.shape[1:]), "classes": classes}
     with torch.random.fork_rng(devices=[]):
         seed_all(seed, attempt, "initial weights")
-        network = made(make, given, model.arguments, "model.arguments")
+        network = unwrapped(made(make, given, model.arguments, "model.arguments"))
         if not isinstance(network, nn.Module):
             raise SettingsError([f"model.network: {model.network!r} makes a {type(network).__name__}, {TAKES}"])
         tried(network, model.network, example)  # here, as lazy layers draw their weights when first used
@@ -74,7 +75,7 @@ def build_module(model: Model, seed: int, attempt: int = 0, make: Make | None = 
     make = make or found_at(model.module, "model.module", "takes the dotted path of a LightningModule class")
     with torch.random.fork_rng(devices=[]):
         seed_all(seed, attempt, "initial weights")
-        module = made(make, {}, model.arguments, "model.arguments")
+        module = unwrapped(made(make, {}, model.arguments, "model.arguments"))
         if not isinstance(module, nn.Module) or not hasattr(module, "configure_optimizers"):
             raise SettingsError(
                 [f"model.module: got {model.module!r}, which makes a {type(module).__name__}, takes a LightningModule"]
@@ -99,7 +100,7 @@ def tried(network: nn.Module, name: str, example: Any) -> Tensor:
         SettingsError: if it fails, or does not give a tensor with a row for each.
     """
     try:
-        with in_evaluation(network):
+        with in_evaluation(network), undisturbed():
             outputs = outputs_of(network, each_tensor(example, lambda tensor: torch.cat([tensor, tensor])))
     except Exception as error:
         shape = f" of shape {tuple(example.shape[1:])}" if isinstance(example, Tensor) else ""

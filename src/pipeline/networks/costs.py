@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
 
-from pipeline.ground.structures import called, each_tensor
+from pipeline.ground.structures import called, each_tensor, first_tensor
 from pipeline.networks.layers import (
     ATTENTION_WEIGHTS,
     EMBEDDING,
@@ -108,8 +108,8 @@ def _uses(layer: nn.Module, weight: str, inputs: tuple[Any, ...], output: Any) -
         return int(data.numel() // data.shape[-1])
     if not isinstance(layer, PRUNABLE) or isinstance(layer, EMBEDDING):
         return 0
-    mapped = inputs[0] if getattr(layer, "transposed", False) else output
-    return int(mapped.numel() // mapped.shape[-1 if isinstance(layer, nn.Linear) else -layer.weight.ndim + 1])
+    mapped = first_tensor(inputs if getattr(layer, "transposed", False) else output)
+    return int(mapped.numel() // layer.weight.shape[0])
 
 
 def layer_costs(

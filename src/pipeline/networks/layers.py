@@ -125,8 +125,10 @@ def outputs_of(network: nn.Module, inputs: Any) -> Tensor:
     found = called(network, inputs)
     found = getattr(found, "logits", found)
     if not isinstance(found, Tensor):
+        mode = "training" if network.training else "evaluation"
         raise TypeError(
-            f"gives a {type(found).__name__}, takes a network that gives a tensor, or an output with logits"
+            f"gives a {type(found).__name__} in {mode}, takes a network that gives a tensor, or an output with logits; "
+            "or a LightningModule, which makes a loss of anything"
         )
     return found
 

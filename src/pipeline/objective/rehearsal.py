@@ -18,14 +18,16 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
+from torch.compiler import set_stance
 from torchmetrics import Metric
 
 from pipeline.ground.errors import PipelineError, SettingsError, one_line, where
 from pipeline.ground.packages import package_of
 from pipeline.ground.randomness import seed_all, undisturbed
-from pipeline.ground.structures import first_row
+from pipeline.ground.structures import each_tensor, first_row, rows_of
 from pipeline.ground.tensors import update_digest
-from pipeline.networks.costs import counting
+from pipeline.networks.costs import counting, run_on
+from pipeline.networks.layers import in_evaluation
 from pipeline.training.retraining import Span
 from pipeline.training.train import Trainable, figures, generators, loaders
 from pipeline.training.trainer import make_trainer
@@ -171,8 +173,10 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
             seed_all("data module")
             trainer.test(module, datamodule=trainable.data((0, 0), span), verbose=False)
             logged |= figures(trainer)
-    given = getattr(module, "example_input_array", None)
-    example = onlooker.example if given is None else given
+        given = getattr(module, "example_input_array", None)
+        example = onlooker.example if given is None else given
+        if told := _depends_on(network, first_row(example)):
+            notes = (*notes, f"warning: {type(network).__name__} {told}")
     return Rehearsed(trainable, logged, example, onlooker.counts, notes)
 
 
@@ -210,7 +214,7 @@ def _remembered(module: nn.Module) -> dict[str, str]:
     """What a module and its parts hold beside parameters and buffers, by name, as digests."""
     found = {}
     for place, part in module.named_modules():
-        if isinstance(part, Metric):
+        if isinstance(part, Metric) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue
         for name, value in vars(part).items():
             if name.startswith("_") or name in ("training", "trainer") or isinstance(value, nn.Module | Tensor):
@@ -245,6 +249,44 @@ def _notes(name: str, module: nn.Module, trainer: Any, before: Mapping[str, str]
             f"warning: {name} changes {', '.join(changed)}, which no state dict holds: a run that dies within a round "
             "goes on without; on_save_checkpoint() and on_load_checkpoint() would keep them"
         )
+
+
+def _depends_on(network: nn.Module, example: Any) -> str | None:
+    """What an answer in evaluation depends on beside its input (1, ...): on chance, or on the rest of the batch."""
+    with in_evaluation(network), set_stance("force_eager"), suppress(Exception):
+        twice = rows_of(example, 2)
+        first, again = _rows(run_on(network, twice)), _rows(run_on(network, twice))
+        if not _alike(first, again):
+            return "answers differently to the same input twice in evaluation: its scores are random"
+        beside = each_tensor(example, lambda tensor: torch.cat([tensor, torch.zeros_like(tensor)]))
+        if not _alike([each[:1] for each in first], [each[:1] for each in _rows(run_on(network, beside))]):
+            return (
+                "answers an input in evaluation by what else is in its batch, as a normalisation in training does: its "
+                "scores depend on how examples are batched"
+            )
+    return None
+
+
+def _rows(answer: Any) -> list[Tensor]:
+    """The numbers of an answer to two inputs that have a row for each."""
+    found: list[Tensor] = []
+
+    def take(tensor: Tensor) -> Tensor:
+        if tensor.ndim and len(tensor) == 2 and not tensor.is_complex():
+            found.append(tensor.double())
+        return tensor
+
+    each_tensor(answer, take)
+    return found
+
+
+def _alike(left: list[Tensor], right: list[Tensor]) -> bool:
+    """Whether numbers are the same, but for rounding."""
+    return len(left) == len(right) and all(
+        one.shape == other.shape and torch.allclose(one, other, 1e-3, 1e-3 * float(one.abs().amax()), equal_nan=True)
+        for one, other in zip(left, right, strict=True)
+        if one.numel()
+    )
 
 
 def _examples(batch: Any) -> int:

@@ -10,6 +10,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
+from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from pipeline.data.dataset import Batch, Shard
@@ -56,16 +57,16 @@ class Supervised(lightning.LightningModule):
 
     def training_step(self, batch: Any, _: int) -> Tensor:
         """Loss of this process's part of a batch, weighted so that the mean over processes is that of the batch."""
-        part = self._part(batch)
+        part = self._part(batch, self.trainer.train_dataloader)
         loss = self._loss("train", part)
         world = self.trainer.world_size
         return loss if world == 1 else loss * (len(part.labels) * world / part.of)
 
     def validation_step(self, batch: Any, _: int) -> None:
-        self._loss("validation", self._part(batch))
+        self._loss("validation", self._part(batch, self.trainer.val_dataloaders))
 
     def test_step(self, batch: Any, _: int) -> None:
-        self._loss("test", self._part(batch))
+        self._loss("test", self._part(batch, self.trainer.test_dataloaders))
 
     def on_train_epoch_end(self) -> None:
         done, asked = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready, self.trainer.num_training_batches
@@ -79,12 +80,15 @@ class Supervised(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log("test")
 
-    def _part(self, batch: Any) -> Batch:
-        """This process's part of a batch: what came as one, or its rows of a whole."""
+    def _part(self, batch: Any, loader: Any) -> Batch:
+        """This process's part of a batch: what came as one, or was dealt out to it, or its rows of a whole."""
         if isinstance(batch, Batch):
             return batch
         inputs, targets = inputs_and_targets(batch)
-        shard = Shard(self.trainer.global_rank, self.trainer.world_size)
+        world = self.trainer.world_size
+        if any(isinstance(getattr(each, "sampler", None), DistributedSampler) for each in _samplers(loader)):
+            return Batch(inputs, targets, of=len(targets) * world)
+        shard = Shard(self.trainer.global_rank, world)
         return Batch(each_tensor(inputs, shard.of), shard.of(targets), of=len(targets))
 
     def _loss(self, split: str, batch: Batch) -> Tensor:
@@ -105,12 +109,21 @@ class Supervised(lightning.LightningModule):
         except Exception as error:
             raise PipelineError(
                 f"objective.loss: {type(self.loss).__name__} fails on outputs {_shown(outputs)} and targets "
-                f"{_shown(targets)} of {split}: {one_line(error)}"
+                f"{_shown(targets)} of {split}: {one_line(error)}{self._takes(outputs, targets)}"
             ) from error
         mean_loss, metrics = self._of(split)
         mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
         metrics.update(outputs.detach(), targets)
         return loss
+
+    def _takes(self, outputs: Tensor, targets: Tensor) -> str:
+        """What labels the loss takes, where those are not."""
+        if not isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss) or targets.is_floating_point():
+            return ""
+        scores = outputs.shape[min(1, outputs.ndim - 1)]
+        known = targets[targets != self.loss.ignore_index]
+        fits = not known.numel() or (int(known.min()) >= 0 and int(known.max()) < scores)
+        return "" if fits else f"; takes labels from 0 to {scores - 1}, one for each score"
 
     def _of(self, split: str) -> tuple[MeanMetric, MetricCollection]:
         index = SPLITS.index(split)
@@ -130,6 +143,11 @@ class Supervised(lightning.LightningModule):
         rate = scheduled(self.settings.schedule, self.settings.optimizer.rate, total_steps)
         scheduler = Scheduled(optimizer, rate, self.trainer.global_step, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _samplers(loader: Any) -> tuple[Any, Any]:
+    """What of a loader may have a sampler: itself, and what makes its batches."""
+    return loader, getattr(loader, "batch_sampler", None)
 
 
 def _shown(tensor: Tensor) -> str:

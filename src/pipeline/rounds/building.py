@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from pipeline.data import AnyDataset, load
 from pipeline.data.own import OwnBatches, Use, as_data_module, own_batches
 from pipeline.ground.environment import environment, expanded
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.randomness import seed_all, undisturbed
-from pipeline.ground.tensors import tensor_digest
+from pipeline.ground.tensors import packed, tensor_digest
 from pipeline.networks import NETWORKS, build_module, build_network
 from pipeline.networks.behaviour import answers_of, behaviour_digest
 from pipeline.networks.costs import positions, run_on
+from pipeline.networks.given import check_kept, check_loads, copied, unwrapped
 from pipeline.networks.layers import begin_training, left_out, prunable
 from pipeline.networks.weights import read_weights
 from pipeline.objective.own import own_score
 from pipeline.objective.rehearsal import Rehearsed, rehearsed
+from pipeline.objective.smallest import check_smallest
 from pipeline.objective.supervised import score_of
 from pipeline.pruning.channels import ChannelGroup, channel_groups
 from pipeline.pruning.policy import read_policy, searched
@@ -52,7 +53,7 @@ def build_job(
     Raises:
         SettingsError: with all that is wrong about them.
     """
-    objective, model = settings.objective, settings.model
+    objective, model, network = settings.objective, settings.model, unwrapped(network)
     limit = settings.trainer.get("limit_train_batches", 1.0)
     processes = settings.training.devices * settings.training.nodes
     use = Use(isinstance(objective, Supervised), limit if type(limit) is int else None, processes)
@@ -61,12 +62,12 @@ def build_job(
     training = resolved(settings.training, steps, compilable=isinstance(objective, Supervised))
     settings = dataclasses.replace(settings, training=training)
     if isinstance(network, nn.Module):
-        made, anew = _copied(network), partial(_redrawn, network, settings.seed)
+        made, anew = copied(network), partial(_redrawn, network, settings.seed)
     else:
         anew = partial(_made, settings, dataset, network)
         made = anew(0)
-    if lazy := [name for name, each in made.named_parameters() if isinstance(each, UninitializedParameter)]:
-        raise SettingsError([f"network: {lazy[0]} has no shape before a first call; takes layers that are not lazy"])
+        check_kept(made)
+    check_loads(made)
     if settings.retraining.weights == "fresh":
         anew(1)  # said now, if it cannot be had
     initial = _initial(made, anew)
@@ -93,12 +94,13 @@ def build_job(
             score = own_score(objective, found.logged, type(made).__name__)
             if isinstance(dataset, OwnBatches) and found.example is not None:
                 dataset = dataclasses.replace(dataset, given=found.example)
-            counted = _counted(made, dataset, found, settings.pruning.include)
+        counted = _counted(made, dataset, found, settings.pruning.include)
         asked = made
         if "network" in own_code and not isinstance(network, nn.Module):  # of seed 0: all seeds share a fingerprint
             asked = _made(dataclasses.replace(settings, seed=0), dataset, network, 0)
         start["code"] = _code_digest(own_code, asked, dataset)
 
+    check_smallest(made, dataset, settings, steps)
     trained = None
     if model.weights is not None:
         trained = read_weights(expanded(model.weights), made)
@@ -144,21 +146,6 @@ def _limited(steps: int, limit: int | float) -> int:
     return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
 
 
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy of what was given.
-
-    Raises:
-        SettingsError: if it cannot be copied.
-    """
-    try:
-        return copy.deepcopy(network)
-    except Exception as error:
-        raise SettingsError(
-            [f"network: {type(network).__name__} cannot be copied: {one_line(error)}; takes one without weight_norm or "
-             "torch.nn.utils.prune (their parametrize forms can be), or a class or function that makes it"]
-        ) from error  # fmt: skip
-
-
 def _made(settings: Settings, dataset: AnyDataset, make: Callable[[], nn.Module] | None, attempt: int) -> nn.Module:
     if settings.model.module is not None:
         return build_module(settings.model, settings.seed, attempt, make)
@@ -167,14 +154,14 @@ def _made(settings: Settings, dataset: AnyDataset, make: Callable[[], nn.Module]
 
 def _initial(made: nn.Module, anew: Callable[[int], nn.Module]) -> Callable[[int], Mapping[str, Tensor]]:
     """Initial weights: of attempt 0 those of ``made``, of others new ones. Frozen parameters are always the first."""
-    first = {name: tensor.clone() for name, tensor in made.state_dict().items() if isinstance(tensor, Tensor)}
+    first = {name: tensor.clone() for name, tensor in packed(made.state_dict()).items()}
     frozen = {name for name, each in made.named_parameters(remove_duplicate=False) if not each.requires_grad}
     begin_training(made)
 
     def initial(attempt: int) -> Mapping[str, Tensor]:
         if attempt == 0:
             return {name: tensor.clone() for name, tensor in first.items()}
-        fresh = anew(attempt).state_dict()
+        fresh = packed(anew(attempt).state_dict())
         return {name: first[name] if name in frozen else tensor for name, tensor in fresh.items()}
 
     return initial
@@ -191,7 +178,8 @@ def _counted(
 ) -> Mapping[str, int] | None:
     """Uses of weights by an example, where ``forward`` cannot be called on one: as its steps use them."""
     try:
-        positions(module, dataset.example, include)
+        with undisturbed():
+            positions(module, dataset.example, include)
     except Exception:
         return found.positions
     return None

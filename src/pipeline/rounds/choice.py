@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.tensors import unpacked
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.rounds.planning import planned_rounds
@@ -91,5 +92,5 @@ def recorded_from(site: Site, first: int) -> list[Round]:
 def network_after(job: Job, site: Site, index: int) -> nn.Module:
     """A network of its own with the weights that a complete round ended with, in evaluation, on the CPU."""
     network = copy.deepcopy(job.network).cpu().eval()
-    network.load_state_dict(dict(site.ledger_of(index).state(index).network))
+    network.load_state_dict(unpacked(site.ledger_of(index).state(index).network))
     return network

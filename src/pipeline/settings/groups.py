@@ -27,7 +27,8 @@ class Model:
     arguments: Mapping[str, Any]
     """What it is made with; networks of the table get input shape and classes from the data."""
     weights: str | None
-    """A file of trained weights (.safetensors, or a state dict in a .pt) that takes the place of round 0's training."""
+    """A file of trained weights (.safetensors, or a state dict in a .pt or a checkpoint) that takes the place of round
+    0's training."""
 
 
 @dataclass(frozen=True)

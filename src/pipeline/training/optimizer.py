@@ -5,22 +5,36 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.ground.errors import SettingsError
 from pipeline.settings.groups import Optimizer, Sgd
 
 
 def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """SGD or AdamW over all trainable parameters, in one group that decays and one that does not."""
+    """SGD or AdamW over all trainable parameters, in one group that decays and one that does not.
+
+    Numbers of half precision and complex ones are stepped one operation at a time: torch's fused SGD leaves the former
+    as they are on a CPU, and takes none of the latter.
+
+    Raises:
+        SettingsError: if AdamW is to train float16, in which squares of gradients and its epsilon are zero.
+    """
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in network.parameters():
         if parameter.requires_grad:
             decays = settings.decay_norm_and_bias or parameter.ndim > 1
             groups.setdefault(settings.weight_decay if decays else 0.0, []).append(parameter)
     parameters = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
+    fused = all(each.dtype in (torch.float32, torch.float64) for group in groups.values() for each in group)
     if isinstance(settings, Sgd):
-        sgd = torch.optim.SGD(parameters, settings.rate, settings.momentum, nesterov=settings.nesterov, fused=True)
+        sgd = torch.optim.SGD(parameters, settings.rate, settings.momentum, nesterov=settings.nesterov, fused=fused)
         sgd.register_step_pre_hook(_begin_momentum)
         return sgd
-    return torch.optim.AdamW(parameters, settings.rate, (settings.beta1, settings.beta2), fused=True)
+    if any(each.dtype == torch.float16 for group in groups.values() for each in group):
+        raise SettingsError(
+            ["training.optimizer: got adamw for weights in float16, in which it divides by zero; takes sgd, or weights "
+             "in bfloat16, float32 or float64"]
+        )  # fmt: skip
+    return torch.optim.AdamW(parameters, settings.rate, (settings.beta1, settings.beta2), fused=fused)
 
 
 def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipeline.ground.tensors import packed
 from pipeline.pruning.masks import Masks
 from pipeline.training.tape import Tape
 
@@ -17,9 +18,9 @@ from pipeline.training.tape import Tape
 class State:
     """What a round starts from and ends in, as CPU tensors of its own.
 
-    ``network`` is the plain network's state dict. ``optimizer`` maps "<parameter>|<entry>" (such as
-    "conv.weight|momentum_buffer") to tensors, of a second optimizer "<parameter>|<entry>|1"; it is empty before the
-    first step.
+    ``network`` is the plain network's state dict, ``packed`` where an extra state is no tensor. ``optimizer`` maps
+    "<parameter>|<entry>" (such as "conv.weight|momentum_buffer") to tensors, of a second optimizer
+    "<parameter>|<entry>|1"; it is empty before the first step.
     """
 
     network: Mapping[str, Tensor]
@@ -76,14 +77,13 @@ def capture(network: nn.Module, optimizers: Iterable[Optimizer] = ()) -> State:
                 elif isinstance(value, int | float) and not isinstance(value, bool):
                     kind = torch.int64 if isinstance(value, int) else torch.float64
                     entries[f"{name}|{entry}#{suffix}"] = torch.tensor(value, dtype=kind)
-    return State(_copied(network.state_dict()), _copied(entries))
+    return State(_copied(packed(network.state_dict())), _copied(entries))
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
-        if isinstance(tensor, Tensor)
     }
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from pipeline.data.dataset import Split
 from pipeline.ground.errors import PipelineError, one_line
 from pipeline.ground.randomness import derived_seed, seed_all
+from pipeline.ground.tensors import unpacked
 from pipeline.pruning.masks import Masks
 from pipeline.training.alive import kept_dead
 from pipeline.training.retraining import Span
@@ -327,7 +328,7 @@ def _load(trainable: Trainable, state: State) -> None:
     network = trainable.network
     if trainable.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.load_state_dict(dict(state.network))
+    network.load_state_dict(unpacked(state.network))
 
 
 def figures(trainer: Any) -> dict[str, float]:

@@ -1,0 +1,265 @@
+"""What a rehearsal and a trial of the smallest batches tell before anything is trained."""
+
+import dataclasses
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from pipeline import prune_by_rewinding
+from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.rounds import loop
+from pipeline.rounds.building import build_job
+from tests.conftest import settings
+
+HERE = "tests.objective.test_rehearsal"
+QUICK = ["training.epochs=1", "pruning.rounds=1", "deploy.sizes=false"]
+Outputs = namedtuple("Outputs", "main auxiliary")
+
+
+@dataclasses.dataclass
+class Scores:
+    main: torch.Tensor
+    auxiliary: torch.Tensor
+
+
+def loader(count=16, batch=8, labels=None, **named):
+    """Images (1, 8, 8), labels 0 to 9 unless they are given."""
+    images = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(images, torch.arange(count) % 10 if labels is None else labels), batch, **named)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.output(self.hidden(x.flatten(1)).relu())
+
+
+class Auxiliary(Net):
+    """More than one output in training alone."""
+
+    answer = tuple
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return type(self).answer((scores, scores)) if self.training else scores
+
+
+class Segments(Auxiliary):
+    answer = staticmethod(lambda scores: {"out": scores[0], "aux": scores[1]})
+
+
+class Named(Auxiliary):
+    answer = staticmethod(lambda scores: Outputs(*scores))
+
+
+class Data(Auxiliary):
+    answer = staticmethod(lambda scores: Scores(*scores))
+
+
+class Nothing(Auxiliary):
+    answer = staticmethod(lambda scores: None)
+
+
+class MoreInEvaluation(Net):
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores if self.training else (scores, scores)
+
+
+class Normalised(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x):
+        return self.output(self.norm(self.hidden(x.flatten(1))).relu())
+
+
+class NormalisedByBatch(Normalised):
+    """Kept in training on purpose."""
+
+    def forward(self, x):
+        self.norm.train()
+        return super().forward(x)
+
+
+class Planes(nn.Module):
+    """Normalises planes of one pixel, which takes two examples in evaluation too."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.norm, self.output = nn.Conv2d(1, 8, 8), nn.GroupNorm(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.output(self.norm(self.maps(x)).flatten(1))
+
+
+class Dropped(Net):
+    def forward(self, x):
+        return self.output(F.dropout(self.hidden(x.flatten(1)).relu()))
+
+
+class Noisy(Net):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.rand_like(x))
+
+
+class KeptInTraining(Normalised):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout()
+
+    def forward(self, x):
+        return self.output(self.drop.train()(self.hidden(x.flatten(1))))
+
+
+class Attends(nn.Module):
+    """Deterministic in evaluation: dropout, attention, normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.norm, self.output = nn.BatchNorm1d(8), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.output(self.norm(self.block(x[:, 0])).flatten(1))
+
+
+def job(network, data, runs, *overrides):
+    return build_job(settings(*QUICK, *overrides), runs, network, data)
+
+
+OTHER_OUTPUTS = {
+    Auxiliary: "gives a tuple in training",
+    Segments: "gives a dict in training",
+    Named: "gives a Outputs in training",
+    Data: "gives a Scores in training",
+    Nothing: "gives a NoneType in training",
+    MoreInEvaluation: "gives a tuple in evaluation",
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_OUTPUTS)
+def test_outputs_that_no_loss_takes_are_a_sentence_at_both_doors(kind, tmp_path):
+    sentence = f"{kind.__name__}.* fails on .*{OTHER_OUTPUTS[kind]}, takes a network that .*; or a LightningModule"
+    for door in (
+        lambda: build_job(settings("model=custom", f"model.network={HERE}.{kind.__name__}", *QUICK), tmp_path),
+        lambda: prune_by_rewinding(kind(), (loader(),) * 3, *QUICK, f"runs={tmp_path}"),
+    ):
+        with pytest.raises(SettingsError, match=sentence) as error:
+            door()
+        assert len(error.value.faults) == 1
+    assert not list(tmp_path.iterdir())
+    assert len(OTHER_OUTPUTS) == 6
+
+
+ALONE = r"fails on 1 in {} \(.*Expected more than 1 value per channel.*\); takes another"
+SMALLEST = [
+    (["model=mobilenet_v2", "training.batch_size=52"], r"got 52, which leaves 1 of 1197 training examples for the last "
+     r"batch, and mobilenet_v2 fails on 1 in training .*; takes another, such as 53"),
+    (["model=mobilenet_v2", "training.batch_size=1"], "got 1, which leaves 1 of 1197 .*; takes another, such as 3"),
+    (["model=custom", f"model.network={HERE}.Normalised", "training.batch_size=1196"], "got 1196, .*such as 1197"),
+    (["model=mobilenet_v2", "training.batch_size=199", "training.devices=2"],
+     "got 199, which leaves 3 of 1197 .* last batch of 2 processes, and mobilenet_v2 fails on 1 in .*such as 200"),
+    (["model=mobilenet_v2", "training.batch_size=46", "training.devices=2"],
+     "got 46, which leaves 1 of 1197 .* last batch of 2 processes, and mobilenet_v2 fails on 1 in .*such as 47"),
+]  # fmt: skip
+OWN_LOADERS = [
+    (Normalised, [loader(17), loader(), loader()], [], r"data: train_dataloader\(\) of Loaders has batch_size=8, which "
+     "leaves 1 of 17 examples for the last batch, and .*" + ALONE.format("training") + ".* drop_last=True"),
+    (NormalisedByBatch, [loader(), loader(17), loader()], [], r"val_dataloader\(\) .*" + ALONE.format("evaluation")),
+    (Planes, [loader(), loader(), loader(9)], [], r"test_dataloader\(\) .*" + ALONE.format("evaluation")),
+    (Normalised, [loader(33), loader(), loader()], ["training.devices=2"], "leaves 1 of 17 .*batch of 2 processes"),
+    (Normalised, [loader(17, drop_last=True), loader(17), loader(17)], [], None),
+    (Net, [loader(17), loader(17), loader(17)], [], None),
+    (Normalised, [loader(17), loader(), loader()], ["trainer.limit_train_batches=2"], None),
+    (Normalised, [loader(17), loader(), loader()], ["training.max_steps=2"], None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), SMALLEST)
+def test_a_last_batch_of_one_example_is_known_before(overrides, sentence, tmp_path):
+    with pytest.raises(SettingsError, match=f"training.batch_size: {sentence}"):
+        build_job(settings("data=digits", *QUICK, *overrides), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["training.batch_size=53"], ["training.batch_size=65", "training.devices=2"]]
+)
+def test_other_last_batches_are_no_matter(overrides, tmp_path):
+    build_job(settings("data=digits", "model=mobilenet_v2", *QUICK, *overrides), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "loaders", "overrides", "sentence"), OWN_LOADERS)
+def test_the_same_of_loaders_of_ones_own(kind, loaders, overrides, sentence, tmp_path):
+    if sentence is None:
+        assert len(loop.run(*job(kind(), loaders, tmp_path, *overrides))) == 2
+        return
+    with pytest.raises(SettingsError, match=sentence):
+        job(kind(), loaders, tmp_path, *overrides)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [Planes, NormalisedByBatch])
+def test_a_network_that_takes_no_example_alone_is_counted_by_batches(kind, tmp_path):
+    done = loop.run(*job(kind(), (loader(),) * 3, tmp_path))
+    assert [layer.positions for layer in done[1].layers] == [1, 1]
+
+
+RANDOM = "answers differently to the same input twice in evaluation: its scores are random"
+BY_BATCH = "answers an input in evaluation by what else is in its batch"
+TOLD = {Dropped: RANDOM, Noisy: RANDOM, KeptInTraining: RANDOM, NormalisedByBatch: BY_BATCH}
+NOT_TOLD = (Net, Normalised, Attends)
+
+
+@pytest.mark.parametrize("kind", [*TOLD, *NOT_TOLD])
+def test_scores_that_are_random_are_told_and_nothing_is_disturbed(kind, tmp_path):
+    network = kind()
+    before = {name: each.clone() for name, each in network.state_dict().items()}
+    drawn = torch.get_rng_state()
+    made, _ = job(network, (loader(),) * 3, tmp_path)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for state in (network.state_dict(), made.initial(0)):
+        assert all(torch.equal(state[name], each) for name, each in before.items())
+    told = [note for note in made.notes if "in evaluation" in note]
+    assert len(told) == (kind in TOLD)
+    assert all(note.startswith(f"warning: {kind.__name__} {TOLD[kind]}") for note in told)
+    assert (len(TOLD), len(NOT_TOLD)) == (4, 3)
+
+
+LABELS = {
+    "none for it": ([10] * 16, [0] * 16, SettingsError, "10 to 10 of train: .*; takes labels from 0 to 9"),
+    "below": ([-1] * 16, [0] * 16, SettingsError, "-1 to -1 of train: .*; takes labels from 0 to 9"),
+    "of validation": ([0] * 16, [11] * 16, SettingsError, "11 to 11 of validation: .*; takes labels from 0 to 9"),
+    "late": ([0] * 15 + [10], [0] * 16, PipelineError, "0 to 10 of train: .*; takes labels from 0 to 9"),
+    "late of validation": ([0] * 16, [0] * 15 + [10], PipelineError, "0 to 10 of validation: .*; takes labels"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_that_have_no_score_are_a_sentence(case, tmp_path):
+    train, validation, error, sentence = LABELS[case]
+    loaders = [loader(labels=torch.tensor(labels)) for labels in (train, validation, [0] * 16)]
+    with pytest.raises(error, match=f"objective.loss: CrossEntropyLoss fails on outputs .*{sentence}") as raised:
+        loop.run(*job(Net(), loaders, tmp_path))
+    assert type(raised.value) is error
+
+
+def test_labels_that_the_loss_leaves_out_are_no_fault(tmp_path):
+    labels = torch.tensor([-100, *range(10), 0, 1, 2, 3, 4])
+    assert (
+        len(
+            loop.run(
+                *job(Net(), (loader(labels=labels),) * 3, tmp_path, "objective.metrics.accuracy.ignore_index=-100")
+            )
+        )
+        == 2
+    )
