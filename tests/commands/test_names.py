@@ -29,7 +29,7 @@ def empty(tmp_path_factory):
 def typed(*arguments):
     """The command line in this process; returns its exit status."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["pipeline", *JOB, *arguments])
+        patched.setattr(sys, "argv", ["pipeline", *arguments, *JOB])
         patched.delenv("MLFLOW_TRACKING_URI", raising=False)
         try:
             main()

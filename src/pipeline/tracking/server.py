@@ -30,7 +30,7 @@ from pipeline.ground.errors import PipelineError
 
 PATIENCE = 60.0
 """Seconds for PostgreSQL to answer."""
-LEAVING = 10.0
+LEAVING = 30.0
 """Seconds for what was left of a killed server to go."""
 
 
