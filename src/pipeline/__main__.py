@@ -14,7 +14,7 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from pipeline.commands import command
-from pipeline.commands.attempt import attempt
+from pipeline.commands.attempt import IN_FULL, attempt
 from pipeline.ground.errors import SettingsError
 from pipeline.settings.build import build
 from pipeline.settings.composition import MISUNDERSTOOD, Composed, launched, mapping, sentence, understood
@@ -25,6 +25,7 @@ def main() -> None:
     """Entry point of ``python -m pipeline``."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         _end_with_leader()
+    os.environ.setdefault(IN_FULL, os.environ.get("HYDRA_FULL_ERROR", "0"))  # the processes that follow have both
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # conf/hydra/launcher has settings of ours for launchers that plugins name
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/")

@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -148,6 +149,27 @@ def test_runs_that_differ_in_training_alone_are_told_apart_in_a_report(tmp_path,
         main()
     head = next(line for line in (tmp_path / "digits.md").read_text().splitlines() if line.startswith("|"))
     assert re.fullmatch(r"\| density( \| lr_rewinding, seed 0 \(digits-[0-9a-f]{8}\)){2} \|", head)
+
+
+def test_a_network_of_which_nothing_is_left_goes_through_everything(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    runs = tmp_path / "runs"
+    job = [*SMALL, "training.epochs=1", "pruning.rounds=1", "pruning.fraction=0.999999", f"artifacts={tmp_path}"]
+    for task in ("run", "run", "report", "compare", "sync"):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *job, f"runs={runs}", f"task={task}"])
+        main()
+    documents = [json.loads(each.read_text(), parse_constant=pytest.fail) for each in tmp_path.rglob("*.json")]
+    assert len(documents) == 3
+    (parent,) = [metrics for name, _, metrics, _ in everything(store(runs)) if name.startswith("lr_rewinding")]
+    assert parent["density"] == [(0, 1.0), (1, 0.0)]
+    assert parent["compression_ratio"][1][1] > 1e300
+    # a ledger of before, where such numbers stood bare
+    (path,) = runs.glob("digits-*/seed-0/round-01/round.json")
+    record = json.loads(path.read_text())
+    record["test"]["test_loss"] = math.inf
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr(sys, "argv", ["pipeline", *job, f"runs={runs}", "task=report"])
+    main()
 
 
 def test_a_report_of_nothing_is_a_sentence(tmp_path, monkeypatch, capsys):

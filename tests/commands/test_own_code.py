@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import prune_by_rewinding
 from pipeline.__main__ import main
+from pipeline.commands.attempt import IN_FULL
 from pipeline.ground.errors import SettingsError
 from pipeline.networks import build_network
 from pipeline.networks.weights import read_weights
@@ -252,6 +253,20 @@ def test_data_that_do_something_wrong(name, command, tmp_path):
     assert re.fullmatch(sentence + r"\n", err)
     assert got == status
     assert status == 1 or not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["NotSetUp", "NotMade", "Negative", "Leaves", "Breaks"])
+def test_the_whole_traceback_is_there_for_who_asks(name, command, monkeypatch):
+    monkeypatch.setenv(IN_FULL, "of an earlier command")
+    monkeypatch.delenv(IN_FULL)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    status, sentence = DATA[name]
+    got, err = command("model=custom", f"model.network={HERE}.Net", "data=own", f"data.module={HERE}.{name}")
+    traceback, told = err.rstrip("\n").rsplit("\n", 1)
+    assert re.fullmatch(sentence, told)
+    assert got == status
+    assert traceback.startswith("Traceback (most recent call last):\n")
+    assert "test_own_code.py" in traceback or name == "Negative"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

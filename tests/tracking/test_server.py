@@ -1,12 +1,16 @@
 """``make server``: real PostgreSQL and MLflow, eight writers at once, and a server that dies in the middle of a run."""
 
 import collections
+import contextlib
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -170,6 +174,65 @@ def test_what_a_server_missed_for_good_is_delivered_by_sync(team, tmp_path):
         assert set(seen.values()) == {1}
         assert [run.info.status for run in runs(client, "job", "late")] == ["FINISHED"]
         assert [run.info.status for run in runs(client, "round", "late")] == ["FINISHED"] * 3
+
+
+@pytest.mark.parametrize("port", ["the same port", "another port"])
+def test_a_second_server_is_told_of_the_first_and_leaves_it_alone(port, team):
+    before = [each.pid for each in servers.family(team.process)]
+    command = team.command if port == "the same port" else [*team.command[:-1], str(servers.free_port())]
+    second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert second.returncode == 1
+    assert re.fullmatch(
+        rf"a server runs for \S+ already: {team.uri}, process {team.process.pid} on \S+; use that, .*\n", second.stderr
+    )
+    assert MlflowClient(team.uri).search_experiments()
+    assert set(before) <= {each.pid for each in servers.family(team.process)}
+
+
+@pytest.mark.parametrize("spared", ["nobody", "PostgreSQL", "all but the command"])
+def test_a_server_that_was_killed_comes_back_with_all_it_had(spared, team):
+    name = f"spared {spared}"
+    MlflowClient(team.uri).create_experiment(name)
+    everyone = servers.family(team.process)
+    of_postgresql = [each for each in everyone if each.name().startswith("postgres")]
+    killed = {"nobody": everyone, "all but the command": everyone[:1]}.get(
+        spared, [each for each in everyone if each not in of_postgresql]
+    )
+    for each in killed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    team.process.wait()
+    assert not psutil.wait_procs(everyone, 60)[1], "what a server started ends with it"
+    team.start()
+    assert MlflowClient(team.uri).get_experiment_by_name(name)
+
+
+STRANGERS = {"lives": lambda alive: f"{alive}\n/elsewhere\n", "is gone": lambda _: "4194303\n/elsewhere\n",
+             "is no number": lambda _: "half a no", "was never written": lambda _: ""}  # fmt: skip
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_note_of_another_process_is_no_leftover(stranger, folder):
+    place = folder / "strangers" / "postgres"
+    with server.postgresql(place):
+        pass
+    alive = subprocess.Popen(["sleep", "600"], user=server._user())
+    try:
+        (place / "postmaster.pid").write_text(STRANGERS[stranger](alive.pid))
+        with server.postgresql(place) as uri:
+            assert uri.startswith("postgresql")
+        assert alive.poll() is None
+    finally:
+        alive.kill()
+        alive.wait()
+
+
+def test_a_postgresql_that_was_left_is_ended(folder):
+    place = folder / "left" / "postgres"
+    with server.postgresql(place), server.postgresql(place) as uri:
+        assert uri.startswith("postgresql")
+        assert not server._serves("1", place)
+        assert server._serves((place / "postmaster.pid").read_text().split()[0], place)
 
 
 def test_a_server_listens_on_loopback_alone_and_its_database_on_no_port(team):

@@ -4,20 +4,28 @@ import errno
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pipeline.commands import Command
 from pipeline.ground.environment import artifacts_folder, runs_folder
 from pipeline.ground.errors import PipelineError, SettingsError, Stopped, one_line, where
 from pipeline.settings.groups import OwnData, Settings
 
+IN_FULL = "PIPELINE_FULL_ERROR"
+"""Variable that says whether ``HYDRA_FULL_ERROR`` was 1 when the command was typed; the door sets that for Hydra."""
+
 
 def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
     """Runs a task; returns its exit status (as the door has them), and sentences on what went wrong.
 
-    Only what is no fault of the user's is raised.
+    Only what is no fault of the user's is raised. With ``HYDRA_FULL_ERROR=1`` the traceback of what came from elsewhere
+    (a user's code, a library) is printed too.
     """
     try:
-        task(settings, runs_folder(settings.runs))
+        with _in_full():
+            task(settings, runs_folder(settings.runs))
     except SettingsError as error:
         return 2, error.faults
     except PipelineError as error:
@@ -38,6 +46,17 @@ def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
         more = "; the same command goes on from the last finished epoch" if settings.task in ("run", "search") else ""
         return 128 + signum, [f"stopped by {signal.Signals(signum).name}{more}"]
     return 0, []
+
+
+@contextmanager
+def _in_full() -> Iterator[None]:
+    """Prints the traceback of an error that is no sentence from its start on, if the user wants that."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if os.environ.get(IN_FULL) == "1" and not (isinstance(error, PipelineError) and error.__cause__ is None):
+            traceback.print_exc()
+        raise
 
 
 def _of_a_file(error: OSError, settings: Settings) -> str:

@@ -31,8 +31,7 @@ def main(settings: Settings, runs: Path) -> None:
     methods = comparison.methods(found)
     title = f"{settings.name}: {len(methods)} methods, {sum(len(method.runs) for method in methods)} runs"
     folder.mkdir(parents=True, exist_ok=True)
-    figure = pictures.methods_figure(methods, title)
-    figure.savefig(folder / "comparison.png", dpi=150)
+    pictures.save(pictures.methods_figure(methods, title), folder / "comparison.png")
     tables = comparison.markdown(methods)
     texts = {
         "comparison.md": f"# {title}\n\n![{methods[0].score.heading}](comparison.png)\n\n{tables}",

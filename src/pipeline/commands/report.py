@@ -7,7 +7,7 @@ from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.report import ledgers, sheet, sizes, timing
 from pipeline.report.comparison import each_alone, scores
-from pipeline.report.pictures import methods_figure
+from pipeline.report.pictures import methods_figure, save
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import chosen, recorded
 from pipeline.settings.groups import Settings
@@ -38,7 +38,7 @@ def write_all(runs: Path, name: str) -> tuple[str, list[Path]]:
     table = scores(found)
     text, picture = runs / f"{name}.md", runs / f"{name}.png"
     text.write_text(table)
-    methods_figure(found, name).savefig(picture, dpi=150)
+    save(methods_figure(found, name), picture)
     return table, [text, picture]
 
 

@@ -1,7 +1,6 @@
 """``task=search``: an agent looks for a policy, shown and tracked; and a run that asks for one first."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -15,11 +14,13 @@ from pipeline.amc.mirror import Mirror
 from pipeline.amc.problem import Problem, problem
 from pipeline.amc.search import Episode, chosen, policy, search
 from pipeline.ground import tables
+from pipeline.ground.documents import written
 from pipeline.ground.environment import cache_folder
-from pipeline.ground.errors import stoppable
+from pipeline.ground.errors import one_line, stoppable
 from pipeline.ground.files import write_file
 from pipeline.ground.progress import progress_bar, time_left
 from pipeline.pruning.policy import episodes_of, searched
+from pipeline.report import pictures
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Ledger, search_home
@@ -77,11 +78,16 @@ def search_job(job: Job, site: Site, settings: Settings, runs: Path, wait: Calla
             episodes = search(asked, amc, job.seed, home.folder, home.identity, done)
         best = chosen(amc, episodes)
         found = policy(asked, amc, settings.pruning.structure, best)
-        write_file(home.folder / "policy.json", json.dumps(found, indent=1).encode() + b"\n")
+        write_file(home.folder / "policy.json", written(found, indent=1).encode() + b"\n")
         write_file(home.folder / "episodes.csv", _csv(episodes).encode())
-        picture = policy_figure(asked, episodes, best, f"{settings.name}, seed {job.seed}: {found['name']}")
-        picture.savefig(home.folder / "policy.png", dpi=150)
-        mirror.finish([home.folder / name for name in ("policy.json", "episodes.csv", "policy.png")], found)
+        outcome = [home.folder / name for name in ("policy.json", "episodes.csv", "policy.png")]
+        drawn_of = f"{settings.name}, seed {job.seed}: {found['name']}"
+        try:
+            pictures.save(policy_figure(asked, episodes, best, drawn_of), outcome[-1])
+        except Exception as error:
+            told(f"the policy is not drawn: {one_line(error)}")
+            outcome.pop()
+        mirror.finish(outcome, found)
     told(_table(asked, best, found))
     told(
         f"dense {whole:.2%}, the policy {best.accuracy:.2%} before retraining (validation), with {found['macs']:.3f} "
@@ -89,7 +95,7 @@ def search_job(job: Job, site: Site, settings: Settings, runs: Path, wait: Calla
         f"episode {best.number + 1} of {len(episodes)}"
     )
     path = home.folder / "policy.json"
-    told(f"policy  {path}\npicture {home.folder / 'policy.png'}\nMLflow  {mirror.where}")
+    told("\n".join([f"policy  {path}", *(f"picture {each}" for each in outcome[2:]), f"MLflow  {mirror.where}"]))
     told(f"next    the same settings with task=run pruning.policy={path}")
     return path
 
@@ -156,6 +162,7 @@ def _csv(episodes: Sequence[Episode]) -> str:
     )
 
 
+@pictures.plain_text
 def policy_figure(asked: Problem, episodes: Sequence[Episode], best: Episode, title: str) -> Figure:
     """The rewards by episode, and what the policy leaves of each layer."""
     steps = asked.environment.steps

@@ -38,7 +38,7 @@ def run_sweep(overrides: Sequence[str]) -> tuple[int, list[str]]:
     sweep = planned(overrides)
     _cleared(sweep)
     SWEEPING.add(os.getpid())
-    sys.argv.append(f'hydra.sweep.dir="{sweep.folder}"')
+    sys.argv.append(f"hydra.sweep.dir={composition.quoted(str(sweep.folder))}")
     status, sentences = 0, []
     deaths: Counter[int] = Counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

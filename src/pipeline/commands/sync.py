@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from pipeline.ground.environment import describe_environment
 from pipeline.ground.errors import PipelineError, one_line, stoppable
-from pipeline.report import sheet, sizes, table
+from pipeline.report import pictures, sheet, sizes, table
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import chosen, ended, recorded
 from pipeline.rounds.job import Job, Site
@@ -50,14 +48,14 @@ def save_and_send(
     A picture that cannot be drawn costs the picture: ``told`` hears why.
     """
     figures = [each.figures for each in found]
-    curves: dict[str, Figure] = {}
+    curves = []
     try:
-        curves = sheet.curves(done, figures, job.score, f"{settings.name}, seed {settings.seed}, {job.method}")
-        for name, curve in curves.items():
-            curve.savefig(site.ledger.folder / name, dpi=150)
+        drawn = sheet.curves(done, figures, job.score, f"{settings.name}, seed {settings.seed}, {job.method}")
+        for name, curve in drawn.items():
+            pictures.save(curve, site.ledger.folder / name)
+            curves.append(site.ledger.folder / name)
     except Exception as error:
         told(f"the curves are not drawn: {one_line(error)}")
-        curves = {}
     tracker.finish(
         done,
         figures,
@@ -66,7 +64,7 @@ def save_and_send(
             "rounds.md": table.markdown(done, job.score, figures),
             "environment.txt": describe_environment(),
         },
-        figures=curves,
+        files=curves,
         tags={"chosen_round": str(chosen(done, job).index), "final_density": f"{done[-1].density:.4f}"},
     )
-    return [site.ledger.folder / name for name in curves]
+    return curves

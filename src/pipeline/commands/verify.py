@@ -1,6 +1,5 @@
 """``task=verify``: the proof that a bundle runs on ARM."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from rich.console import Console
 
 from pipeline.data import load
 from pipeline.deploy import bundle, verify
+from pipeline.ground.documents import written
 from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, stoppable
 from pipeline.settings.groups import Settings
@@ -36,5 +36,5 @@ def main(settings: Settings, runs: Path) -> None:
         raise
     finally:
         if "status" in facts:
-            out.write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(facts, indent=1))
+            out.write_text(written(facts, indent=1) + "\n")
+    print(written(facts, indent=1))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.ground.documents import written
+
 FILE = "manifest.json"
 
 
@@ -61,7 +63,7 @@ class Manifest(Origin):
 
     def write(self, folder: Path) -> None:
         """Writes it into a bundle."""
-        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        (folder / FILE).write_text(written(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def read(bundle: Path) -> Manifest:

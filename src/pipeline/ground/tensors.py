@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pipeline.ground.documents import written
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.files import write_file
 
@@ -113,7 +114,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Writes a safetensors file with a digest of its tensors in its header, and returns the digest."""
     digest = tensor_digest(tensors)
     # one entry: safetensors writes several in an order that changes from process to process
-    write_file(path, save(dict(tensors), {"pipeline": json.dumps({**(metadata or {}), "digest": digest})}))
+    write_file(path, save(dict(tensors), {"pipeline": written({**(metadata or {}), "digest": digest})}))
     return digest
 
 

@@ -1,8 +1,11 @@
 """Pictures of rounds, for people who would rather look than read."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import plotly.graph_objects as plotly
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -24,6 +27,18 @@ COSTS = {
 """What a score is drawn against: a label, and the figure with its factor."""
 
 
+plain_text = rc_context({"text.parse_math": False})
+"""Of a function that makes a figure: what users call things is no formula, whatever stands between two dollar signs."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture; a character that the font lacks becomes a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(path, dpi=150)
+
+
+@plain_text
 def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str, axis: str, title: str) -> Figure:
     """A score against what a network costs: a line a form of it, of (cost, score) from round 0 on.
 
@@ -41,6 +56,7 @@ def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str,
     return figure
 
 
+@plain_text
 def layer_sparsity(round_: Round) -> Figure:
     """Sparsity of every layer as bars, first layer on top; the number of weights left stands beside each."""
     figure = Figure(figsize=(7, 1.2 + 0.22 * len(round_.layers)), layout="constrained")
@@ -56,6 +72,7 @@ def layer_sparsity(round_: Round) -> Figure:
     return figure
 
 
+@plain_text
 def methods_figure(methods: Sequence[Method], title: str) -> Figure:
     """Median test score of each method, least to most over seeds shaded, against each cost that was measured."""
     costs = _measured(methods)

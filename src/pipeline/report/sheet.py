@@ -1,11 +1,12 @@
 """The outcome sheet: what every round of a run is worth in bytes, time and instructions, beside its score."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from pipeline.ground.documents import written
 from pipeline.objective.score import Score
 from pipeline.report import pictures, table
 from pipeline.report.sizes import Sizes
@@ -62,7 +63,7 @@ def write(
     score: Score,
     title: str,
 ) -> list[Path]:
-    """Table, figures and pictures of a run into a folder; the figures of ``best`` into ``metrics.json``.
+    """Table, figures and pictures of a run into a folder; the finite figures of ``best`` into ``metrics.json``.
 
     ``timings`` are figures of every round, empty for one that has not been timed.
     """
@@ -72,7 +73,8 @@ def write(
     known = [{**(extra[n] if extra else {}), **timings[n]} for n in range(len(rounds))]
     (folder / "rounds.csv").write_text(table.as_csv(rounds, known))
     figures = best.figures | known[best.index]
-    (folder / "metrics.json").write_text(json.dumps({"round": best.index, **figures}, indent=1) + "\n")
+    finite = {key: value for key, value in figures.items() if math.isfinite(value)}
+    (folder / "metrics.json").write_text(written({"round": best.index, **finite}, indent=1) + "\n")
     for name, curve in curves(rounds, known, score, title).items():
-        curve.savefig(folder / name, dpi=150)
+        pictures.save(curve, folder / name)
     return sorted(folder.iterdir())

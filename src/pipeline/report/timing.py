@@ -21,6 +21,7 @@ from pipeline.deploy import arm, kernels
 from pipeline.deploy.models import Models, first, models
 from pipeline.deploy.runtime import latencies, session
 from pipeline.ground import tables
+from pipeline.ground.documents import written
 from pipeline.ground.environment import environment
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.files import write_file
@@ -136,7 +137,7 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
         deploy.calibration_images,
         time.time_ns() // 1_000_000,
     )
-    write_file(_path(site, round_), json.dumps(dataclasses.asdict(timing)).encode())
+    write_file(_path(site, round_), written(dataclasses.asdict(timing)).encode())
     return timing
 
 

@@ -29,6 +29,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from pipeline.ground import documents
 from pipeline.ground.errors import PipelineError, one_line
 from pipeline.ground.files import write_file
 from pipeline.ground.tensors import read_tensors, remedy, write_tensors
@@ -157,8 +158,8 @@ class Ledger:
         return Round(
             index=index,
             layers=tuple(LayerCost(**layer) for layer in record["layers"]),
-            history=tuple(Epoch(**epoch) for epoch in record["history"]),
-            test=record["test"],
+            history=_history(record),
+            test=documents.numbers(record["test"]),
             seconds=record["seconds"],
             finished_ms=record["finished_ms"],
         )
@@ -208,7 +209,7 @@ class Ledger:
             **facts,
             "digests": digests,
         }
-        write_file(folder / "round.json", json.dumps(record, indent=1).encode())
+        write_file(folder / "round.json", documents.written(record, indent=1).encode())
 
     @led
     def clear(self, index: int) -> None:
@@ -222,7 +223,7 @@ class Ledger:
         if found is None:
             return None
         under_way, metadata = found
-        return under_way, tuple(Epoch(**epoch) for epoch in metadata["history"])
+        return under_way, _history(metadata)
 
     @led
     def write_partial(self, index: int, reached: UnderWay, history: tuple[Epoch, ...]) -> None:
@@ -258,7 +259,7 @@ class Ledger:
         return record
 
     def _check_identity(self, path: Path, written: Mapping[str, Any]) -> None:
-        was, now = flat(written), flat(self.identity)
+        was, now = (flat(documents.named(each)) for each in (written, self.identity))
         differing = [
             f"{key} was {was.get(key)}, is {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
         ]
@@ -296,6 +297,10 @@ class Ledger:
         tape = Tape.of(parts["tape"]) if parts["tape"] else None
         rest = parts["rest"][""].numpy().tobytes() if parts["rest"] else b""
         return UnderWay(State(parts["network"], parts["optimizer"]), tape, rest), metadata
+
+
+def _history(told: Mapping[str, Any]) -> tuple[Epoch, ...]:
+    return tuple(Epoch(**epoch | {"metrics": documents.numbers(epoch["metrics"])}) for epoch in told["history"])
 
 
 def dense_home(runs: Path, identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -56,9 +56,12 @@ def _impossible(settings: Settings) -> Iterator[str]:
     training, pruning = settings.training, settings.pruning
     optimizer, schedule = training.optimizer, training.schedule
     name, refused = settings.name, "".join(sorted(NOT_IN_NAMES & set(settings.name)))
-    if refused or name.strip() != name or not 0 < len(name) <= 200 or not name.isprintable():
-        without = f": without {refused}" if refused else ""
+    length = len(name.encode(errors="replace"))
+    if refused or name.strip() != name or name.startswith(".") or not 0 < length <= 200 or not name.isprintable():
+        without = f": without {refused}" if refused else ", of 200 bytes at most" if length > 200 else ""
         yield f"name: got {name!r}, takes what can name a folder and a model{without}"
+    if name == "Default":
+        yield "name: got 'Default', which is MLflow's own for runs of no experiment, takes another"
     yield from _impossible_data(settings.data)
     yield from _impossible_objective(settings)
     yield from _impossible_trainer(settings.trainer)

@@ -1,6 +1,8 @@
 """Settings as Hydra composes them from ``conf/``, for one job or, by a launcher, for the jobs of a sweep."""
 
+import dataclasses
 import re
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +13,14 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.ground.errors import SettingsError
+from pipeline.settings.groups import Settings
+from pipeline.settings.strict import is_union
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if folder.is_dir())
@@ -67,7 +72,7 @@ def understood(arguments: Sequence[str]) -> list[str]:
     chosen = any(re.match(r"\+*experiment=", each) for each in arguments)
     if "name" not in named and not chosen and (path := _path_of(arguments)) is not None:
         implied["name"] = path.rpartition(".")[2].lower()
-    return [*(f"{group}={option}" for group, option in implied.items()), *map(lenient, arguments)]
+    return [*map(lenient, (f"{setting}={option}" for setting, option in implied.items())), *map(lenient, arguments)]
 
 
 def _path_of(arguments: Sequence[str]) -> str | None:
@@ -79,14 +84,41 @@ def _path_of(arguments: Sequence[str]) -> str | None:
 def lenient(override: str) -> str:
     """``key=value`` as ``++key=value``, so that an unknown key reaches ``build``, which tells all faults at once.
 
-    A value that begins with ~ (a home folder) is quoted, which Hydra asks for.
+    A value that begins with ~ (a home folder) is quoted, which Hydra asks for; so is what a setting takes as text.
     """
-    match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", override, re.DOTALL)
+    match = re.fullmatch(r"(\+*)([A-Za-z_][\w.]*)=(.*)", override, re.DOTALL)
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    if match is None or match[1] in groups or match[1].startswith("hydra."):
+    if match is None or match[2] in groups or match[2].startswith("hydra."):
         return override
-    key, value = match.groups()
-    return f'++{key}="{value}"' if value.startswith("~") else f"++{key}={value}"
+    signs, key, value = match.groups()
+    read = quoted(value) if value.startswith("~") else as_text(value) if takes_text(key) else value
+    return f"{signs or '++'}{key}={read}"
+
+
+def takes_text(key: str) -> bool:
+    """Whether a setting takes text, or a list of it."""
+    hints: list[Any] = [Settings]
+    for part in key.split("."):
+        groups = [typing.get_type_hints(hint) for hint in hints if dataclasses.is_dataclass(hint)]
+        found = [group[part] for group in groups if part in group]
+        hints = [each for hint in found for each in (typing.get_args(hint) if is_union(hint) else (hint,))]
+    return str in hints or tuple[str, ...] in hints
+
+
+def as_text(value: str) -> str:
+    """A value as typed, in quotes where Hydra would read a number in it, or nothing at all."""
+    try:
+        read = OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
+        return value if value.startswith(("[", "{")) or "," in value else quoted(value)
+    if isinstance(read, list | ChoiceSweep):
+        return re.sub(r"(?<=[\[,])[^][,{}'\"]+(?=[],])", lambda item: as_text(item[0]), f",{value},")[1:-1]
+    return quoted(value) if isinstance(read, int | float) else value
+
+
+def quoted(text: str) -> str:
+    """Text in the quotes that Hydra takes off again."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + ('\\"' if end[2] else ""), text) + '"'
 
 
 def sentence(error: Exception) -> str:

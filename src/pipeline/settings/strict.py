@@ -44,13 +44,25 @@ def built(cls: Any, mapping: Any, path: str, faults: list[str]) -> Any:
 
 def _value(hint: Any, got: Any, path: str, faults: list[str]) -> Any:
     """``got`` as the type of ``hint``, or a fault."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    options = typing.get_args(hint) if is_union(hint) else (hint,)
     if all(dataclasses.is_dataclass(option) for option in options):
         return _group(options, got, path, faults)
     for option in options:
         if (value := matched(option, got)) is not NO_MATCH:
             return value
-    return _fault(path, got, " or ".join(takes(option) for option in options), faults)
+    words = " or ".join(takes(option) for option in options)
+    return _fault(
+        path, got, words + (", as a number in quotes is" if str in options and _is_number(got) else ""), faults
+    )
+
+
+def is_union(hint: Any) -> bool:
+    """Whether a type is one of several."""
+    return typing.get_origin(hint) in (Union, types.UnionType)
+
+
+def _is_number(got: Any) -> bool:
+    return isinstance(got, int | float)
 
 
 def _fault(path: str, got: Any, takes: str, faults: list[str]) -> None:
@@ -96,7 +108,8 @@ def matched(hint: Any, got: Any) -> Any:
     if origin is not None:
         if not isinstance(got, Mapping):
             return NO_MATCH
-        named = {key: value if arguments[1] is Any else matched(arguments[1], value) for key, value in got.items()}
+        names = {str(key) if type(key) is int else key: value for key, value in got.items()}
+        named = {key: value if arguments[1] is Any else matched(arguments[1], value) for key, value in names.items()}
         return NO_MATCH if any(value is NO_MATCH for value in named.values()) else named
     return got if type(got) is hint else NO_MATCH
 

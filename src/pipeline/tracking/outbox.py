@@ -1,5 +1,6 @@
 """Deliveries to a place that may be out of reach for a while: a thread makes them in order, each until it succeeds."""
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -60,11 +61,15 @@ class Outbox:
             except Exception as failure:
                 self.failing = True
                 if tried == 1:
-                    self._told(failure)
+                    self._tell(failure)
                 if self._closed.wait(SECONDS_BETWEEN_TRIES):
                     return
             else:
                 self.failing = False
                 if tried > 1:
-                    self._told(None)
+                    self._tell(None)
                 return
+
+    def _tell(self, failure: Exception | None) -> None:
+        with contextlib.suppress(OSError):  # whoever listened may have gone
+            self._told(failure)

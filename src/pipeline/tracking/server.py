@@ -8,24 +8,30 @@ PostgreSQL listens on a Unix socket that its owner alone can open, never on a ne
 """
 
 import argparse
+import ctypes
 import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
+
+from filelock import FileLock, Timeout
 
 from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import PipelineError
 
 PATIENCE = 60.0
 """Seconds for PostgreSQL to answer."""
+LEAVING = 30.0
+"""Seconds for what was left of a killed server to go."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,14 +44,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=5000)
     given, more = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
+    folder = given.folder.resolve()
     try:
-        with postgresql(given.folder.resolve() / "postgres") as uri:
-            serve(uri, given.folder.resolve() / "artifacts", given.host, given.port, more)
+        with alone(folder, f"http://{given.host}:{given.port}"), postgresql(folder / "postgres") as uri:
+            serve(uri, folder / "artifacts", given.host, given.port, more)
     except PipelineError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped")
+
+
+@contextmanager
+def alone(folder: Path, address: str) -> Iterator[None]:
+    """Holds a server's folder, for which one server runs at a time. The lock ends with the process, however that ends.
+
+    Raises:
+        PipelineError: if another has it; it says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(folder / "lock"), folder / "owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = owner.read_text() if owner.exists() else "another process"
+        raise PipelineError(
+            f"a server runs for {folder} already: {holder}; use that, stop it, or name another place by --folder"
+        ) from None
+    try:
+        owner.write_text(f"{address}, process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def serve(uri: str, artifacts: Path, host: str, port: int, more: Sequence[str] = ()) -> None:
@@ -56,7 +87,8 @@ def serve(uri: str, artifacts: Path, host: str, port: int, more: Sequence[str] =
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", uri, "--artifacts-destination", artifacts.as_uri(), "--workers", "2", *more]
-    server = subprocess.Popen(command, start_new_session=True)
+    _wait_for(host, port)
+    server = subprocess.Popen(command, start_new_session=True, preexec_fn=_ends_with(signal.SIGTERM))
     print(f"MLflow  http://{host}:{port}  (clients: tracking.uri=http://{host}:{port})", flush=True)
     try:
         server.wait()
@@ -77,10 +109,10 @@ def postgresql(folder: Path) -> Iterator[str]:
     programs = _programs()
     user = _user()
     folder.mkdir(parents=True, exist_ok=True)
-    socket = Path(tempfile.mkdtemp(prefix="pipeline-"))  # a socket's path may have a hundred letters
+    place = Path(tempfile.mkdtemp(prefix="pipeline-"))  # a socket's path may have a hundred letters
     log = folder.parent / "postgres.log"
     if user is not None:
-        for path in (folder, socket):
+        for path in (folder, place):
             shutil.chown(path, user)
         folder.chmod(0o700)
     try:
@@ -90,17 +122,18 @@ def postgresql(folder: Path) -> Iterator[str]:
         options = ["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700"]
         with log.open("ab") as output:
             server = subprocess.Popen(
-                [programs / "postgres", "-D", folder, "-k", socket, *options],
+                [programs / "postgres", "-D", folder, "-k", place, *options],
                 user=user, stdout=output, stderr=output, cwd="/", start_new_session=True,
+                preexec_fn=_ends_with(signal.SIGINT),
             )  # fmt: skip
         try:
-            _answers(programs, socket, server, log)
-            yield f"postgresql+psycopg2://mlflow@/postgres?host={socket}"
+            _answers(programs, place, server, log)
+            yield f"postgresql+psycopg2://mlflow@/postgres?host={place}"
         finally:
             server.send_signal(signal.SIGINT)  # clients are cut off, the database is closed
             server.wait()
     finally:
-        shutil.rmtree(socket, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _programs() -> Path:
@@ -121,15 +154,49 @@ def _user() -> str | None:
 
 
 def _end_leftover(programs: Path, folder: Path, user: str | None) -> None:
-    """Ends a PostgreSQL that outlived the command which started it."""
-    if (folder / "postmaster.pid").exists():
+    """Ends a PostgreSQL that outlived the command which started it; a note of one that is gone goes.
+
+    PostgreSQL itself would take any process of the noted number for the one that was.
+    """
+    note = folder / "postmaster.pid"
+    if not note.exists():
+        return
+    if _serves(note.read_text().partition("\n")[0], folder):
         command: list[str | Path] = [programs / "pg_ctl", "stop", "-D", folder, "-m", "fast"]
         subprocess.run(command, user=user, cwd="/", capture_output=True, check=False)
+    else:
+        note.unlink(missing_ok=True)
 
 
-def _answers(programs: Path, socket: Path, server: "subprocess.Popen[bytes]", log: Path) -> None:
+def _serves(process: str, folder: Path) -> bool:
+    """Whether the process of a number is a PostgreSQL on the database in ``folder``."""
+    try:
+        words = Path("/proc", str(int(process)), "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except (OSError, ValueError):
+        return False
+    return Path(words[0]).name in ("postgres", "postmaster") and str(folder) in words
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Waits a while for an address that a server which was killed may hold a moment longer."""
+    until = time.monotonic() + LEAVING
+    while time.monotonic() < until:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial, suppress(OSError):
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+            return
+        time.sleep(0.1)
+
+
+def _ends_with(signum: int) -> Callable[[], None]:
+    """What a process that is started does first, so that it gets a signal when the one that started it dies."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    return lambda: prctl and prctl(1, signum)  # PR_SET_PDEATHSIG
+
+
+def _answers(programs: Path, place: Path, server: "subprocess.Popen[bytes]", log: Path) -> None:
     until = time.monotonic() + PATIENCE
-    while subprocess.run([programs / "pg_isready", "-q", "-h", socket], check=False).returncode:
+    while subprocess.run([programs / "pg_isready", "-q", "-h", place], check=False).returncode:
         if server.poll() is not None or time.monotonic() > until:
             raise PipelineError(f"PostgreSQL does not start; {log} says why")
         time.sleep(0.1)

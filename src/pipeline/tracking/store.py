@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException, RestException
+from sqlalchemy import URL
 
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.files import whole
@@ -36,7 +38,19 @@ OF_THE_MACHINE = ("data_digest", "precision", "compile")
 
 def embedded_uri(runs: Path) -> str:
     """The default store: a SQLite database in the runs folder."""
-    return f"sqlite:///{(runs / 'mlflow' / 'mlflow.db').resolve()}"
+    return sqlite_uri(runs / "mlflow" / "mlflow.db")
+
+
+def sqlite_uri(database: Path) -> str:
+    """The address of a SQLite database.
+
+    A path with a character that means something in an address is coded, and the driver is named: MLflow would make a
+    folder of the coded path otherwise.
+    """
+    path = str(database.resolve())
+    if not {"?", "%"} & set(path):
+        return f"sqlite:///{path}"
+    return URL.create("sqlite+pysqlite", database=path).render_as_string(hide_password=False)
 
 
 def tracking_uri(uri: str | None, runs: Path) -> str:
@@ -53,7 +67,7 @@ def make_embedded_store(runs: Path) -> None:
     with FileLock(folder / "lock"):
         if not (folder / "mlflow.db").exists():
             with whole(folder / "mlflow.db") as unfinished:
-                MlflowClient(f"sqlite:///{unfinished.resolve()}").search_experiments()
+                MlflowClient(sqlite_uri(unfinished)).search_experiments()
 
 
 def parameters(settings: Settings) -> dict[str, str]:
@@ -159,7 +173,8 @@ class Store:
         page = f"/#/experiments/{self.experiment_id}/runs?{query}"
         if self.uri.startswith("http"):
             return self.uri + page
-        command = f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
+        program = str(Path(sys.executable).with_name("mlflow"))
+        command = shlex.join([program, "ui", "--backend-store-uri", self.uri])
         return f"{command}\n        and then http://127.0.0.1:5000{page}"
 
     def opened(self, tags: Mapping[str, str], title: str, reopen: bool) -> Run:
@@ -178,13 +193,16 @@ class Store:
         return found[0] if found else None
 
     def describe(self, run: Run, settings: Settings) -> None:
-        """Gives a run the settings as parameters; a value other than it has becomes a tag ``changed.<name>``."""
+        """Gives a run the settings as parameters; a value other than it has becomes a tag ``changed.<name>``.
+
+        Not so the task: what else is done with a run is no change of it.
+        """
         params, known = parameters(settings), run.data.params
         new = [Param(key, value) for key, value in params.items() if key not in known]
         for some in _by(PARAMETERS, new):
             self.client.log_batch(run.info.run_id, params=some)
-        changed = {f"changed.{key}": each for key, each in params.items() if known.get(key, each) != each}
-        self.tag(run.info.run_id, changed)
+        changed = {key for key, each in params.items() if known.get(key, each) != each} - {"task"}
+        self.tag(run.info.run_id, {f"changed.{key}": params[key] for key in sorted(changed)})
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Tags a run."""

@@ -8,19 +8,20 @@ During a run all is sent by a thread (an ``Outbox``), each thing until it has ar
 costs training nothing, and gets what it missed when it is back.
 """
 
+import contextlib
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from mlflow.entities import Run
 
 from pipeline.ground.environment import git_commit
 from pipeline.ground.errors import Stopped, one_line
-from pipeline.report.pictures import layer_sparsity
+from pipeline.report.pictures import layer_sparsity, save
 from pipeline.report.table import layers_csv
 from pipeline.rounds.job import Job, Watcher
 from pipeline.rounds.ledger import Ledger, Round, weights_digest
@@ -71,32 +72,36 @@ class Tracker(Watcher):
         with self.store.told():
             self._open(reopen)
         self.complete: dict[int, tuple[Round, Path]] = {}
-        self.round_runs: dict[int, str] = {}
-        self.sent: dict[int, int] = {}
         self.last_epochs = 0.0
         self.ended = False
         self.outbox = Outbox(self._tell)
 
     def _open(self, reopen: bool) -> None:
-        """Opens the parent run."""
+        """Opens the parent run, in which no round stands yet as far as is known; it counts once all of it is told."""
         parent = self.store.opened({**self.identity, "kind": "job"}, self.title, reopen)
-        self.run_id, self.artifact_uri = parent.info.run_id, parent.info.artifact_uri
-        self.tag(self.tags)
-        self.store.describe(parent, self.settings)
-        self.client.log_dict(self.run_id, kept(self.settings), "settings.yaml")
+        run_id = parent.info.run_id
+        try:
+            self.store.tag(run_id, self.tags)
+            self.store.describe(parent, self.settings)
+            self.client.log_dict(run_id, kept(self.settings), "settings.yaml")
+        except Exception:
+            if parent.info.status == "RUNNING":
+                with contextlib.suppress(Exception):
+                    self.client.set_terminated(run_id, "FAILED")
+            raise
+        self.run_id, self.artifact_uri = run_id, parent.info.artifact_uri
+        self.round_runs: dict[int, str] = {}
+        self.sent: dict[int, int] = {}
+        self.arrived: set[int] = set()
 
     def _open_anew(self) -> None:
         """Opens another parent run, for a round that MLflow has is being trained anew: their curves never mix.
 
         The old one stays as it is, under another kind, and the new one gets the rounds that are complete.
         """
-        self.tag({"kind": "job, trained anew later"})
         self.client.set_terminated(self.run_id, "FINISHED")
+        self.tag({"kind": "job, trained anew later"})
         self._open(reopen=True)
-        self.round_runs.clear()
-        self.sent.clear()
-        for result, folder in self.complete.values():
-            self._send_round(result, folder)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -124,14 +129,14 @@ class Tracker(Watcher):
         sizes: Sequence[Mapping[str, float]],
         *,
         texts: Mapping[str, str],
-        figures: Mapping[str, Figure],
+        files: Sequence[Path],
         tags: Mapping[str, str],
     ) -> None:
         """Puts bytes of every round and the report into the runs and ends the parent as FINISHED."""
         self.ended = True
         for result, figures_ in zip(rounds, sizes, strict=False):
             self.outbox.put(partial(self._send_sizes, result, figures_))
-        self.outbox.put(lambda: self._send_report(rounds[-1], texts, figures, tags))
+        self.outbox.put(lambda: self._send_report(rounds[-1], texts, files, tags))
 
     def log_figures(self, result: Round, figures: Mapping[str, float], time_ms: int) -> None:
         """Adds figures that were taken at a time to a round of a run that has ended; the latest count."""
@@ -173,7 +178,8 @@ class Tracker(Watcher):
     def _begin_round(self, index: int) -> None:
         if self._round_run(index).info.status == "FINISHED":
             self._open_anew()
-            self._round_run(index)
+        self._send_complete()
+        self._round_run(index)
 
     def _send_epochs(self, index: int, history: Sequence[Epoch]) -> None:
         rows = [
@@ -189,24 +195,46 @@ class Tracker(Watcher):
         self.sent[index] = len(history)
 
     def _send_round(self, result: Round, folder: Path) -> None:
-        """Sends what MLflow does not have yet of a complete round; its run is FINISHED when all of it is there."""
-        run = self._round_run(result.index)
+        """Sends what MLflow does not have yet of a complete round, and of those before it."""
         digest = weights_digest(folder)
-        if run.data.tags.get("weights", digest) != digest:
+        if self._round_run(result.index).data.tags.get("weights", digest) != digest:
             self._open_anew()
-            run = self._round_run(result.index)
         self.complete[result.index] = (result, folder)
+        self.arrived.discard(result.index)
+        self._send_complete()
+
+    def _send_complete(self) -> None:
+        """Sends the complete rounds that have not arrived; a round's run is FINISHED when all of it is there."""
+        for index, (result, folder) in self.complete.items():
+            if index not in self.arrived:
+                self._send_whole(result, folder)
+                self.arrived.add(index)
+
+    def _send_whole(self, result: Round, folder: Path) -> None:
+        run = self._round_run(result.index)
         self.store.send(self.run_id, metrics(result.figures, result.finished_ms, result.index))
         if run.info.status == "FINISHED":
             return
+        run_id = run.info.run_id
         self._send_epochs(result.index, result.history)
-        self.store.send(run.info.run_id, metrics(result.figures, result.finished_ms, result.history[-1].number))
+        self.store.send(run_id, metrics(result.figures, result.finished_ms, result.history[-1].number))
         for name in ("weights", "masks"):
-            self.client.log_artifact(run.info.run_id, str(folder / f"{name}.safetensors"))
-        self.client.log_text(run.info.run_id, layers_csv(result), "layers.csv")
-        self.client.log_figure(run.info.run_id, layer_sparsity(result), "layers.png")
-        self.store.tag(run.info.run_id, {"weights": digest})
-        self.client.set_terminated(run.info.run_id, "FINISHED", end_time=result.finished_ms)
+            self.client.log_artifact(run_id, str(folder / f"{name}.safetensors"))
+        self.client.log_text(run_id, layers_csv(result), "layers.csv")
+        self._send_picture(run_id, result)
+        self.store.tag(run_id, {"weights": weights_digest(folder)})
+        self.client.set_terminated(run_id, "FINISHED", end_time=result.finished_ms)
+
+    def _send_picture(self, run_id: str, result: Round) -> None:
+        """Draws a round's layers and sends the picture; one that cannot be drawn costs the picture."""
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "layers.png"
+            try:
+                save(layer_sparsity(result), path)
+            except Exception as error:
+                self.told(f"the layers of round {result.index} are not drawn: {one_line(error)}")
+                return
+            self.client.log_artifact(run_id, str(path))
 
     def _send_sizes(self, result: Round, figures: Mapping[str, float]) -> None:
         rows = metrics(figures, result.finished_ms, result.index)
@@ -214,12 +242,12 @@ class Tracker(Watcher):
         self.store.send(self.round_runs[result.index], rows)
 
     def _send_report(
-        self, last: Round, texts: Mapping[str, str], figures: Mapping[str, Figure], tags: Mapping[str, str]
+        self, last: Round, texts: Mapping[str, str], files: Sequence[Path], tags: Mapping[str, str]
     ) -> None:
         for name, text in texts.items():
             self.client.log_text(self.run_id, text, name)
-        for name, figure in figures.items():
-            self.client.log_figure(self.run_id, figure, name)
+        for file in files:
+            self.client.log_artifact(self.run_id, str(file))
         self.tag(tags)
         self.client.update_run(self.run_id, name=f"{self.title}, density {last.density:.3f}")
         self.client.set_terminated(self.run_id, "FINISHED")

@@ -1,0 +1,75 @@
+"""Settings that take text keep what was typed, whatever YAML or Hydra would make of it."""
+
+import pytest
+
+from pipeline.commands.sweep import planned
+from pipeline.ground.errors import SettingsError
+from pipeline.settings.build import build
+from pipeline.settings.composition import composed, quoted, takes_text, understood
+from tests.conftest import SMALL, settings
+
+TYPED = [
+    "007", "1e3", "0x10", "yes", "on", "off", "true", "False", "2026-11-27", "1_000", "12:30:45", "nan", "-inf", "1.50",
+    "+1", "-0", ".5", "0o17", "None", "a&b", "a;b", "a b", "Größe", "😀", "x=y", "a@b", "100%", "it's", 'say "so"', "a?b",
+    "(1)", "$HOME", "~", "a\\b", 'a\\"b', "end\\", "!x", "#1", "a#1",
+]  # fmt: skip
+TEXTS = ["name", "runs", "record", "artifacts", "data.source", "tracking.uri", "compare.where", "deploy.host",
+         "model.network", "pruning.policy", "objective.score"]  # fmt: skip
+
+
+def at(mapping, setting):
+    for key in setting.split("."):
+        mapping = mapping[key]
+    return mapping
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_text_is_what_was_typed(typed):
+    got = composed([f"{setting}={typed}" for setting in TEXTS])
+    assert {at(got, setting) for setting in TEXTS} == {typed}
+    assert at(composed([f"++name={typed}"]), "name") == typed
+    assert at(composed([f"name={quoted(typed)}"]), "name") == typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [("[0,2]", ["0", "2"]), ("[0]", ["0"]), ("[features.0,output]", ["features.0", "output"]), ("['1,2',3]", ["1,2", "3"]),
+     ("[]", []), ("[1e1, 007]", ["1e1", "007"])],
+)  # fmt: skip
+def test_so_is_text_in_a_list(typed, found):
+    assert at(composed([f"pruning.exclude={typed}"]), "pruning.exclude") == found
+
+
+def test_null_stays_null_and_numbers_stay_numbers():
+    got = composed(["tracking.uri=null", "seed=7", "pruning.fraction=0.5", "training.epochs=1_0", "deploy.sizes=false"])
+    found = [at(got, key) for key in ("tracking.uri", "seed", "pruning.fraction", "training.epochs", "deploy.sizes")]
+    assert found == [None, 7, 0.5, 10, False]
+
+
+def test_each_job_of_a_sweep_has_the_name_that_was_typed():
+    jobs = planned(understood([*SMALL, "name=1e3,2_0,007,on", "seed=1"])).settings
+    assert [each.name for each in jobs] == ["1e3", "2_0", "007", "on"]
+
+
+def test_layers_called_by_a_number_are_found_by_it():
+    assert settings("pruning.shares={0: 0.5, output: 1.0}").pruning.shares == {"0": 0.5, "output": 1.0}
+
+
+@pytest.mark.parametrize("got", [7, 1000.0, True, 0, -1])
+def test_a_number_in_a_file_is_shown_as_it_was_read(got):
+    with pytest.raises(SettingsError, match=r"^name: got .*, takes text, as a number in quotes is$"):
+        build({**composed([]), "name": got})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b", "50%", "O'Brien", "two\nlines", "x" * 201, "😀" * 51, "..", ".hidden", " x", "", "Default", "a\\b", "a:b"],
+)
+def test_a_name_that_is_none_of_a_folder_and_a_model_is_refused(name):
+    with pytest.raises(SettingsError, match=r"^name: got "):
+        build({**composed([]), "name": name})
+
+
+def test_which_settings_take_text():
+    assert all(map(takes_text, [*TEXTS, "pruning.exclude", "objective.loss", "data.module"]))
+    assert not any(map(takes_text, ["seed", "training.epochs", "model.arguments.width", "training", "no.such", "task"]))
