@@ -220,6 +220,35 @@ def test_the_dense_network_is_trained_once_and_a_rewind_point_that_was_not_kept_
     assert content(site.dense.folder) == content(kept_at_once.dense.folder)
 
 
+@pytest.mark.parametrize("dies_after", [1, 2, 3])
+def test_a_rewind_point_that_is_trained_again_goes_on_after_a_kill(dies_after, small_job, tmp_path, monkeypatch):
+    longer = ["training.epochs=5", "training.max_steps=null", "retraining.length=0.4", "pruning.rounds=1"]
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    rounds.run(*small_job("retraining=lr_rewinding", *longer, runs=shared))
+    job, site = small_job("retraining=weight_rewinding", *longer, runs=shared)
+    assert job.span.first == 3
+    write, written = Ledger.write_partial, []
+
+    def writes_and_dies(ledger, index, reached, history, *name):
+        write(ledger, index, reached, history, *name)
+        written.append(name)
+        if len(written) == dies_after:
+            raise Stop
+
+    monkeypatch.setattr(Ledger, "write_partial", writes_and_dies)
+    with pytest.raises(Stop):
+        rounds.run(job, site)
+    monkeypatch.setattr(Ledger, "write_partial", write)
+    watch = Watch()
+    job, site = small_job("retraining=weight_rewinding", *longer, runs=shared, watchers=(watch,))
+    rounds.run(job, site)
+    assert any(f"training round 0 again from epoch {dies_after} to 3" in note for note in watch.notes)
+    job, kept_at_once = small_job("retraining=weight_rewinding", *longer, runs=alone)
+    rounds.run(job, kept_at_once)
+    assert content(site.ledger.folder) == content(kept_at_once.ledger.folder)
+    assert content(site.dense.folder) == content(kept_at_once.dense.folder)
+
+
 def test_target_density_is_met_to_the_weight(small_job):
     job, site = small_job("pruning.rounds=null", "pruning.target_density=0.55", "training.epochs=1")
     done = rounds.run(job, site)

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.__main__ import main
-from pipeline.ground.errors import Stopped
+from pipeline.ground.errors import SettingsError, Stopped
 from pipeline.rounds.ledger import weights_digest
 from pipeline.settings.identity import flat
 from pipeline.tracking import store
@@ -215,6 +215,20 @@ def test_another_store_by_setting_or_environment(command, tmp_path, monkeypatch)
     assert command(f"tracking.uri={by_setting}") == 0
     assert len(runs(MlflowClient(by_setting), "job")) == 1
     assert not (tmp_path / "mlflow" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("place", ["file:{}", "{}", "mlruns"])
+@pytest.mark.parametrize("by", ["tracking.uri", "MLFLOW_TRACKING_URI"])
+def test_a_store_of_plain_files_is_refused(by, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = place.format(tmp_path / "files")
+    if by == "MLFLOW_TRACKING_URI":
+        monkeypatch.setenv(by, uri)
+    asked = settings(*([f"tracking.uri={uri}"] if by == "tracking.uri" else []))
+    with pytest.raises(SettingsError, match=f"{by}: got {re.escape(uri)}, a store of plain files"):
+        store.Store(asked, tmp_path, make=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_not_there_ends_in_a_sentence(command, monkeypatch, capsys):

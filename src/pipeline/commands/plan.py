@@ -25,7 +25,7 @@ def main(settings: Settings, runs: Path) -> None:
 
 
 def plan(job: Job) -> Iterator[str]:
-    """Lines for a person: rounds with densities, epochs and steps, and the time by one timed epoch."""
+    """Lines for a person: rounds with densities, epochs and steps, and the time by a timed epoch."""
     excluded = job.pruning.exclude if job.pruning.structure == "weight" else ()
     parameters = dict(job.network.named_parameters())
     weights = sum(parameters[name].numel() for name in prunable(job.network, excluded, job.pruning.include))
@@ -45,22 +45,26 @@ def plan(job: Job) -> Iterator[str]:
         yield f"{index:>8}{density:>10.4f}{left:>14}{span.last - span.first:>8}{in_round:>10,}"
     if known is None:
         yield "further rounds follow until the validation score falls by pruning.max_score_drop"
-    seconds = timed_epoch(job)
-    total = seconds * steps / job.dense_span.steps(0)
+    per_step, seconds = timed_epoch(job)
     yield f"{len(densities)} rounds, {epochs:,} epochs, {steps:,} steps"
-    yield f"one epoch took {seconds:.1f} s here: about {_duration(total)} in all, less what is complete already"
+    total = _duration(per_step * steps)
+    yield f"one epoch took {seconds:.1f} s here: about {total} in all, less what is complete already"
 
 
-def timed_epoch(job: Job) -> float:
-    """Seconds of the first epoch of round 0, trained and thrown away."""
+def timed_epoch(job: Job) -> tuple[float, float]:
+    """Seconds of a step and of the whole second epoch of round 0 (of the first, if T has one), trained and thrown away.
+
+    The first epoch pays for what is done once: memory, kernels, workers.
+    """
     seconds: list[float] = []
+    span = dataclasses.replace(job.dense_span, last=min(2, job.dense_span.last))
 
     def on_epoch(epoch: Epoch, _: UnderWay) -> None:
         seconds.append(epoch.seconds)
 
-    one = RoundPlan(dataclasses.replace(job.dense_span, last=1), {}, job.seed, 0)
+    one = RoundPlan(span, {}, job.seed, 0)
     train_round(job.trainable, one, UnderWay(State(job.initial(0), {})), first_epoch=0, on_epoch=on_epoch)
-    return seconds[0]
+    return seconds[-1] / span.steps(span.last - 1), seconds[-1]
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,7 @@
                       round.json               its record: written last, so its being there means "complete"
                       partial.safetensors      the last finished epoch of a round under way
              round-00/epoch-0012.safetensors   round 0 after 12 epochs, kept as a rewind point
+                      again.safetensors        the last finished epoch of round 0 trained again, to a point not kept
 
 Every file appears whole, by a rename, after its bytes are on the disk; a record is never overwritten. Every tensor file
 carries a digest of its tensors.
@@ -42,6 +43,7 @@ from pipeline.training.tape import Tape
 
 FORMAT = 1
 PARTIAL = "partial.safetensors"
+AGAIN = "again.safetensors"
 P = ParamSpec("P")
 Found = TypeVar("Found")
 
@@ -212,24 +214,24 @@ class Ledger:
         write_file(folder / "round.json", documents.written(record, indent=1).encode())
 
     @led
-    def clear(self, index: int) -> None:
+    def clear(self, index: int, name: str = PARTIAL) -> None:
         """Removes what is left of the training of a complete round."""
-        (self.path(index) / PARTIAL).unlink(missing_ok=True)
+        (self.path(index) / name).unlink(missing_ok=True)
 
     @led
-    def partial(self, index: int) -> tuple[UnderWay, tuple[Epoch, ...]] | None:
+    def partial(self, index: int, name: str = PARTIAL) -> tuple[UnderWay, tuple[Epoch, ...]] | None:
         """What a round under way goes on from, and its history, after its last finished epoch."""
-        found = self._load_state(self.path(index) / PARTIAL)
+        found = self._load_state(self.path(index) / name)
         if found is None:
             return None
         under_way, metadata = found
         return under_way, _history(metadata)
 
     @led
-    def write_partial(self, index: int, reached: UnderWay, history: tuple[Epoch, ...]) -> None:
+    def write_partial(self, index: int, reached: UnderWay, history: tuple[Epoch, ...], name: str = PARTIAL) -> None:
         """Keeps the last finished epoch of a round under way."""
         told = [dataclasses.asdict(epoch) for epoch in history]
-        self._write_state(self.path(index) / PARTIAL, reached, {"history": told})
+        self._write_state(self.path(index) / name, reached, {"history": told})
 
     @led
     def rewind_points(self) -> list[int]:

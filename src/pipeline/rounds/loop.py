@@ -28,7 +28,7 @@ from pipeline.pruning.masks import Masks, digest, kept
 from pipeline.pruning.prune import emptied
 from pipeline.rounds.choice import finished
 from pipeline.rounds.job import Job, Site
-from pipeline.rounds.ledger import Round
+from pipeline.rounds.ledger import AGAIN, Round
 from pipeline.training.retraining import retraining_tape
 from pipeline.training.state import Epoch, State, UnderWay, masked
 from pipeline.training.tape import Tape
@@ -183,13 +183,19 @@ def _rewind_point(job: Job, site: Site, epoch: int) -> State:
             return state
         known = [] if job.trainable.own else dense.rewind_points()  # what callbacks remember is not kept there
         nearest = max([0, *(each for each in known if each < epoch)])
-        start = dense.rewind_point(nearest) or State(job.initial(0), {})
+        start = UnderWay(dense.rewind_point(nearest) or State(job.initial(0), {}))
+        if (again := dense.partial(0, AGAIN)) is not None and nearest < again[1][-1].number <= epoch:
+            start, nearest = again[0], again[1][-1].number
         site.watcher.note(f"training round 0 again from epoch {nearest} to {epoch}, the rewind point that was not kept")
-        span = dataclasses.replace(job.dense_span, last=epoch)
-        plan = RoundPlan(span, job.whole(), job.seed, 0, recorded_tape(job, site))
-        reached = _train(job, site, plan, UnderWay(start), nearest, lambda *_: None).state
-        dense.keep_rewind_point(epoch, reached)
-        return reached
+        if nearest < epoch:
+            span = dataclasses.replace(job.dense_span, last=epoch)
+            plan = RoundPlan(span, job.whole(), job.seed, 0, recorded_tape(job, site))
+            start = _train(
+                job, site, plan, start, nearest, lambda done, reached: dense.write_partial(0, reached, (done,), AGAIN)
+            )
+        dense.keep_rewind_point(epoch, start.state)
+        dense.clear(0, AGAIN)
+        return start.state
 
 
 def _train_round(job: Job, site: Site, plan: RoundPlan, start: Callable[[], State]) -> None:

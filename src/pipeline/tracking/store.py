@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -95,6 +96,7 @@ class Store:
         """Connects; with ``make`` the experiment is made if there is none.
 
         Raises:
+            SettingsError: if it is a store of plain files, which has no rows that are equal.
             PipelineError: if the server does not answer for ``PATIENCE`` seconds, or refuses, or the experiment is
                 deleted there and was to be made.
         """
@@ -102,6 +104,12 @@ class Store:
             logging.getLogger(library).setLevel(logging.WARNING)
         self._address = tracking_uri(settings.tracking.uri, runs)
         self.uri = without_secrets(self._address)
+        if urlsplit(self._address).scheme in ("", "file"):
+            setting = "MLFLOW_TRACKING_URI" if settings.tracking.uri is None else "tracking.uri"
+            raise SettingsError(
+                [f"{setting}: got {self.uri}, a store of plain files, where what is sent again stands twice; takes a "
+                 "database or server, such as sqlite:////home/me/mlflow.db or http://localhost:5000"]
+            )  # fmt: skip
         with self.told():
             self.client = self._connected(runs)
             self.experiment_id = self._experiment(settings.name, runs, make)
