@@ -43,7 +43,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=() if n in (1, 2, 4) else pytest.mark.slow) for n, each in enumerate(NAMES)]
+    "name", [pytest.param(each, marks=() if n == 2 else pytest.mark.slow) for n, each in enumerate(NAMES)]
 )
 def test_a_name_goes_through_everything(name, empty, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

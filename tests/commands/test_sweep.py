@@ -118,7 +118,9 @@ def test_what_jobs_print_is_kept_apart(typed, tmp_path):
     assert [log.read_text().split()[:3] for log in logs] == [["round", "density", "sparsity"]] * 2
 
 
-@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]])
+@pytest.mark.parametrize(
+    "launcher", [[], pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"], marks=pytest.mark.slow)]
+)
 def test_ctrl_c_stops_the_whole_sweep(launcher, typed, monkeypatch, tmp_path):
     from pipeline.report.display import Display
 

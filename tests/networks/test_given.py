@@ -334,7 +334,9 @@ def test_the_tables_are_not_empty():
     assert (len(WORKS), len(REFUSED), len(GIVEN_ALONE)) == (20, 8, 7)
 
 
-@pytest.mark.parametrize("kind", WORKS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(each, marks=() if n % 4 == 0 else pytest.mark.slow) for n, each in enumerate(WORKS)]
+)
 def test_a_network_of_unusual_parts_is_pruned_and_what_it_keeps_goes_on(kind, tmp_path):
     job, site = by_command(kind, tmp_path)
     done = loop.run(job, site)

@@ -33,6 +33,7 @@ def measured(typed, tmp_path):  # noqa: F811
     return measure
 
 
+@pytest.mark.slow
 def test_the_time_of_the_dense_and_the_last_round_is_taken_once_and_tracked(measured, monkeypatch, tmp_path):
     monkeypatch.setattr(arm, "missing", lambda: "no ARM in this test")
     out, figures = measured()

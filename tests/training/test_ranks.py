@@ -45,6 +45,7 @@ def apart(rank, port, answers):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_leaders_results_and_errors_and_masks_that_differ_are_an_error_on_both():
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]

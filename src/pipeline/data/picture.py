@@ -19,6 +19,9 @@ DEEP = ("I", "F")
 ONE_IN_PARTS = ("MPO", "PSD")
 """Formats whose further images are views or layers of the first."""
 
+SAY_TURNS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+"""What of an image may say how it is turned; a TIFF is turned by Pillow itself."""
+
 
 class Unreadable(Exception):
     """Why a file is no image that can be shown, in words."""
@@ -63,6 +66,8 @@ def middle(image: Image.Image, shorter_side: int | None, size: tuple[int, int]) 
 
 def _turned(image: Image.Image, told: Image.Image) -> Image.Image:
     """An image upright, as ``told`` has it in its EXIF; as it is where that is broken."""
+    if SAY_TURNS.isdisjoint(told.info):
+        return image
     with suppress(Exception):
         image.getexif()[0x0112] = told.getexif().get(0x0112, 1)
         return ImageOps.exif_transpose(image)
