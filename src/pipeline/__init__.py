@@ -4,6 +4,7 @@ from pipeline import prune_by_rewinding
 done = prune_by_rewinding(MyNetwork, data_module, "training.epochs=10", "pruning.rounds=5")
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from pipeline.ground.environment import name_the_user
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["prune_by_rewinding"]
 name_the_user()
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each process speaks of layers that no step skips
 
 
 def __getattr__(name: str) -> Any:

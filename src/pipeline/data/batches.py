@@ -33,8 +33,6 @@ def standardised(
     ``per_image_standardization``).
     """
     values = pixels.to(torch.float32) / 255
-    if not len(values):  # of a batch of which this process has no part
-        return values
     if mean is None or deviation is None:
         own_deviation, own_mean = torch.std_mean(values, dim=(1, 2, 3), correction=0, keepdim=True)
         values = (values - own_mean) / own_deviation.clamp_min(math.prod(pixels.shape[1:]) ** -0.5)

@@ -135,7 +135,7 @@ class TrainingBatches:
                 pixels = cropped(pixels, padding, offset)
             if self.settings.flip:
                 pixels = mirrored(pixels, flip)
-            yield Batch(standardised(pixels), self.images.labels[index], of=len(rows[0]))
+            yield Batch(_part(pixels), self.images.labels[index], of=len(rows[0]))
 
 
 @dataclass(frozen=True)
@@ -152,4 +152,9 @@ class EvaluationBatches:
         for first in range(0, len(self.images), EVALUATION_BATCH):
             batch = slice(first, first + EVALUATION_BATCH)
             pixels, labels = self.images.pixels[batch], self.images.labels[batch]
-            yield Batch(standardised(self.shard.of(pixels)), self.shard.of(labels), of=len(labels))
+            yield Batch(_part(self.shard.of(pixels)), self.shard.of(labels), of=len(labels))
+
+
+def _part(pixels: Tensor) -> Tensor:
+    """This process's part of a batch, standardised; a process may have none."""
+    return standardised(pixels) if len(pixels) else pixels.to(torch.float32)
