@@ -97,6 +97,7 @@ def test_time_left_counts_what_this_call_has_done():
     assert sweep_notes.seconds_left([Note("running", 0.5, 0.5), Note()], 9.0) is None
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_lets_the_others_go_on_and_again_runs_what_is_missing(typed, tmp_path):
     command = ["-m", *SMALL, "pruning.rounds=1", "model.weights=null,missing.pt", "seed=0,1"]
     status, out = typed(*command)

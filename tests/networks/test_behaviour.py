@@ -105,6 +105,7 @@ def test_the_same_has_the_same_digest_again_and_after_a_comment():
     assert digest(SOURCE.replace("    # a comment\n", "")) == digest()
 
 
+@pytest.mark.slow
 def test_the_same_has_the_same_digest_in_another_process():
     program = "from tests.networks.test_behaviour import digest; print(digest())"
     for hash_seed in ("1", "2"):

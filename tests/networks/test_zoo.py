@@ -14,12 +14,17 @@ from tests.conftest import PHOTOS, settings
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "custom")
 
 
+LARGE = ("resnet34", "resnet50")
+
+
 def test_the_table_holds_every_network():
     assert {settings(f"model={model}").model.network for model in MODELS} == set(NETWORKS)
     assert len(MODELS) == 13
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(each, marks=pytest.mark.slow if each in LARGE else ()) for each in MODELS]
+)
 def test_a_network_goes_through_the_loop(model, photos, tmp_path):
     chosen = settings(
         f"model={model}", *PHOTOS, f"data.source={photos}", "data.workers=0", "training.batch_size=8", "training.epochs=1",

@@ -93,7 +93,10 @@ def test_an_endless_loader_takes_a_limit(tmp_path, monkeypatch):
     assert len(loop.run(job, site)) == 2
 
 
-@pytest.mark.parametrize("arguments", ["{}", "{workers: 2}", "{workers: 2, persistent: true}", "{generator: true}"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["{}", pytest.param("{workers: 2}", marks=pytest.mark.slow), "{workers: 2, persistent: true}", "{generator: true}"],
+)
 def test_ordinary_augmentation_resumes_bit_for_bit(arguments, tmp_path):
     overrides = [f"data.arguments={arguments}", "training.epochs=3"]
     whole = own_data_job(tmp_path / "whole", "Flat", "Noisy", *overrides)

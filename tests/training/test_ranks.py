@@ -80,6 +80,7 @@ def test_a_process_knows_whether_it_follows(variables, devices, nodes, expected,
     assert follows(devices, nodes) is expected
 
 
+@pytest.mark.slow
 def test_more_devices_than_there_are_is_a_sentence(tmp_path):
     many = len(os.sched_getaffinity(0)) + 1
     process = command(*TWO, f"training.devices={many}", f"runs={tmp_path}")
@@ -279,11 +280,10 @@ MINE = ["model.network=somewhere.Some", "~model.arguments.width"]
 @pytest.mark.parametrize(
     "settings",
     [
-        [*MINE, "training.batch_size=51"],
         [*MINE, "training.batch_size=1125"],
         ["model=lenet_300_100", "data.validation_images=1", "data.test_images=1"],
     ],
-    ids=["layers without a step", "one image for two in training", "one image each for validation and test"],
+    ids=["one image for two in training", "one image each for validation and test"],
 )
 def test_a_process_may_have_nothing_to_do(settings, tmp_path, monkeypatch):
     (tmp_path / "somewhere.py").write_text(OWN)
@@ -295,7 +295,7 @@ def test_a_process_may_have_nothing_to_do(settings, tmp_path, monkeypatch):
 
 @two_cores
 @pytest.mark.slow
-def test_each_process_drops_out_others(tmp_path, monkeypatch):
+def test_each_process_drops_out_others_and_layers_may_have_no_step(tmp_path, monkeypatch):
     (tmp_path / "somewhere.py").write_text(OWN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     finished(
