@@ -1,6 +1,7 @@
 """Real jobs, small: the digits network at a quarter of its width, a few epochs."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.__main__ import main
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job, Site, Watcher, Watchers
 from pipeline.settings.build import build
@@ -26,6 +28,18 @@ torch.set_num_threads(1)  # two threads that meet at every tiny operation crawl 
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_CIFAR10 = PROJECT.parent / "shared" / "data" / "cifar10"
+
+
+def typed(*arguments: str) -> object:
+    """The command line in this process; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["pipeline", *arguments])
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+        try:
+            main()
+        except SystemExit as end:
+            return end.code
+    return 0
 
 
 def settings(*overrides: str) -> Settings:

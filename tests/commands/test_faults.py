@@ -6,7 +6,6 @@ Around each real function stands a wrapper that raises; everything else is real.
 import functools
 import pkgutil
 import shutil
-import sys
 import threading
 
 import pytest
@@ -14,9 +13,9 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
-from pipeline.__main__ import main
 from pipeline.ground.errors import one_line
 from pipeline.tracking.store import make_embedded_store
+from tests import conftest
 from tests.conftest import SMALL
 
 JOB = [*SMALL, "training.epochs=1", "training.max_steps=4", "pruning.rounds=1", "data.test_images=50"]
@@ -125,15 +124,7 @@ def fails(patched, place, error, at=lambda number: True, after=False):
 
 
 def typed(folder, *arguments):
-    """The command line in this process; returns its exit status."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["pipeline", *JOB, f"runs={folder}", *arguments])
-        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
-        try:
-            main()
-        except SystemExit as end:
-            return end.code
-    return 0
+    return conftest.typed(*JOB, f"runs={folder}", *arguments)
 
 
 def content(folder):

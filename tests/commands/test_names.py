@@ -3,14 +3,13 @@
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.__main__ import main
 from pipeline.tracking.store import Store, embedded_uri, make_embedded_store
+from tests import conftest
 from tests.conftest import SMALL, settings
 
 JOB = [*SMALL, "training.epochs=1", "training.max_steps=4", "pruning.rounds=1", "data.test_images=50"]
@@ -27,15 +26,7 @@ def empty(tmp_path_factory):
 
 
 def typed(*arguments):
-    """The command line in this process; returns its exit status."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["pipeline", *arguments, *JOB])
-        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
-        try:
-            main()
-        except SystemExit as end:
-            return end.code
-    return 0
+    return conftest.typed(*arguments, *JOB)
 
 
 def files(folder):

@@ -101,21 +101,10 @@ TRANSPARENT = {
         lambda: stored(Image.fromarray(np.where(HALF, 257 * 80, 300).astype(np.uint16)), "PNG", transparency=300),
         _on_white(np.array([80, 80, 80])),
     ),
-    "a first frame": (
-        lambda: stored(
-            _rgba().convert("P", palette=Image.Palette.ADAPTIVE),
-            "GIF",
-            save_all=True,
-            append_images=[Image.new("P", (12, 8))],
-            transparency=0,
-            disposal=2,
-        ),
-        None,
-    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, (_, expected) in TRANSPARENT.items() if expected is not None])
+@pytest.mark.parametrize("name", TRANSPARENT)
 def test_what_is_transparent_is_white(name):
     make, expected = TRANSPARENT[name]
     assert np.array_equal(shown(make()), expected)

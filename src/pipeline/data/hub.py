@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ NAMES = ("label", "labels", "class", "category", "target", "fine_label", "class_
 
 @dataclass(frozen=True)
 class Source:
-    """Tables of images and labels: part -> ``datasets.Dataset`` with ``image``, not decoded, and ``label``; -1 is none.
+    """Tables of images and labels: part -> ``datasets.Dataset`` with ``image``, not decoded, and ``label``.
 
     ``notes`` are sentences on what of the source is not in them.
     """
@@ -110,15 +111,15 @@ def _loaded(source: str, local: Path) -> tuple[Mapping[str, Any], tuple[str, ...
     parts = datasets.load_dataset(str(local))
     files = datasets.load_dataset_builder(str(local)).config.data_files or {}
     used = [os.path.realpath(file) for part in files.values() for file in part]
-    if twice := sorted({file for file in used if used.count(file) > 1}) if len(set(used)) < len(used) else []:
+    if twice := sorted(file for file, times in Counter(used).items() if times > 1):
         raise SettingsError(
             [f"data.source: got {source!r}, in which {listed(twice)} belong to more than one part: the name of a file "
              "or folder holds the words of several (train, validation, test); rename it"]
         )  # fmt: skip
-    shown = {os.path.realpath(path) for part in parts.values() for path in _paths(part)}
-    here = [path for path in local.rglob("*") if path.suffix in TABLES and os.path.realpath(path) not in set(used)]
-    here += [path for path in images_in(local) if os.path.realpath(path) not in shown]
-    left = sorted(str(path.relative_to(local)) for path in here)
+    read = {path for path in used if path.endswith(TABLES)}
+    read |= {os.path.realpath(path) for part in parts.values() for path in _paths(part)}
+    here = [*(path for path in local.rglob("*") if path.suffix in TABLES), *images_in(local)]
+    left = sorted(str(path.relative_to(local)) for path in here if os.path.realpath(path) not in read)
     return parts, (f"warning: {len(left)} files belong to no part and are left out: {listed(left)}",) if left else ()
 
 

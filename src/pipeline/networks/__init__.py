@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.randomness import seed_all, undisturbed
-from pipeline.ground.structures import each_tensor
+from pipeline.ground.structures import rows_of
 from pipeline.networks.given import unwrapped
 from pipeline.networks.layers import begin_training, in_evaluation, outputs_of
 from pipeline.networks.lenet import lenet_300_100
@@ -101,7 +101,7 @@ def tried(network: nn.Module, name: str, example: Any) -> Tensor:
     """
     try:
         with in_evaluation(network), undisturbed():
-            outputs = outputs_of(network, each_tensor(example, lambda tensor: torch.cat([tensor, tensor])))
+            outputs = outputs_of(network, rows_of(example, 2))
     except Exception as error:
         shape = f" of shape {tuple(example.shape[1:])}" if isinstance(example, Tensor) else ""
         raise SettingsError([f"model.network: {name!r} fails on inputs{shape}: {one_line(error)}"]) from error
