@@ -3,35 +3,24 @@
 import dataclasses
 import re
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.__main__ import main
 from pipeline.ground.errors import SettingsError, Stopped
 from pipeline.rounds.ledger import weights_digest
 from pipeline.settings.identity import flat
 from pipeline.tracking import store
-from tests.conftest import SMALL, settings
+from tests.conftest import SMALL, settings, typed
 from tests.rounds.test_loop import Stop
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(tmp_path):
     """Runs the command line in this process; returns its exit status."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, f"runs={tmp_path}", *arguments])
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        try:
-            main()
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    return run
+    return partial(typed, *SMALL, f"runs={tmp_path}")
 
 
 @pytest.fixture
