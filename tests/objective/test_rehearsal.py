@@ -14,6 +14,7 @@ from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.rounds import loop
 from pipeline.rounds.building import build_job
 from tests.conftest import settings
+from tests.networks.test_given import Net
 
 HERE = "tests.objective.test_rehearsal"
 QUICK = ["training.epochs=1", "pruning.rounds=1", "deploy.sizes=false"]
@@ -30,15 +31,6 @@ def loader(count=16, batch=8, labels=None, **named):
     """Images (1, 8, 8), labels 0 to 9 unless they are given."""
     images = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     return DataLoader(TensorDataset(images, torch.arange(count) % 10 if labels is None else labels), batch, **named)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.hidden, self.output = nn.Linear(64, 16), nn.Linear(16, 10)
-
-    def forward(self, x):
-        return self.output(self.hidden(x.flatten(1)).relu())
 
 
 class Auxiliary(Net):
