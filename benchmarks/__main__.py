@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks import commands, data, deploy, pruning, sweeps, training
@@ -31,6 +32,7 @@ def page(source: Path) -> Iterator[str]:
     yield from training_speed(source)
     yield from pruning_step()
     yield from whole_jobs(source)
+    yield from busy_machine(source)
     yield from sparse_engine()
 
 
@@ -121,6 +123,36 @@ def whole_jobs(source: Path) -> Iterator[str]:
             ["all else: pruning, ledger, tracking", f"{job.share_outside - job.to_first_step / job.whole:.1%}"],
         ],
     )
+
+
+def busy_machine(source: Path) -> Iterator[str]:
+    yield "## Beside a busy process"
+    yield (
+        "Seconds of round 0's training epochs, alone and beside one process that never rests. Threads that wait for "
+        "others spin, and sleep while other processes want the cores (`training/cores.py`); `GOMP_SPINCOUNT=300000`, "
+        f"what OpenMP does by itself, keeps them spinning. The weights are the same. {TURNS} turns."
+    )
+    few = ["training.epochs=1", "training.max_steps=30", "deploy.sizes=false"]
+    jobs = {
+        "digits": ["training.epochs=30", "deploy.sizes=false"],
+        "ResNet-20, 30 steps": ["+experiment=resnet20", f"data.source={source}", *few],
+    }
+    ways: dict[str, dict[str, str]] = {"": {}, ", always spinning": {"GOMP_SPINCOUNT": "300000"}}
+
+    def training_seconds(job: str, busy: int, way: str) -> float:
+        return commands.measured(*jobs[job], "pruning.rounds=0", busy=busy, environment=ways[way]).epochs
+
+    rows = []
+    for job in jobs:
+        cases = {
+            f"{job}, {'busy' if busy else 'alone'}{way}": partial(training_seconds, job, busy, way)
+            for busy in (0, 1)
+            for way in ways
+        }
+        found = in_turns(cases, TURNS)
+        alone = found[f"{job}, alone, always spinning"]
+        rows += [[case, f"{spread(each):.2f}", f"{ratio(each, alone):.2f}"] for case, each in found.items()]
+    yield table(["", "seconds", "of alone, always spinning"], rows)
 
 
 def sparse_engine() -> Iterator[str]:

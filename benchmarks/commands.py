@@ -1,10 +1,12 @@
 """Whole commands: seconds from typing to the first training step, and the share of a job outside of training."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +25,19 @@ class Job:
         return 1 - (self.epochs + self.tests) / self.whole
 
 
-def measured(*arguments: str) -> Job:
-    """Runs ``python -m pipeline`` with these arguments into a new folder."""
+def measured(*arguments: str, busy: int = 0, environment: Mapping[str, str] | None = None) -> Job:
+    """Runs ``python -m pipeline`` with these arguments into a new folder, beside ``busy`` processes that never rest."""
     with tempfile.TemporaryDirectory() as folder:
         runs, file = Path(folder) / "runs", Path(folder) / "observed.json"
         begin = time.time()
         command = [sys.executable, "-m", "benchmarks.observed", str(file), *arguments, f"runs={runs}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})})
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
         whole = time.time() - begin
         seen = json.loads(file.read_text())
         records = [json.loads(path.read_text()) for path in runs.glob("*/*/**/round.json")]

@@ -10,6 +10,7 @@ from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job
 from pipeline.rounds.planning import planned
 from pipeline.settings.groups import Settings
+from pipeline.training.cores import shared_cores
 from pipeline.training.ranks import together
 from pipeline.training.state import Epoch, State, UnderWay
 from pipeline.training.train import RoundPlan, train_round
@@ -18,7 +19,7 @@ from pipeline.training.train import RoundPlan, train_round
 def main(settings: Settings, runs: Path) -> None:
     """Does the task."""
     job, _ = build_job(settings, runs)
-    with together(job.training.devices, job.training.nodes) as ranks, stoppable():
+    with shared_cores(), together(job.training.devices, job.training.nodes) as ranks, stoppable():
         for line in plan(job):
             if ranks.leads:
                 print(line)

@@ -20,6 +20,7 @@ from pipeline.rounds.planning import planned_rounds
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.cores import shared_cores
 from pipeline.training.ranks import together
 from pipeline.training.speed import keep_freed_memory
 
@@ -46,7 +47,7 @@ def run_job(
     ``wait`` as of ``Ledger.locked``: what to do where another process is at the same run.
     """
     keep_freed_memory()
-    with together(job.training.devices, job.training.nodes) as ranks:
+    with shared_cores(), together(job.training.devices, job.training.nodes) as ranks:
         shared = site
         if ranks.world > 1:
             dense, ledger = (each.shared(ranks) for each in (site.dense, site.ledger))
