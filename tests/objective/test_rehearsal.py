@@ -227,20 +227,39 @@ def test_scores_that_are_random_are_told_and_nothing_is_disturbed(kind, tmp_path
     assert (len(TOLD), len(NOT_TOLD)) == (4, 3)
 
 
+FAILS = "objective.loss: CrossEntropyLoss fails on outputs .*"
 LABELS = {
-    "none for it": ([10] * 16, [0] * 16, SettingsError, "10 to 10 of train: .*; takes labels from 0 to 9"),
-    "below": ([-1] * 16, [0] * 16, SettingsError, "-1 to -1 of train: .*; takes labels from 0 to 9"),
-    "of validation": ([0] * 16, [11] * 16, SettingsError, "11 to 11 of validation: .*; takes labels from 0 to 9"),
-    "late": ([0] * 15 + [10], [0] * 16, PipelineError, "0 to 10 of train: .*; takes labels from 0 to 9"),
-    "late of validation": ([0] * 16, [0] * 15 + [10], PipelineError, "0 to 10 of validation: .*; takes labels"),
+    "none for it": ([10] * 16, [0] * 16, SettingsError, f"{FAILS}10 to 10 of train: .*; takes labels from 0 to 9"),
+    "below": ([-1] * 16, [0] * 16, SettingsError, f"{FAILS}-1 to -1 of train: .*; takes labels from 0 to 9"),
+    "validation": ([0] * 16, [11] * 16, SettingsError, f"{FAILS}11 to 11 of validation: .*; takes labels from 0 to 9"),
+    "late": (
+        [0] * 15 + [10],
+        [0],
+        SettingsError,
+        r"batch 2 of train_dataloader\(\) of Loaders has label 10; takes .* 9",
+    ),
+    "late of validation": (
+        [0] * 16,
+        [0] * 15 + [-3],
+        SettingsError,
+        r"batch 2 of val_dataloader\(\) of .* label -3; takes",
+    ),
+    "late of test": (
+        [0] * 16,
+        [0] * 16,
+        SettingsError,
+        r"batch 2 of test_dataloader\(\) of Loaders has label 12; takes labels",
+    ),
+    "too late": ([0] * 47 + [10], [0] * 16, PipelineError, f"{FAILS}0 to 10 of train: .*; takes labels from 0 to 9"),
 }
 
 
 @pytest.mark.parametrize("case", LABELS)
 def test_labels_that_have_no_score_are_a_sentence(case, tmp_path):
     train, validation, error, sentence = LABELS[case]
-    loaders = [loader(labels=torch.tensor(labels)) for labels in (train, validation, [0] * 16)]
-    with pytest.raises(error, match=f"objective.loss: CrossEntropyLoss fails on outputs .*{sentence}") as raised:
+    test = [0] * 15 + [12 * (case == "late of test")]
+    loaders = [loader(len(labels), labels=torch.tensor(labels)) for labels in (train, validation, test)]
+    with pytest.raises(error, match=sentence) as raised:
         loop.run(*job(Net(), loaders, tmp_path))
     assert type(raised.value) is error
 

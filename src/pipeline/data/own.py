@@ -86,10 +86,19 @@ class OwnBatches:
         """Whether the module has a loader for a split."""
         return _has(self.module, split)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Over all validation and test batches, the first of training under a fixed seed, and the number of these."""
-        digest = hashlib.sha256(str(self.steps_per_epoch(0)).encode())
+        return self._looked_at[0]
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Every whole number that stands in the targets of those batches, and where it does first."""
+        return self._looked_at[1]
+
+    @cached_property
+    def _looked_at(self) -> tuple[str, Mapping[int, str]]:
+        digest, labels = hashlib.sha256(str(self.steps_per_epoch(0)).encode()), dict[int, str]()
         with undisturbed():
             for split in LOADERS:
                 if self.has(split):
@@ -97,9 +106,13 @@ class OwnBatches:
                     looked_at = LOOKED_AT if split == "train" else WITHOUT_LENGTH
                     for number, batch in enumerate(islice(batches(self.module, split), looked_at), start=1):
                         if self.use.labels:
-                            _check_pair(self.module, split, number, transferred(self.module, batch))
+                            place = f"batch {number} of {LOADERS[split]}() of {type(self.module).__name__}"
+                            targets = _checked_pair(place, transferred(self.module, batch))[1]
+                            if not targets.is_floating_point() and not targets.is_complex():
+                                for each in targets.unique().tolist():
+                                    labels.setdefault(each, place)
                         update_digest(digest, batch)
-        return digest.hexdigest()
+        return digest.hexdigest(), labels
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches of the module, which has its own batch size.
@@ -255,7 +268,7 @@ def own_batches(module: Any, use: Use) -> OwnBatches:
             if found is None:
                 faults.append(f"data: {loader}() of {name} gives no batches")
             elif use.labels:
-                _check_pair(module, split, 1, transferred(module, found))
+                _checked_pair(f"batch 1 of {loader}() of {name}", transferred(module, found))
         except PipelineError as error:
             faults.append(str(error))
         except Exception as error:
@@ -318,8 +331,8 @@ def inputs_of(batch: Any) -> Any:
     return batch
 
 
-def _check_pair(module: Any, split: AnySplit, number: int, batch: Any) -> None:
-    """Raises a sentence where a batch is not inputs and targets of equal length."""
+def _checked_pair(place: str, batch: Any) -> tuple[Any, Tensor]:
+    """Inputs and targets of a batch; a sentence where it is not these, of equal length."""
     try:
         inputs, targets = inputs_and_targets(batch)
         length = len(first_tensor(inputs))
@@ -327,9 +340,10 @@ def _check_pair(module: Any, split: AnySplit, number: int, batch: Any) -> None:
             raise ValueError(f"tensors of {tuple(first_tensor(inputs).shape)} and {tuple(targets.shape)}")
     except (ValueError, TypeError, StopIteration) as error:
         raise PipelineError(
-            f"data: batch {number} of {LOADERS[split]}() of {type(module).__name__} is {error}; takes (inputs, "
-            "targets) of equal length, the targets a tensor; or a mapping of inputs with labels"
+            f"data: {place} is {error}; takes (inputs, targets) of equal length, the targets a tensor; or a mapping of "
+            "inputs with labels"
         ) from error
+    return inputs, targets
 
 
 def _has(module: Any, split: AnySplit) -> bool:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -38,7 +38,7 @@ class Supervised(lightning.LightningModule):
         self, network: nn.Module, objective: Objective, training: Training, *, outputs: int, batches: Sequence[int]
     ) -> None:
         super().__init__()
-        self.network, self.settings, self.batches = network, training, batches
+        self.network, self.settings, self.batches, self.outputs = network, training, batches, outputs
         self.full_batch: int | None = None
         self.loss = _loss(objective)
         metrics = _metrics(objective, outputs)
@@ -124,6 +124,23 @@ class Supervised(lightning.LightningModule):
         known = targets[targets != self.loss.ignore_index]
         fits = not known.numel() or (int(known.min()) >= 0 and int(known.max()) < scores)
         return "" if fits else f"; takes labels from 0 to {scores - 1}, one for each score"
+
+    def check_labels(self, labels: Mapping[int, str]) -> None:
+        """Holds labels, each with the place where it stands, against the scores that the network gives.
+
+        Raises:
+            SettingsError: if the loss takes a label for each place, and one has no score.
+        """
+        if not isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss):
+            return
+        beyond = [each for each in labels if not 0 <= each < self.outputs and each != self.loss.ignore_index]
+        if beyond:
+            raise SettingsError(
+                [
+                    f"data: {labels[beyond[0]]} has label {beyond[0]}; takes labels from 0 to {self.outputs - 1}, one "
+                    f"for each score of {type(self.network).__name__}"
+                ]
+            )
 
     def _of(self, split: str) -> tuple[MeanMetric, MetricCollection]:
         index = SPLITS.index(split)

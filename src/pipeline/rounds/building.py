@@ -26,6 +26,7 @@ from pipeline.networks.weights import read_weights
 from pipeline.objective.own import own_score
 from pipeline.objective.rehearsal import Rehearsed, rehearsed
 from pipeline.objective.smallest import check_smallest
+from pipeline.objective.supervised import Supervised as SupervisedModule
 from pipeline.objective.supervised import score_of
 from pipeline.pruning.channels import ChannelGroup, channel_groups
 from pipeline.pruning.policy import read_policy, searched
@@ -90,6 +91,8 @@ def build_job(
     if own_code:
         found = rehearsed(trainable, type(made).__name__, settings.pruning.include)
         trainable, notes = found.trainable, found.notes
+        if isinstance(trainable.module, SupervisedModule) and isinstance(dataset, OwnBatches):
+            trainable.module.check_labels(dataset.labels)
         if isinstance(objective, OwnObjective):
             score = own_score(objective, found.logged, type(made).__name__)
             if isinstance(dataset, OwnBatches) and found.example is not None:
