@@ -140,8 +140,17 @@ def test_typed_again_nothing_doubles_and_more_rounds_reopen_the_run(command, cli
     assert parent.data.tags["changed.pruning.rounds"] == "3"
 
 
-@pytest.mark.parametrize("shorter", [["pruning.rounds=1"], ["pruning.rounds=0"], ["pruning.rounds=1", "task=sync"]])
-def test_a_shorter_call_changes_nothing_of_what_a_longer_one_recorded(shorter, command, client, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("shorter", "sizes"),
+    [
+        pytest.param(["pruning.rounds=1"], True, marks=pytest.mark.slow),
+        (["pruning.rounds=0"], False),
+        (["pruning.rounds=1", "task=sync"], False),
+    ],
+)
+def test_a_shorter_call_changes_nothing_of_what_a_longer_one_recorded(
+    shorter, sizes, command, client, tmp_path, capsys
+):
     def recorded():
         (parent,) = runs(client, "job")
         names = ("rounds.csv", "rounds.md", "settings.yaml")
@@ -150,15 +159,17 @@ def test_a_shorter_call_changes_nothing_of_what_a_longer_one_recorded(shorter, c
         tags = {key: value for key, value in parent.data.tags.items() if key != "changed.task"}
         return everything(client), parent.data.params, tags, texts
 
-    command("deploy.sizes=false")
+    command(f"deploy.sizes={sizes}")
     before = recorded()
     drawn = {path.name: path.read_bytes() for path in tmp_path.glob("digits-*/seed-0/*.png")}
     capsys.readouterr()
-    assert command(*shorter) == 0
+    assert command(*shorter, f"deploy.sizes={sizes}") == 0
+    shown = capsys.readouterr().out
+    assert "warning" not in shown
     assert recorded() == before
     assert {path.name: path.read_bytes() for path in tmp_path.glob("digits-*/seed-0/*.png")} == drawn
     if len(shorter) == 1:
-        rows = re.findall(r"(?m)^ *(\d+) .*%", capsys.readouterr().out)
+        rows = re.findall(r"(?m)^ *(\d+) .*%\s", shown.partition("all rounds asked")[0])
         assert rows == [str(index) for index in range(int(shorter[0][-1]) + 1)], "what was asked for is shown"
 
 
