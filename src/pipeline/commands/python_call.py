@@ -19,6 +19,7 @@ from pipeline.rounds.building import build_job
 from pipeline.settings.build import build
 from pipeline.settings.composition import composed
 from pipeline.settings.dotted import made
+from pipeline.tracking.store import without_autologging
 from pipeline.training.trainer import Factory
 
 
@@ -73,9 +74,10 @@ def prune_by_rewinding(
         mapping["name"] = re.sub(r"\W", "", path.rpartition(".")[2]).lower()
     chosen = build(mapping)
     runs = runs_folder(chosen.runs)
-    job, site = build_job(chosen, runs, network, data, trainer)
     try:
-        done = run_job(job, site, chosen, runs)
+        with without_autologging():
+            job, site = build_job(chosen, runs, network, data, trainer)
+            done = run_job(job, site, chosen, runs)
     except Stopped as stopped:
         raise KeyboardInterrupt from stopped
     return Pruned(job, site, chosen, tuple(done))

@@ -76,8 +76,8 @@ def _shown_and_tracked(
             found = _sizes(job, site, done, settings, display)
         # a shorter call than an earlier one cuts nothing of what that recorded
         further = recorded_from(site, len(done))
-        for each in further:
-            tracker.round_done(each, site.ledger.path(each.index), trained=False)
+        for result in further:
+            tracker.round_done(result, site.ledger.path(result.index), trained=False)
         every = [*done, *further]
         of_every = found if len(every) == len(done) else sizes.stored(site, every, settings.deploy)
         curves = save_and_send(job, site, every, of_every, settings, tracker, display.note)

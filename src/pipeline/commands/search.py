@@ -7,7 +7,6 @@ from time import monotonic
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from pipeline.amc import latency
 from pipeline.amc.mirror import Mirror
@@ -18,7 +17,7 @@ from pipeline.ground.documents import written
 from pipeline.ground.environment import cache_folder
 from pipeline.ground.errors import one_line, stoppable
 from pipeline.ground.files import write_file
-from pipeline.ground.progress import progress_bar, time_left
+from pipeline.ground.progress import Printer, progress_bar, time_left
 from pipeline.pruning.policy import episodes_of, searched
 from pipeline.report import pictures
 from pipeline.rounds.building import build_job
@@ -56,7 +55,7 @@ def search_job(job: Job, site: Site, settings: Settings, runs: Path, wait: Calla
     """
     amc = settings.amc
     home = _home(site, settings, runs)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Printer()
     told = console.print
     title = f"{amc.agent} policy search, {'channels' if job.groups else 'weights'}, seed {job.seed}"
     with home.locked(wait), Mirror(settings, runs, home, title, told) as mirror, stoppable():
@@ -109,7 +108,7 @@ def _home(site: Site, settings: Settings, runs: Path) -> Ledger:
 class _Shown:
     """A bar with the time left on a terminal; off it, a line for each better episode."""
 
-    def __init__(self, console: Console, asked: Problem, amc: Amc, whole: float) -> None:
+    def __init__(self, console: Printer, asked: Problem, amc: Amc, whole: float) -> None:
         self.console, self.asked, self.whole, self.total = console, asked, whole, episodes_of(amc)
         self.progress = progress_bar(console)
         self.task = self.progress.add_task("episode", total=self.total, status="")

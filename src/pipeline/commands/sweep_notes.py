@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from pipeline.ground.files import write_file
-from pipeline.ground.progress import progress_bar, time_left
+from pipeline.ground.progress import Printer, progress_bar, time_left
 from pipeline.settings.groups import Settings
 
 ENDED = ("done", "complete", "failed")
@@ -91,7 +89,7 @@ class View:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.console = Printer(file=sys.stdout)
         self.bar = progress_bar(self.console)
         self.whole = self.bar.add_task("", status="")
         self.jobs = [self.bar.add_task(f"  {each}", total=1.0, status="", visible=False) for each in sweep.titles]

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 from pipeline.ground.errors import SettingsError
 
 WORDS = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "trainval"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
@@ -144,6 +144,18 @@ def _check_levels(folder: Path, parts: Mapping[str, str], rows: Sequence[tuple[s
             [f"data.source: got {str(folder)!r}, where {names} hold images and no folders of classes; takes "
              "train/CLASS/IMAGE"]
         )  # fmt: skip
+    within = {first: {inner[1] for _, inner, _ in rows if len(inner) > 1 and inner[0] == first} for first in classes}
+    alike = (
+        len(within) > 1
+        and all(len(each) > 1 for each in within.values())
+        and len(set(map(frozenset, within.values()))) == 1
+    )
+    words = {word for name in classes for word in re.split(r"[^a-z]+", name.lower())}
+    if not parts and alike and words & set(PARTS):
+        raise SettingsError(
+            [f"data.source: got {str(folder)!r}, where {', '.join(sorted(classes))} hold the same folders of classes, "
+             "and which of them is for training is not said; takes train/CLASS/IMAGE"]
+        )  # fmt: skip
     if "train" in {PARTS.get(name) for name in inside} and len({PARTS.get(name) for name in inside} - {None}) > 1:
         raise SettingsError(
             [f"data.source: got {str(folder)!r}, where folders of classes hold those of parts "
@@ -196,14 +208,18 @@ _FAULTS = {"image": None, "other": "are of a kind that Pillow does not read"}
 
 
 def _kind(path: Path) -> str | None:
-    """An ``image`` that Pillow reads, or an ``other``: by the end of its name, where it has none by its first bytes."""
+    """An ``image`` that Pillow reads, or an ``other``: by the end of its name, where that says nothing by its bytes."""
     ending = path.suffix.lower()
-    if ending:
-        told = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
-        return "image" if ending in _endings() else "other" if told or ending in OF_CAMERAS else None
+    if ending in _endings():
+        return "image"
+    told = mimetypes.guess_type(path.name)[0] or ""
+    if told.startswith("image/") or ending in OF_CAMERAS:
+        return "other"
+    if told:
+        return None
     try:
-        with Image.open(path):
-            return "image"
+        with Image.open(path) as image:
+            return "image" if image.format in _formats() else None
     except Exception:  # whatever a file is that is none
         return None
 
@@ -211,13 +227,19 @@ def _kind(path: Path) -> str | None:
 @cache
 def _endings() -> frozenset[str]:
     """How the names of images end that Pillow reads by itself."""
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in _formats())
+
+
+@cache
+def _formats() -> frozenset[str]:
+    """The kinds of images that Pillow reads by itself."""
     Image.init()
     read = {
         name
         for name, (factory, _) in Image.OPEN.items()
         if not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
     }
-    return frozenset(end for end, name in Image.registered_extensions().items() if name in read - NO_PICTURES)
+    return frozenset(read - NO_PICTURES)
 
 
 def _short(path: Path, folder: Path) -> str:

@@ -18,7 +18,9 @@ from pipeline.ground.errors import SettingsError, one_line
 
 TABLES = (".parquet", ".arrow")
 NAMES = ("label", "labels", "class", "category", "target", "fine_label", "class_name", "y")
-"""What a column of labels is called that says nothing of its kind."""
+"""What a column of labels is called, the likelier first."""
+IMAGES = ("image", "img", "picture", "photo")
+"""What a column of images is called that stands beside others of images."""
 
 
 @dataclass(frozen=True)
@@ -140,23 +142,34 @@ def _of_columns(
             [f"data.source: got {source!r}, which has no part train, but {', '.join(parts)}; {remedy(dataset)}"]
         )
     features = parts["train"].features
-    images = sorted((name for name, each in features.items() if _is_image(each)), key=lambda name: name != image)
+    every = _columns_of_images(features)
+    images = [str(image)] if image in every else _the_column_of_images(every, source)
     if not images:
         raise SettingsError([f"data.source: got {source!r}, which has no images; {remedy(dataset)}"])
     labels = [str(label)] if label in features else _columns_of_labels(features, source)
     if not labels:
         raise SettingsError([f"data.source: got {source!r}, which has no labels; {remedy(dataset)}"])
     known = {name: part for name in ("train", "validation", "test") if (part := parts.get(name)) is not None}
-    others = [f"warning: part {name} ({len(parts[name])} images) is left out" for name in parts if name not in known]
+    others = []
+    if beside := [name for name in every if name != images[0]]:
+        others += [f"images are those of the column {images[0]}, not of {', '.join(beside)}"]
+    if label not in features and (beside := [name for name in _typed(features) if name != labels[0]]):
+        others += [f"labels are those of the column {labels[0]}, not of {', '.join(beside)}"]
+    others += [f"warning: part {name} ({len(parts[name])} images) is left out" for name in parts if name not in known]
     told = {name: part.with_format("arrow")[:][labels[0]].to_pylist() for name, part in known.items()}
     classes, numbers = _numbered(features[labels[0]], told, source, labels[0])
     if empty := sum(int((each < 0).sum()) for each in numbers.values()):
         others.append(f"warning: {empty} images have no label ({labels[0]}) and are left out")
+    nowhere = {name: _nowhere(part, images[0]) for name, part in known.items()}
+    if nothing := sum(int(each.sum()) for each in nowhere.values()):
+        others.append(f"warning: {nothing} rows have no image ({images[0]}) and are left out")
     tables = {}
     for name, part in known.items():
         rows = part.select_columns(images[:1]).rename_columns({images[0]: "image"} if images[0] != "image" else {})
         rows = rows.cast_column("image", datasets.Image(decode=False))
-        tables[name] = rows.add_column("label", numbers[name]).select(np.flatnonzero(numbers[name] >= 0))
+        tables[name] = rows.add_column("label", numbers[name]).select(
+            np.flatnonzero((numbers[name] >= 0) & ~nowhere[name])
+        )
     return Source({name: rows for name, rows in tables.items() if len(rows)}, classes, (*notes, *others))
 
 
@@ -167,21 +180,55 @@ def _is_image(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
-def _columns_of_labels(features: Mapping[str, Any], source: str) -> list[str]:
-    """The column of labels, by its kind or name, or as the only one of words or whole numbers.
+def _nowhere(part: Any, column: str) -> NDArray[np.bool_]:
+    """Which rows have no image."""
+    entries = part.with_format("arrow")[:][column]
+    fields = [compute.is_null(compute.struct_field(entries, name)) for name in ("bytes", "path")]
+    found: NDArray[np.bool_] = compute.or_(compute.is_null(entries), compute.and_(*fields)).to_numpy()
+    return found
+
+
+def _columns_of_images(features: Mapping[str, Any]) -> list[str]:
+    return [name for name, each in features.items() if _is_image(each)]
+
+
+def _the_column_of_images(found: list[str], source: str) -> list[str]:
+    """The column of images, by its name where there are several.
 
     Raises:
         SettingsError: if there are several that are none by name.
     """
+    if len(found) < 2:
+        return found
+    if named := [name for name in IMAGES if name in found]:
+        return named[:1]
+    raise SettingsError(
+        [f"data.source: got {source!r}, whose images may be {', '.join(found)}; takes one column of them, or one "
+         "called image"]
+    )  # fmt: skip
+
+
+def _typed(features: Mapping[str, Any]) -> list[str]:
+    """The columns that are of classes by their kind."""
     import datasets
 
-    typed = [name for name, each in features.items() if isinstance(each, datasets.ClassLabel)]
+    return [name for name, each in features.items() if isinstance(each, datasets.ClassLabel)]
+
+
+def _columns_of_labels(features: Mapping[str, Any], source: str) -> list[str]:
+    """The column of labels: by its name, else the only one of classes, or else the only one of words or whole numbers.
+
+    Raises:
+        SettingsError: if there are several that are none by name.
+    """
+    typed = _typed(features)
     plain = [name for name, each in features.items() if _is_word_or_number(each)]
-    named = [name for name in NAMES if name in plain]
-    found = typed or named or plain
-    if len(found) > 1 and found is plain:
+    if named := [name for name in NAMES if name in typed or name in plain]:
+        return named[:1]
+    found = typed or plain
+    if len(found) > 1:
         raise SettingsError(
-            [f"data.source: got {source!r}, whose labels may be {', '.join(plain)}; takes one column of them, or one "
+            [f"data.source: got {source!r}, whose labels may be {', '.join(found)}; takes one column of them, or one "
              "called label"]
         )  # fmt: skip
     return found
@@ -207,8 +254,8 @@ def _numbered(
         raise SettingsError(
             [f"data.source: got {source!r}, whose {column} is {feature}; takes words or whole numbers for labels"]
         )
-    values = sorted({each for part in told.values() for each in part if each is not None})
-    number = {value: index for index, value in enumerate(values)} | {None: -1}
+    values = sorted({each for part in told.values() for each in part if each not in (None, "")})
+    number = {value: index for index, value in enumerate(values)} | {None: -1, "": -1}
     return tuple(str(value) for value in values), {
         name: np.array([number[each] for each in part], dtype=np.int64) for name, part in told.items()
     }

@@ -264,6 +264,11 @@ def own_batches(module: Any, use: Use) -> OwnBatches:
         try:
             with undisturbed():
                 seed_all("data module")
+                if isinstance(given := getattr(module, loader)(), Iterator):
+                    raise PipelineError(
+                        f"data: {loader}() of {name} gives a {type(given).__name__}, which can be read once; takes a "
+                        "DataLoader, or what else can be read in every epoch"
+                    )
                 found = next(batches(module, split), None)
             if found is None:
                 faults.append(f"data: {loader}() of {name} gives no batches")

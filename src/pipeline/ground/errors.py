@@ -51,12 +51,14 @@ def where(error: BaseException) -> str:
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM. No KeyboardInterrupt, which Lightning would take for its own."""
+    """Ctrl-C, SIGTERM or SIGHUP. No KeyboardInterrupt, which Lightning would take for its own."""
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into ``Stopped`` within the block (of the main thread: others get no signals)."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP (of a terminal that is closed) into ``Stopped`` within the block, of the main
+    thread: others get no signals.
+    """
 
     def stop(signum: int, _: object) -> NoReturn:
         raise Stopped(signum)
@@ -64,7 +66,10 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
+        signals.append(signal.SIGHUP)
+    before = {signum: signal.signal(signum, stop) for signum in signals}
     try:
         yield
     finally:

@@ -2,9 +2,20 @@
 
 from datetime import timedelta
 from importlib.util import find_spec
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+
+class Printer(Console):
+    """Prints whole lines. Who reads them may go (``| head``): a BrokenPipeError, where rich would end the process."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(soft_wrap=True, highlight=False, **named)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def progress_bar(console: Console) -> Progress:

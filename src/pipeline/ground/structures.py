@@ -1,6 +1,8 @@
 """Batches and inputs of any structure: tensors, alone or in sequences and mappings."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -31,7 +33,17 @@ def first_tensor(structure: Any) -> Tensor:
 
 
 def called(network: Callable[..., Any], inputs: Any) -> Any:
-    """What something answers to inputs: one, several in a sequence, or by name."""
+    """What something answers to inputs: one, several in a sequence, or by name (all at once, if it takes them so)."""
     if isinstance(inputs, Mapping):
-        return network(**inputs)
+        return network(**inputs) if _takes_names(network, inputs) else network(inputs)
     return network(*inputs) if isinstance(inputs, list | tuple) else network(inputs)
+
+
+def _takes_names(network: Callable[..., Any], inputs: Mapping[str, Any]) -> bool:
+    """Whether the names of inputs are those of parameters, and not the keys of a mapping that is taken whole."""
+    signature = inspect.signature(getattr(network, "forward", network))
+    for arguments, named in (((), inputs), ((inputs,), {})):
+        with suppress(TypeError):
+            signature.bind(*arguments, **named)
+            return not arguments
+    return True

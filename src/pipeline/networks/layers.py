@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from pipeline.ground.errors import SettingsError
 from pipeline.ground.structures import called
@@ -71,7 +72,8 @@ def prunable(network: nn.Module, exclude: Sequence[str] = (), include: Sequence[
         f"model.network: the weight of layer {name!r} is computed from others (by a parametrization, weight_norm or "
         "torch.nn.utils.prune), which is not pruned here; takes plain layers"
         for name, module in network.named_modules()
-        if isinstance(module, PRUNABLE) and f"{name}.weight".lstrip(".") not in parameters
+        if (isinstance(module, PRUNABLE) and f"{name}.weight".lstrip(".") not in parameters)
+        or (isinstance(module, RECURRENT) and is_parametrized(module))
     ]
     faults += [
         f"pruning.{setting}: got {pattern!r}, which matches no layer; the layers are "
@@ -96,7 +98,7 @@ def left_out(network: nn.Module, exclude: Sequence[str], include: Sequence[str])
     """A sentence for each kind of weight that is not pruned without having been excluded by name."""
     pruned = set(prunable(network, exclude, include))
     kinds: dict[str, list[str]] = {}
-    for name, layer in weight_layers(network, include).items():
+    for name, layer in weight_layers(network, ["*"]).items():
         if name in pruned or _matches(name, exclude):
             continue
         kind = "frozen" if not network.get_parameter(name).requires_grad else _is_offered(layer)

@@ -25,7 +25,7 @@ from pipeline.ground.errors import PipelineError, SettingsError, one_line, where
 from pipeline.ground.packages import package_of
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.structures import each_tensor, first_row, rows_of
-from pipeline.ground.tensors import update_digest
+from pipeline.ground.tensors import packed, update_digest
 from pipeline.networks.costs import counting, run_on
 from pipeline.networks.layers import in_evaluation
 from pipeline.training.retraining import Span
@@ -37,12 +37,15 @@ ONE_BATCH = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What a rehearsal showed: how the module can be trained, what it logs, what its ``forward`` gets of one example,
-    how often one example uses each weight, and what a person should know.
+    """What a rehearsal showed: how the module can be trained, the weights and buffers that its ``setup()`` sets, what
+    it logs (and in a test alone), what ``forward`` gets of one example, how often that uses each weight, and what to
+    tell a person.
     """
 
     trainable: Trainable
+    set_up: Mapping[str, Tensor]
     logged: Mapping[str, float]
+    tested: tuple[str, ...]
     example: Any
     positions: Mapping[str, int]
     notes: tuple[str, ...]
@@ -98,6 +101,10 @@ class _Onlooker(lightning.Callback):
 
     def __init__(self, network: nn.Module, include: tuple[str, ...]) -> None:
         self.network, self.include = network, include
+        self.made = {name: id(each) for name, each in network.named_parameters()}
+        self.before = _values(network)
+        self.set_up: dict[str, Tensor] = {}
+        self.moved = False
         self.example: Any = None
         self.generators = False
         self.examples = 1
@@ -107,12 +114,30 @@ class _Onlooker(lightning.Callback):
         kinds = [kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__]
         if faults := [f"trainer: {name} {REFUSED[name]}" for name in kinds if name in REFUSED]:
             raise SettingsError(faults)
+        self._check_layers()
+        self.begun = _values(self.network)
+        self.set_up = {name: each for name, each in self.begun.items() if not _same(each, self.before[name])}
+
+    def _check_layers(self) -> None:
+        """Raises where parameters are not those any more that the module was made with."""
+        now = {name: id(each) for name, each in self.network.named_parameters()}
+        if changed := sorted(self.made.items() ^ now.items()):
+            name = type(self.network).__name__
+            raise SettingsError(
+                [
+                    f"{name} makes {changed[0][0]} anew when a training starts, so that no round goes on from the one "
+                    "before; takes a module that makes its layers once: in __init__(), or in setup() or "
+                    "configure_model() only if they are not there yet (to compile it: module.compile())"
+                ]
+            )
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self.generators = any(generators(each) for each in loaders(trainer))
         self.examples = 1
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self._check_layers()
+        self.moved = any(not _same(each, self.begun[name]) for name, each in _values(self.network).items())
         self._watch(batch)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -155,6 +180,7 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
     onlooker = _Onlooker(network, include)
     span = Span(0, 1, 1, 1)
     logged: dict[str, float] = {}
+    tested: tuple[str, ...] = ()
     one_process = dataclasses.replace(trainable.trainer.training, devices=1, nodes=1)
     with undisturbed():
         settings = dataclasses.replace(trainable.trainer, training=one_process)
@@ -169,15 +195,31 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
         logged |= figures(trainer)
         _check_remembered(trainer)
         notes = tuple(_notes(type(module).__name__, module, trainer, before, of_data=onlooker.generators))
+        if onlooker.moved:
+            notes = (
+                *notes,
+                f"warning: {type(module).__name__} changes weights when a training starts, after setup(): every round "
+                "starts with that change",
+            )
         if "test" in trainable.splits:
             seed_all("data module")
             trainer.test(module, datamodule=trainable.data((0, 0), span), verbose=False)
+            tested = tuple(name for name in figures(trainer) if name not in logged)
             logged |= figures(trainer)
         given = getattr(module, "example_input_array", None)
         example = onlooker.example if given is None else given
         if told := _depends_on(network, first_row(example)):
             notes = (*notes, f"warning: {type(network).__name__} {told}")
-    return Rehearsed(trainable, logged, example, onlooker.counts, notes)
+    return Rehearsed(trainable, onlooker.set_up, logged, tested, example, onlooker.counts, notes)
+
+
+def _values(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of what a network's state dict holds."""
+    return {name: each.detach().cpu().clone() for name, each in packed(network.state_dict()).items()}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or bool((one.isnan() & other.isnan() | (one == other)).all())
 
 
 REFUSED = {

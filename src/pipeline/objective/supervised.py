@@ -32,16 +32,24 @@ class Supervised(lightning.LightningModule):
     """Forward, loss, metrics, optimizer and schedule of a network whose outputs are held against targets.
 
     ``outputs`` is how many numbers it gives at a place (classes, labels), ``batches`` how many each epoch of T has.
+    With ``some_ignored`` there may be labels that the loss ignores: metrics that can do so too.
     """
 
     def __init__(
-        self, network: nn.Module, objective: Objective, training: Training, *, outputs: int, batches: Sequence[int]
+        self,
+        network: nn.Module,
+        objective: Objective,
+        training: Training,
+        *,
+        outputs: int,
+        batches: Sequence[int],
+        some_ignored: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.settings, self.batches, self.outputs = network, training, batches, outputs
         self.full_batch: int | None = None
         self.loss = _loss(objective)
-        metrics = _metrics(objective, outputs)
+        metrics = _metrics(objective, outputs, getattr(self.loss, "ignore_index", None) if some_ignored else None)
         self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
         self.metrics = nn.ModuleList(MetricCollection(dict(metrics)).clone() for _ in SPLITS)
 
@@ -70,6 +78,10 @@ class Supervised(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         done, asked = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready, self.trainer.num_training_batches
+        if done == 0:
+            raise PipelineError(
+                "data: the loader that trains gives no batches any more; takes one that begins anew at every epoch"
+            )
         if done < asked < math.inf:
             raise PipelineError(f"data: the loader that trains ends after {done} batches of {asked}")
         self._log("train")
@@ -113,6 +125,8 @@ class Supervised(lightning.LightningModule):
             ) from error
         mean_loss, metrics = self._of(split)
         mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
+        if isinstance(self.loss, nn.CrossEntropyLoss) and targets.is_floating_point() and targets.ndim > 1:
+            targets = targets.argmax(dim=1)  # shares of classes (smoothed, mixed); metrics take the largest
         metrics.update(outputs.detach(), targets)
         return loss
 
@@ -202,17 +216,17 @@ def _loss(objective: Objective) -> nn.Module:
     return cast(nn.Module, made(make, {}, arguments, "objective.loss_arguments"))
 
 
-def _metrics(objective: Objective, outputs: int) -> dict[str, Metric]:
+def _metrics(objective: Objective, outputs: int, ignored: int | None) -> dict[str, Metric]:
     """The metrics; those over the best k classes where there are more than 2 k."""
     return {
-        name: _metric(name, objective, outputs)
+        name: _metric(name, objective, outputs, ignored)
         for name, settings in objective.metrics.items()
         if outputs > 2 * int(settings.get("top_k", 0)) or "top_k" not in settings
     }
 
 
-def _metric(name: str, objective: Objective, outputs: int) -> Metric:
-    """A metric made with its arguments, and with the number of outputs where it takes that."""
+def _metric(name: str, objective: Objective, outputs: int, ignored: int | None = None) -> Metric:
+    """A metric made with its arguments, and with the number of outputs and the label to ignore where it takes those."""
     setting = f"objective.metrics.{name}"
     arguments = dict(objective.metrics[name])
     make = found_at(arguments.pop("metric"), setting, "takes metric= with the dotted path of a torchmetrics class")
@@ -220,6 +234,8 @@ def _metric(name: str, objective: Objective, outputs: int) -> Metric:
     given: dict[str, Any] = {
         count: outputs for count in ("num_classes", "num_labels") if count in known and count not in arguments
     }
+    if ignored is not None and "ignore_index" in known and "ignore_index" not in arguments:
+        given["ignore_index"] = ignored
     if "validate_args" in known and "validate_args" not in arguments:
         given["validate_args"] = False
     metric = made(make, given, arguments, setting)

@@ -74,7 +74,8 @@ def prune_filters(
     count = bisect_left(range(len(queue) + 1), True, key=lambda count: cost(after(count)) <= goal)
     if count > len(queue):
         raise ValueError(
-            f"{goal:,.0f} are to be left, but without all the filters that may go there are {cost(after(len(queue))):,}"
+            f"{goal:,.0f} weights (or multiply-adds) are to be left, and {cost(after(len(queue))):,} are when every "
+            "filter that may go is gone"
         )
     return after(count)
 

@@ -3,9 +3,7 @@
 import time
 from pathlib import Path
 
-from rich.console import Console
-
-from pipeline.ground.progress import progress_bar, time_left
+from pipeline.ground.progress import Printer, progress_bar, time_left
 from pipeline.objective.score import Score
 from pipeline.report.table import header, row
 from pipeline.rounds.job import Watcher
@@ -20,7 +18,7 @@ class Display(Watcher):
         """``planned_rounds`` counts those after round 0; None if only the score ends the run."""
         self.score, self.planned_rounds, self.epochs = score, planned_rounds, epochs
         self.epochs_left = dense_epochs + (planned_rounds or 0) * epochs
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Printer()
         self.progress = progress_bar(self.console)
         self.task = self.progress.add_task("", status="starting")
         self.rounds = self.trained = 0

@@ -32,6 +32,7 @@ from pipeline.pruning.channels import ChannelGroup, channel_groups
 from pipeline.pruning.policy import read_policy, searched
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Ledger, dense_home, run_home, search_home
+from pipeline.rounds.planning import check_end
 from pipeline.rounds.trainables import as_it_is, schedule_of, with_objective
 from pipeline.settings.groups import OwnObjective, Pruning, Settings, Supervised
 from pipeline.settings.identity import amc_identity, dense_identity, run_identity
@@ -91,10 +92,18 @@ def build_job(
     if own_code:
         found = rehearsed(trainable, type(made).__name__, settings.pruning.include)
         trainable, notes = found.trainable, found.notes
+        if found.set_up:
+            initial = _after_setup(initial, found.set_up)
+            start["setup_digest"] = tensor_digest(found.set_up)
         if isinstance(trainable.module, SupervisedModule) and isinstance(dataset, OwnBatches):
             trainable.module.check_labels(dataset.labels)
         if isinstance(objective, OwnObjective):
             score = own_score(objective, found.logged, type(made).__name__)
+            if score.test == score.validation and found.tested:
+                notes += (
+                    f"tables have no test figure: the test of {type(made).__name__} logs {', '.join(found.tested)}, of "
+                    "which objective.test_score=NAME names one",
+                )
             if isinstance(dataset, OwnBatches) and found.example is not None:
                 dataset = dataclasses.replace(dataset, given=found.example)
         counted = _counted(made, dataset, found, settings.pruning.include)
@@ -136,6 +145,7 @@ def build_job(
         counted=counted,
         notes=(*dataset.notes(), *notes, *left),
     )
+    check_end(job)
     site = Site(
         dense=Ledger(*dense_home(runs, identity)),
         ledger=Ledger(run_home(runs, settings.name, identity), identity),
@@ -168,6 +178,13 @@ def _initial(made: nn.Module, anew: Callable[[int], nn.Module]) -> Callable[[int
         return {name: first[name] if name in frozen else tensor for name, tensor in fresh.items()}
 
     return initial
+
+
+def _after_setup(
+    initial: Callable[[int], Mapping[str, Tensor]], set_up: Mapping[str, Tensor]
+) -> Callable[[int], Mapping[str, Tensor]]:
+    """Initial weights, those of attempt 0 with what the module's ``setup()`` gives them."""
+    return lambda attempt: {**initial(attempt), **(set_up if attempt == 0 else {})}
 
 
 def _own_code(settings: Settings, dataset: AnyDataset, network: object) -> tuple[str, ...]:

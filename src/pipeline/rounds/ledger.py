@@ -266,7 +266,10 @@ class Ledger:
             f"{key} was {was.get(key)}, is {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
         ]
         if differing:
-            raise PipelineError(f"{path} was written with other settings or data: {'; '.join(differing)}")
+            raise PipelineError(
+                f"{path} was written with other settings or data: {'; '.join(differing)}; runs=ANOTHER_FOLDER keeps "
+                "both, or delete that round's folder"
+            )
 
     def _load(self, index: int, name: str) -> dict[str, Tensor]:
         record = self._record(index)

@@ -1,10 +1,13 @@
 """How far a run goes, by arithmetic alone."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 
+from pipeline.ground.errors import SettingsError
 from pipeline.networks.costs import density
+from pipeline.pruning.cut import least_share
 from pipeline.pruning.prune import removal_count
 from pipeline.rounds.job import Job
 from pipeline.settings.groups import Pruning
@@ -30,6 +33,27 @@ def planned(job: Job) -> list[float] | None:
             densities.append(max(densities[-1] * (1 - pruning.fraction), pruning.target_density or 0.0))
         return densities
     return planned_densities([mask.numel() for mask in masks.values()], pruning)
+
+
+def check_end(job: Job) -> None:
+    """Holds the end of a run against what must stay of every layer (or group of filters), before anything is trained.
+
+    Raises:
+        SettingsError: if the last round would have to remove more than may go.
+    """
+    pruning = job.pruning
+    if pruning.shares is not None or not (pruning.structure == "filter" or least_share(pruning)):
+        return
+    densities = planned(job)
+    if densities is None or len(densities) == 1:
+        return
+    at_once = dataclasses.replace(pruning, fraction=1 - densities[-1], target_density=None)
+    nothing = {name: torch.zeros(mask.shape) for name, mask in job.alive().items()}
+    try:
+        dataclasses.replace(job, pruning=at_once).cut(nothing, job.alive(), 1)
+    except ValueError as error:
+        setting = "target_density" if pruning.target_density is not None else "rounds"
+        raise SettingsError([f"pruning.{setting}: got {getattr(pruning, setting)}, but {error}"]) from error
 
 
 def planned_densities(sizes: Sequence[int], pruning: Pruning) -> list[float]:

@@ -41,7 +41,8 @@ def with_objective(
         shape = tried(network, name, dataset.example).shape
         outputs = shape[1] if len(shape) > 1 else 1
     batches = tuple(span.steps(epoch) for epoch in range(span.last))
-    module = SupervisedModule(network, objective, training, outputs=outputs, batches=batches)
+    own = isinstance(dataset, OwnBatches)
+    module = SupervisedModule(network, objective, training, outputs=outputs, batches=batches, some_ignored=own)
     return Trainable(
         module,
         network,

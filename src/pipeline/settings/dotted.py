@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.errors import SettingsError, one_line, where
 
 
 def found_at(path: str, setting: str, takes: str) -> Callable[..., Any]:
@@ -37,7 +37,7 @@ def made(make: Callable[..., Any], given: Mapping[str, Any], arguments: Mapping[
         return make(**given, **arguments)
     except (Exception, SystemExit) as error:
         raise SettingsError(
-            [f"{setting}: got {dict(arguments)}, but {one_line(error)}; takes {_signature(make)}"]
+            [f"{setting}: got {dict(arguments)}, but {one_line(error)}{where(error)}; takes {_signature(make)}"]
         ) from error
 
 

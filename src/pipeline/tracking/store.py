@@ -37,6 +37,15 @@ OF_THE_MACHINE = ("data_digest", "precision", "compile")
 """Tags that change numbers as settings do."""
 
 
+@contextmanager
+def without_autologging() -> Iterator[None]:
+    """Within it, a user's ``mlflow.autolog()`` does not log every training of a run once more, as a run of its own."""
+    from mlflow.utils.autologging_utils import disable_autologging
+
+    with disable_autologging():
+        yield
+
+
 def embedded_uri(runs: Path) -> str:
     """The default store: a SQLite database in the runs folder."""
     return sqlite_uri(runs / "mlflow" / "mlflow.db")

@@ -108,7 +108,7 @@ class Tracker(Watcher):
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None:
-            broken = "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED"
+            broken = "KILLED" if isinstance(error, Stopped | KeyboardInterrupt | BrokenPipeError) else "FAILED"
             self.abort("FINISHED" if self.ended else broken)
         self.outbox.close()
 

@@ -47,6 +47,8 @@ class KeepPruned(lightning.Callback):
         for optimizer in trainer.optimizers if self.own else ():
             self.handles.append(optimizer.register_step_pre_hook(self._fill_gradients))
             self.handles.append(optimizer.register_step_post_hook(self.fill))
+        if self.own:
+            self.fill()
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.own:

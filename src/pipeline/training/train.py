@@ -125,7 +125,9 @@ def evaluate(trainable: Trainable, split: Split, state: State) -> dict[str, floa
         return {}
     trainable = trainable.fresh()
     _load(trainable, state)
-    trainer = make_trainer(trainable.module, trainable.trainer, [], epochs=1)
+    trainer = make_trainer(
+        trainable.module, trainable.trainer, [_AfterSetup(lambda: _load(trainable, state))], epochs=1
+    )
     evaluation = trainer.validate if split == "validation" else trainer.test
     seed_all("data module")
     evaluation(trainable.module, datamodule=trainable.data((0, 0), Span(0, 0, 0, 0)), verbose=False)
@@ -235,6 +237,9 @@ class _Epochs(lightning.Callback):
         self.logged_before: Mapping[str, Any] = {}
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
+        if self.trainable.own:  # whose setup() may have loaded or drawn weights
+            _load(self.trainable, self.start.state)
+        self.parameters = dict(self.trainable.network.named_parameters())
         restore(trainer.optimizers, self.trainable.network, self.start.state.optimizer)
         if self.start.rest:
             _give_back(trainer, module, self.start.rest)
@@ -290,6 +295,12 @@ class _Epochs(lightning.Callback):
                 f"round {self.plan.index}, epoch {epoch + 1}: {lost[0]} is no finite number any more: the training has "
                 "diverged, or its inputs hold such numbers; try a lower learning rate or a warm-up"
             )
+        now = dict(self.trainable.network.named_parameters())
+        if replaced := [name for name, each in self.parameters.items() if now.get(name) is not each]:
+            raise PipelineError(
+                f"round {self.plan.index}, epoch {epoch + 1}: {replaced[0]} was made anew in training, and a mask is "
+                "of the parameter that was there; takes a module that changes its parameters in place"
+            )
         self.fill()
         tape = self.rates.recorder.tape(trainer.global_step) if isinstance(self.rates, Recording) else None
         state = capture(self.trainable.network, trainer.optimizers)
@@ -299,6 +310,19 @@ class _Epochs(lightning.Callback):
         rate = used.at(0, epoch, 0).get((0, "lr"), 0.0) if used.optimizers else 0.0
         self.report(Epoch(epoch - self.plan.span.first + 1, rate, metrics, seconds, finished_ms), reached)
         return reached
+
+
+class _AfterSetup(lightning.Callback):
+    """Does something once a module's own ``setup()`` is over, before it is evaluated."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        self.action()
+
+    def on_test_start(self, trainer: Any, module: Any) -> None:
+        self.action()
 
 
 class _EachBatch(lightning.Callback):
