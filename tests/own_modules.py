@@ -394,3 +394,48 @@ class Lazy(Plain):
     def __init__(self):
         super().__init__()
         self.network = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+
+class LoadsInSetup(Plain):
+    """Takes its weights from elsewhere when it is set up, as from a file."""
+
+    def setup(self, stage=None):
+        torch.manual_seed(7)
+        self.network.load_state_dict(small_cnn((1, 8, 8), 10, width=4).state_dict())
+
+    def test_step(self, batch, _):
+        images, labels = batch
+        self.log("test/accuracy", (self(images).argmax(1) == labels).float().mean())
+
+
+class ReplacesInSetup(Plain):
+    def setup(self, stage=None):
+        self.network.output = torch.nn.Linear(self.network.output.in_features, 10)
+
+
+class ReplacesInConfigure(Plain):
+    def configure_model(self):
+        self.network = small_cnn((1, 8, 8), 10, width=4)
+
+
+class CompilesLate(Plain):
+    def on_fit_start(self):
+        self.network = torch.compile(self.network, backend="eager")
+
+
+class ReplacesLater(Plain):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.network.output.weight = torch.nn.Parameter(self.network.output.weight.detach().clone())
+
+
+class ShakesAtTheStart(Plain):
+    def on_train_start(self):
+        with torch.no_grad():
+            self.network.output.weight.mul_(0.5)
+
+
+class TestsByAnotherName(Plain):
+    def test_step(self, batch, _):
+        images, labels = batch
+        self.log("final/hits", (self(images).argmax(1) == labels).float().mean())

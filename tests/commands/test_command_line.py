@@ -197,7 +197,9 @@ def test_help_comes_without_the_heavy_libraries():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "status", "run_status"), [(2, 130, "KILLED"), (15, 143, "KILLED")])
+@pytest.mark.parametrize(
+    ("signum", "status", "run_status"), [(2, 130, "KILLED"), (15, 143, "KILLED"), (1, 129, "KILLED")]
+)
 def test_a_real_signal_ends_in_a_sentence_and_a_true_status(signum, status, run_status, tmp_path):
     process = command(*JOB, "training.epochs=400", "pruning.rounds=1", f"runs={tmp_path}")
     while not list(tmp_path.glob("dense/*/*/round-00/partial.safetensors")):
@@ -211,6 +213,18 @@ def test_a_real_signal_ends_in_a_sentence_and_a_true_status(signum, status, run_
     statuses = [status for _, status, *_ in everything(store(tmp_path))]
     assert statuses == [run_status] * 2
     assert out == ""
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_ends_a_run_in_silence(tmp_path):
+    with command(*JOB, "pruning.rounds=1", f"runs={tmp_path}") as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 141
+        assert process.stderr.read() == ""
+    statuses = {status for _, status, *_ in everything(store(tmp_path))}
+    assert statuses <= {"KILLED", "FINISHED"}
+    assert "KILLED" in statuses
 
 
 @pytest.mark.slow

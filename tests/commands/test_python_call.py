@@ -90,6 +90,22 @@ def test_the_same_classes_by_the_command_line_prune_the_same_layers(example, tmp
     assert layers["output"] == width * 10
 
 
+def test_autologging_of_a_users_stays_out_of_a_run(example, tmp_path):
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path / 'theirs.db'}"
+    mlflow.set_tracking_uri(uri)
+    mlflow.pytorch.autolog(log_models=False)
+    try:
+        quick = [*QUICK, "pruning.rounds=1", "training.epochs=1", "deploy.sizes=false"]
+        network = example.Transformer(width=16, layers=1)
+        prune_by_rewinding(network, example.DigitPatches(), *example.SETTINGS, *quick, f"runs={tmp_path / 'runs'}")
+        assert MlflowClient(uri).search_runs(["0"]) == []
+    finally:
+        mlflow.pytorch.autolog(disable=True)
+        mlflow.set_tracking_uri(None)
+
+
 def test_fresh_weights_come_from_the_layers_own_reset(example, tmp_path):
     fresh = [*example.SETTINGS, *QUICK, "retraining=reinitialisation", "pruning.rounds=1", f"runs={tmp_path}"]
     fresh.append("deploy.sizes=false")

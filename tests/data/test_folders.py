@@ -16,7 +16,7 @@ def tree(folder, *paths):
     """Images (and, by other endings, other files) at these paths, each another."""
     for number, path in enumerate(paths):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        if path.endswith((".jpg", ".png", "noending")):
+        if path.endswith((".jpg", ".png", "noending", ".2021", ".1", "=100")):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / path, "PNG")
         else:
             (folder / path).write_text("words")
@@ -40,6 +40,8 @@ WHOLE = {
     "files at another depth": ([*classes("cat", "dog"), "cat/2019/may/a.jpg", "dog/old/b.jpg"], ("cat", "dog"), 42),
     "stray files": ([*classes("cat", "dog"), "README.md", "labels.csv", "cat/Thumbs.db", "dog/notes.txt"], ("cat", "dog"), 40),
     "endings in capitals, and none": ([*classes("cat", "dog"), "cat/A.JPG.png", "dog/noending"], ("cat", "dog"), 42),
+    "other endings": ([*classes("cat", "dog"), "cat/photo.2021", "cat/img.jpg.1", "dog/a.jpg?w=100"], ("cat", "dog"), 43),
+    "training and validation in one": (classes("cat", "dog", part="trainval/") + classes("cat", "dog", part="test/"), ("cat", "dog"), 80),
     "brackets in names": (classes("cat [old]", "dog*"), ("cat [old]", "dog*"), 40),
     "words that are no Latin letters": (classes("кошка", "猫"), ("кошка", "猫"), 40),
     "parts with their classes": (classes("cat", "dog", part="train/") + classes("cat", "dog", part="test/"), ("cat", "dog"), 80),
@@ -120,6 +122,7 @@ REFUSED = {
     "one class in parts": (classes("cat", part="train/") + classes("cat", part="test/"), r"which has one class \(cat\)"),
     "parts without classes": (["train/1.jpg", "train/2.jpg", "test/1.jpg"], "test, train hold images and no folders of classes"),
     "parts within classes": (classes("train", "test", part="cat/") + classes("train", "test", part="dog/"), r"folders of classes hold those of parts \(test, train\)"),
+    "numbered parts": (classes("cat", "dog", part="train_1/") + classes("cat", "dog", part="train_2/") + classes("cat", "dog", part="test/"), "test, train_1, train_2 hold the same folders of classes"),
     "nothing for training": (["a.jpg", "b.jpg"], "no images for training .*2 images lie in no folder of a class"),
     "a file that trains and tests": (_linked, r"test/dog/same.jpg and train/dog/00.jpg are one file|train/dog/00.jpg and test/dog/same.jpg"),
     "nothing": (["README.md"], r"put images in folders by part and class"),
@@ -165,6 +168,53 @@ COLUMNS = {
 }
 
 
+def classed(folder, **columns):
+    """A parquet file in which lists of numbers are columns of classes (a, b, c), as the hub's library writes them."""
+    from datasets import ClassLabel, Dataset, Features, Image, Value
+
+    numbers = {name for name, each in columns.items() if isinstance(each[0], int)}
+    kinds = {
+        name: ClassLabel(names=["a", "b", "c"])
+        if name in numbers
+        else Value("string")
+        if isinstance(each[0], str)
+        else Image()
+        for name, each in columns.items()
+    }
+    folder.mkdir(parents=True)
+    Dataset.from_dict(columns, Features(kinds)).to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+CLASSED = [0, 1, 2] * 10
+PNGS = [{"bytes": _png(number), "path": None} for number in range(30)]
+DARK = [{"bytes": _png(255), "path": None}] * 30
+CHOICES = {
+    "classes by name": ({"image": PNGS, "age": [*CLASSED[1:], 0], "label": CLASSED}, "label", "not of age"),
+    "words called label": ({"image": PNGS, "source": CLASSED, "label": WORDS}, "label", "not of source"),
+    "the image among images": ({"mask": DARK, "image": PNGS, "label": CLASSED}, "label", "not of mask"),
+    "several classes": ({"image": PNGS, "age": CLASSED, "race": CLASSED}, None, "whose labels may be age, race; takes"),
+    "several images": ({"left": PNGS, "right": PNGS, "label": CLASSED}, None, "whose images may be left, right; takes"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_among_several_columns_the_name_decides_and_is_told(name, tmp_path):
+    columns, column, sentence = CHOICES[name]
+    data = data_of(classed(tmp_path / "hub", **columns), "data.validation_images=2", "data.test_images=2")
+    if column is None:
+        with pytest.raises(SettingsError, match=sentence):
+            load(data)
+        return
+    dataset = load(data)
+    assert any(sentence in note for note in dataset.notes())
+    told = columns[column]
+    assert [dataset.classes[each] for each in dataset.labels[:3].tolist()] == [
+        each if isinstance(each, str) else "abc"[each] for each in told[:3]
+    ]
+    assert [each["bytes"] for each in dataset.files["image"][:]] == [each["bytes"] for each in PNGS]
+
+
 @pytest.mark.parametrize("name", COLUMNS)
 def test_labels_of_any_kind(name, tmp_path):
     columns, names, first = COLUMNS[name]
@@ -192,12 +242,23 @@ def test_columns_that_hold_no_labels(columns, sentence, tmp_path):
 
 
 def test_images_without_a_label_and_files_of_no_part_are_counted(tmp_path):
-    table(tmp_path / "hub", label=[None, "cat", "dog"] * 10)
+    table(tmp_path / "hub", label=[None, "cat", "dog", "", "cat", "dog"] * 5)
     table(tmp_path / "hub", "extra", label=WORDS)
     dataset = load(data_of(tmp_path / "hub", "data.validation_images=2", "data.test_images=2"))
     assert len(dataset.files) == 20
     assert "warning: 10 images have no label (label) and are left out" in dataset.notes()
     assert "warning: 1 files belong to no part and are left out: extra.parquet" in dataset.notes()
+
+
+def test_rows_without_an_image_are_counted(tmp_path):
+    images = [*PNGS[:28], None, None]
+    dataset = load(
+        data_of(
+            classed(tmp_path / "hub", image=images, label=CLASSED), "data.validation_images=2", "data.test_images=2"
+        )
+    )
+    assert len(dataset.files) == 28
+    assert "warning: 2 rows have no image (image) and are left out" in dataset.notes()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the hub's library leaves files open

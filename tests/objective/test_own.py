@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from pipeline.data.dataset import Shard
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.rounds import loop
 from pipeline.rounds.building import build_job
+from pipeline.rounds.choice import network_after
 from pipeline.rounds.job import Watcher
 from tests.conftest import settings
 
@@ -180,6 +182,40 @@ def test_a_module_that_is_built_late_is_pruned(tmp_path):
     assert "network.output.weight" in site.ledger.masks(1)
 
 
+@pytest.mark.parametrize("method", ["lr_rewinding", "weight_rewinding"])
+def test_weights_that_setup_loads_are_those_of_round_0_and_undo_nothing_later(method, tmp_path):
+    from tests.own_modules import LoadsInSetup
+
+    job, site = own_job(tmp_path, "LoadsInSetup", f"retraining={method}", "pruning.rounds=2")
+    expected = LoadsInSetup()
+    expected.setup()
+    assert all(torch.equal(job.initial(0)[name], each) for name, each in expected.state_dict().items())
+    done = loop.run(job, site)
+    for each in done:
+        network = LoadsInSetup()
+        network.load_state_dict(network_after(job, site, each.index).state_dict())
+        batches = list(job.dataset.evaluation("test", Shard()))
+        hits = sum(int((network.eval()(batch.inputs).argmax(1) == batch.labels).sum()) for batch in batches)
+        assert each.figures["test/accuracy"] == pytest.approx(
+            hits / sum(len(batch.labels) for batch in batches), abs=1e-3
+        )
+    dead = [int((~site.ledger.masks(2)[name]).sum()) for name in site.ledger.masks(2)]
+    zeros = [int((site.ledger.state(2).network[name] == 0).sum()) for name in site.ledger.masks(2)]
+    assert zeros == dead
+
+
+def test_a_change_after_setup_and_a_test_by_another_name_are_told(tmp_path):
+    changed, _ = own_job(tmp_path, "ShakesAtTheStart")
+    assert any("ShakesAtTheStart changes weights when a training starts" in note for note in changed.notes)
+    tested, _ = own_job(tmp_path, "TestsByAnotherName")
+    assert any("logs final/hits, of which objective.test_score=NAME" in note for note in tested.notes)
+
+
+def test_parameters_that_are_replaced_in_a_training_are_a_sentence(tmp_path):
+    with pytest.raises(PipelineError, match=r"round 0, epoch 2: network.output.weight was made anew in training"):
+        loop.run(*own_job(tmp_path, "ReplacesLater"))
+
+
 class Listens(Watcher):
     def __init__(self):
         self.told = []
@@ -268,6 +304,9 @@ FAULTS = {
         ["objective.score=val_acc"],
         r"objective.score: got 'val_acc', takes one of those that Plain logs: .*val_loss",
     ),
+    "ReplacesInSetup": ([], r"makes network.output.bias anew when a training starts.*; takes a module that makes its"),
+    "ReplacesInConfigure": ([], r"ReplacesInConfigure makes network.*anew when a training starts"),
+    "CompilesLate": ([], r"CompilesLate makes network.*anew when a training starts.*compile it: module.compile\(\)"),
     "Lit": (["objective.better=null"], r"objective.better: got null, takes higher or lower"),
 }
 

@@ -5,6 +5,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,6 +14,7 @@ from pipeline import prune_by_rewinding
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.rounds import loop
 from pipeline.rounds.building import build_job
+from pipeline.rounds.choice import network_after
 from tests.conftest import settings
 from tests.networks.test_given import Net
 
@@ -264,13 +266,85 @@ def test_labels_that_have_no_score_are_a_sentence(case, tmp_path):
     assert type(raised.value) is error
 
 
-def test_labels_that_the_loss_leaves_out_are_no_fault(tmp_path):
-    labels = torch.tensor([-100, *range(10), 0, 1, 2, 3, 4])
-    assert (
-        len(
-            loop.run(
-                *job(Net(), (loader(labels=labels),) * 3, tmp_path, "objective.metrics.accuracy.ignore_index=-100")
-            )
-        )
-        == 2
-    )
+def test_labels_that_the_loss_leaves_out_count_in_no_metric(tmp_path):
+    labels = torch.tensor([-100, *range(10), 0, 1, 2, 3, -100])
+    made, site = job(Net(), (loader(labels=labels),) * 3, tmp_path)
+    dense = loop.run(made, site)[0]
+    known = labels >= 0
+    images = loader().dataset.tensors[0]
+    hits = (network_after(made, site, 0)(images).argmax(1) == labels)[known].float().mean()
+    assert dense.figures["test_accuracy"] == pytest.approx(float(hits))
+
+
+def test_shares_of_classes_are_scored_by_the_largest(tmp_path):
+    labels = torch.arange(16) % 10
+    shares = 0.9 * torch.nn.functional.one_hot(labels, 10) + 0.01
+    made, site = job(Net(), (loader(labels=shares),) * 3, tmp_path, "training.epochs=20")
+    dense = loop.run(made, site)[0]
+    hits = (network_after(made, site, 0)(loader().dataset.tensors[0]).argmax(1) == labels).float().mean()
+    assert dense.figures["test_accuracy"] == pytest.approx(float(hits))
+    assert hits > 0
+
+
+class TakesAMapping(Net):
+    def forward(self, parts):
+        return super().forward(parts["left"] + parts["right"])
+
+
+class TakesNames(Net):
+    def forward(self, right, left):
+        return super().forward(left + right)
+
+
+@pytest.mark.parametrize("kind", [TakesAMapping, TakesNames])
+def test_inputs_by_name_are_given_as_the_network_takes_them(kind, tmp_path):
+    images, labels = loader().dataset.tensors
+    rows = [({"left": one, "right": torch.zeros_like(one)}, label) for one, label in zip(images, labels, strict=True)]
+    made, site = job(kind(), (DataLoader(rows, 8),) * 3, tmp_path)
+    assert len(loop.run(made, site)) == 2
+
+
+class Once(LightningDataModule):
+    """Its loaders are iterators."""
+
+    def train_dataloader(self):
+        return iter(loader())
+
+    def val_dataloader(self):
+        return loader()
+
+    test_dataloader = val_dataloader
+
+
+def test_data_that_can_be_read_only_once_are_refused(tmp_path):
+    with pytest.raises(
+        SettingsError, match=r"train_dataloader\(\) of Once gives a .*, which can be read once; takes a"
+    ):
+        job(Net(), Once(), tmp_path)
+
+
+class Mixed(Net):
+    """Matrices in layers that are not known, and of a parametrized recurrent layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.factors = nn.ParameterList([nn.Parameter(torch.eye(10))])
+
+    def forward(self, x):
+        return super().forward(x) @ self.factors[0]
+
+
+def test_matrices_of_no_known_layer_are_told(tmp_path):
+    made, _ = job(Mixed(), (loader(),) * 3, tmp_path)
+    assert any("other weights factors.0 (pruning.include=['factors.0'] prunes" in note for note in made.notes)
+
+
+def test_goals_that_cannot_be_met_are_told_before_training(tmp_path):
+    halves = ["pruning.fraction=0.5", "pruning.rounds=2", "pruning.empty_layer=0.4"]
+    with pytest.raises(
+        SettingsError, match=r"pruning.rounds: got 2, with which \d+ weights are to go, but only \d+ may"
+    ):
+        job(Net(), (loader(),) * 3, tmp_path, *halves)
+    filters = ["pruning=filters", "pruning.target_density=0.001"]
+    with pytest.raises(SettingsError, match=r"pruning.target_density: got 0.001, with which .* are when every filter"):
+        build_job(settings(*filters), tmp_path)

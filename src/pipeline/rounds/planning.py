@@ -53,7 +53,7 @@ def check_end(job: Job) -> None:
         dataclasses.replace(job, pruning=at_once).cut(nothing, job.alive(), 1)
     except ValueError as error:
         setting = "target_density" if pruning.target_density is not None else "rounds"
-        raise SettingsError([f"pruning.{setting}: got {getattr(pruning, setting)}, but {error}"]) from error
+        raise SettingsError([f"pruning.{setting}: got {getattr(pruning, setting)}, with which {error}"]) from error
 
 
 def planned_densities(sizes: Sequence[int], pruning: Pruning) -> list[float]:
