@@ -1,7 +1,7 @@
 """Every image that lies under a source is used, or counted and named; labels of any kind."""
 
 import os
-import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -42,6 +42,7 @@ WHOLE = {
     "endings in capitals, and none": ([*classes("cat", "dog"), "cat/A.JPG.png", "dog/noending"], ("cat", "dog"), 42),
     "other endings": ([*classes("cat", "dog"), "cat/photo.2021", "cat/img.jpg.1", "dog/a.jpg?w=100"], ("cat", "dog"), 43),
     "training and validation in one": (classes("cat", "dog", part="trainval/") + classes("cat", "dog", part="test/"), ("cat", "dog"), 80),
+    "two spellings of one letter": ([*classes("caf\u00e9", "dog", part="train/"), *classes("cafe\u0301", "dog", part="test/")], ("caf\u00e9", "dog"), 80),
     "brackets in names": (classes("cat [old]", "dog*"), ("cat [old]", "dog*"), 40),
     "words that are no Latin letters": (classes("кошка", "猫"), ("кошка", "猫"), 40),
     "parts with their classes": (classes("cat", "dog", part="train/") + classes("cat", "dog", part="test/"), ("cat", "dog"), 80),
@@ -62,7 +63,7 @@ def test_every_image_is_used_and_no_class_is_lost(name, tmp_path):
     indices = [index.numpy() for index in dataset.splits.values()]
     assert len(np.unique(np.concatenate(indices))) == count
     for entry, label in zip(dataset.files["image"], dataset.labels.tolist(), strict=True):
-        assert names[label] in re.split("/", entry["path"])
+        assert names[label] in unicodedata.normalize("NFC", entry["path"]).split("/")
 
 
 CATS = classes("cat", "dog")
@@ -72,6 +73,7 @@ LEFT_OUT = {
     "beside the parts": ([*PARTED, *classes("x", part="unlabelled/", count=7)], r"7 images lie beside the parts (test, train) and are left out: unlabelled/x/00.jpg, "),
     "in no class of a part": ([*PARTED, "train/loose.jpg"], "1 images lie in no folder of a class and are left out: train/loose.jpg"),
     "hidden": ([*CATS, ".cache/a.jpg", "cat/._00.jpg"], "2 images are hidden and are left out: .cache/a.jpg, cat/._00.jpg"),
+    "no UTF-8": ([*CATS, "cat/caf\udce9.jpg"], "1 images have names or folders that are no UTF-8 and are left out: cat/caf\\udce9.jpg"),
     "of a kind without a reader": ([*CATS, "cat/a.heic", "dog/b.NEF", "dog/c.svg"], "3 images are of a kind that Pillow does not read and are left out: cat/a.heic, dog/b.NEF, dog/c.svg"),
     "no image of a class": ([*PARTED, "test/owl/1.jpg"], "no image of owl is for training"),
     "deeper": ([*CATS, "cat/old/a.jpg"], "the class of an image is its first folder, others lie in it: cat/old"),

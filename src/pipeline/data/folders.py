@@ -9,6 +9,7 @@ Every image that lies in the folder is used, or counted and named in a sentence.
 import mimetypes
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def found_in(folder: Path) -> Found:
         if fault is None and not path.is_relative_to(top):
             fault = f"lie beside {top.name}/, which holds the classes,"
         if fault is None:
-            placed.append((path, path.relative_to(top).parts[:-1]))
+            placed.append((path, tuple(map(_name, path.relative_to(top).parts[:-1]))))
         else:
             left[fault].append(_short(path, folder))
     below: dict[str, set[str]] = defaultdict(set)
@@ -179,11 +180,11 @@ def _check_files(folder: Path, rows: Sequence[tuple[str, str, Path]]) -> None:
 
 def _without_images(top: Path, parts: Mapping[str, str], classes: set[str]) -> tuple[set[str], set[str]]:
     """Folders where those of classes are, but without images: those that are empty, and those with other files."""
-    places = [top / name for name in parts] or [top]
+    places = [each for each in top.iterdir() if _name(each.name) in parts] or [top]
     folders = [each for place in places for each in place.iterdir() if each.is_dir() and not _hidden(each.name)]
-    bare = [each for each in folders if each.name not in classes]
-    filled = {each.name for each in bare if any(files for _, _, files in os.walk(each))}
-    return {each.name for each in bare} - filled, filled
+    bare = [each for each in folders if _name(each.name) not in classes]
+    filled = {_name(each.name) for each in bare if any(files for _, _, files in os.walk(each))}
+    return {_name(each.name) for each in bare} - filled, filled
 
 
 def _walked(folder: Path, above: tuple[str, ...] = (), hidden: bool = False) -> Iterator[tuple[Path, str | None]]:
@@ -197,7 +198,8 @@ def _walked(folder: Path, above: tuple[str, ...] = (), hidden: bool = False) -> 
             yield from _walked(path, (*above, real), unseen)
         elif kind := _kind(path):
             nowhere = entry.is_symlink() and not path.exists()
-            yield path, "are hidden" if unseen else "are links that lead nowhere" if nowhere else _FAULTS[kind]
+            fault = "are hidden" if unseen else "are links that lead nowhere" if nowhere else _FAULTS[kind]
+            yield path, fault if _is_text(path) else "have names or folders that are no UTF-8"
 
 
 def _hidden(name: str) -> bool:
@@ -243,4 +245,17 @@ def _formats() -> frozenset[str]:
 
 
 def _short(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder))
+    return _name(str(path.relative_to(folder)))
+
+
+def _name(text: str) -> str:
+    """A name as it is shown and compared: one spelling of each letter, bytes that are no text as their numbers."""
+    return unicodedata.normalize("NFC", text.encode(errors="backslashreplace").decode())
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
