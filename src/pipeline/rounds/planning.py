@@ -36,13 +36,16 @@ def planned(job: Job) -> list[float] | None:
 
 
 def check_end(job: Job) -> None:
-    """Holds the end of a run against what must stay of every layer (or group of filters), before anything is trained.
+    """Holds the end of a run against what must stay of every layer (or group of filters), before anything is trained:
+    where all compete with all, so that the rounds to the end remove what one round to it would.
 
     Raises:
         SettingsError: if the last round would have to remove more than may go.
     """
     pruning = job.pruning
-    if pruning.shares is not None or not (pruning.structure == "filter" or least_share(pruning)):
+    kept = pruning.structure == "filter" or least_share(pruning)
+    may_end_before = pruning.max_score_drop is not None
+    if not kept or may_end_before or pruning.shares is not None or pruning.scope == "layer":
         return
     densities = planned(job)
     if densities is None or len(densities) == 1:
