@@ -439,3 +439,16 @@ class TestsByAnotherName(Plain):
     def test_step(self, batch, _):
         images, labels = batch
         self.log("final/hits", (self(images).argmax(1) == labels).float().mean())
+
+
+class InfiniteGradients(Plain):
+    """Gives weights that are zero a gradient of its choice."""
+
+    def __init__(self, of_the_dead="0"):
+        super().__init__()
+        self.of_the_dead = float(of_the_dead)
+
+    def on_fit_start(self):
+        for weight in self.network.parameters():
+            if weight.ndim > 1:
+                weight.register_hook(lambda gradient, at=weight: torch.where(at == 0, self.of_the_dead, gradient))

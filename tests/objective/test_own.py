@@ -131,6 +131,20 @@ def test_dead_weights_are_zero_after_every_step_of_any_optimizer(kind, tmp_path)
     assert not all(mask.all() for mask in masks.values())
 
 
+@pytest.mark.parametrize(("gradient", "clip"), [("inf", []), ("-inf", ["trainer.gradient_clip_val=0.5"]), ("nan", [])])
+def test_an_infinite_gradient_of_a_dead_weight_is_none(gradient, clip, tmp_path):
+    def weights(value):
+        job, site = own_job(
+            tmp_path / value, "InfiniteGradients", f"model.arguments.of_the_dead='{value}'", "pruning.rounds=1", *clip
+        )
+        loop.run(job, site)
+        return site.ledger.state(1).network, site.ledger.masks(1)
+
+    (found, masks), (expected, _) = weights(gradient), weights("0")
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
+    assert all(bool((found[name][~mask] == 0).all()) for name, mask in masks.items())
+
+
 @pytest.mark.parametrize("module", ["Averaged", "GradientsByHand", "NoisyGradients", "NoisyWeights", "DrawsAnew"])
 def test_dead_weights_are_zero_whatever_a_module_does(module, tmp_path):
     job, site = own_job(tmp_path, module, "pruning.rounds=1")
