@@ -194,7 +194,7 @@ HERE = "tests.commands.test_own_code"
 DATA = {
     "NotSetUp": (2, r"data: NotSetUp cannot be set up: KeyError: .*no\\nsuch column.*"),
     "NoClasses": (2, r"data: NoClasses cannot be set up: 'int' object is not iterable"),
-    "NotMade": (2, r"data.arguments: got {}, but RuntimeError: no database; takes \(\)"),
+    "NotMade": (2, r"data.arguments: got {}, but RuntimeError: no database at .*test_own_code.py, line \d+; takes \(\)"),
     "Negative": (2, r"objective.loss: CrossEntropyLoss fails on outputs float32 .8, 10. from .* and targets int64 .8,. from -1 to -1 of train: IndexError: Target -1 is out of bounds.*"),
     "OutOfRange": (2, r"objective.loss: CrossEntropyLoss fails on outputs float32 .8, 10. from .* and targets int64 .8,. from 10 to 10 of train: IndexError: Target 10 is out of bounds.*"),
     "OneHot": (2, r"model.network: .*Net' turns 2 inputs into .*|objective.loss: CrossEntropyLoss fails on .*"),
@@ -206,7 +206,7 @@ DATA = {
     "Breaks": (1, r"your network or data fail at .*test_own_code.py, line \d+: RuntimeError: disk on fire"),
 }  # fmt: skip
 NETWORKS = {
-    f"{HERE}.FailsToBeMade": (2, r"model.arguments: got {}, but KeyError: 'width'; takes \(\)"),
+    f"{HERE}.FailsToBeMade": (2, r"model.arguments: got {}, but KeyError: 'width' at .*test_own_code.py, line \d+; takes \(\)"),
     f"{HERE}.FailsInTraining": (
         2,
         r"FailsInTraining fails on its first batch at .*test_own_code.py, line \d+: .*only fails in training",
