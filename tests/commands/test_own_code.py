@@ -206,7 +206,10 @@ DATA = {
     "Breaks": (1, r"your network or data fail at .*test_own_code.py, line \d+: RuntimeError: disk on fire"),
 }  # fmt: skip
 NETWORKS = {
-    f"{HERE}.FailsToBeMade": (2, r"model.arguments: got {}, but KeyError: 'width' at .*test_own_code.py, line \d+; takes \(\)"),
+    f"{HERE}.FailsToBeMade": (
+        2,
+        r"model.arguments: got {}, but KeyError: 'width' at .*test_own_code.py, line \d+; takes \(\)",
+    ),
     f"{HERE}.FailsInTraining": (
         2,
         r"FailsInTraining fails on its first batch at .*test_own_code.py, line \d+: .*only fails in training",
