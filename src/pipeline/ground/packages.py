@@ -37,4 +37,5 @@ def quiet() -> None:
     """Keeps what Lightning says of devices and products to itself; it sets its loggers anew when it is imported."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # of copies, by torch itself
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|lightning_fabric|torch.utils._pytree")

@@ -27,15 +27,14 @@ COSTS = {
 """What a score is drawn against: a label, and the figure with its factor."""
 
 
+warnings.filterwarnings("ignore", "Glyph .* missing from")  # for good: pictures are saved beside other threads
 plain_text = rc_context({"text.parse_math": False})
 """Of a function that makes a figure: what users call things is no formula, whatever stands between two dollar signs."""
 
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a picture; a character that the font lacks becomes a box."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150)
 
 
 @plain_text
