@@ -413,6 +413,11 @@ class ReplacesInSetup(Plain):
         self.network.output = torch.nn.Linear(self.network.output.in_features, 10)
 
 
+class AddsInSetup(Plain):
+    def setup(self, stage=None):
+        self.network.register_buffer("mean", torch.zeros(3))
+
+
 class ReplacesInConfigure(Plain):
     def configure_model(self):
         self.network = small_cnn((1, 8, 8), 10, width=4)

@@ -319,6 +319,7 @@ FAULTS = {
         r"objective.score: got 'val_acc', takes one of those that Plain logs: .*val_loss",
     ),
     "ReplacesInSetup": ([], r"makes network.output.bias anew when a training starts.*; takes a module that makes its"),
+    "AddsInSetup": ([], r"AddsInSetup makes network.mean anew when a training starts"),
     "ReplacesInConfigure": ([], r"ReplacesInConfigure makes network.*anew when a training starts"),
     "CompilesLate": ([], r"CompilesLate makes network.*anew when a training starts.*compile it: module.compile\(\)"),
     "Lit": (["objective.better=null"], r"objective.better: got null, takes higher or lower"),

@@ -266,10 +266,12 @@ def test_labels_that_have_no_score_are_a_sentence(case, tmp_path):
     assert type(raised.value) is error
 
 
-def test_labels_that_the_loss_leaves_out_count_in_no_metric(tmp_path):
+@pytest.mark.parametrize("said", [[], ["objective.metrics.accuracy.ignore_index=-100"]])
+def test_labels_that_the_loss_leaves_out_count_in_no_metric(said, tmp_path):
     labels = torch.tensor([-100, *range(10), 0, 1, 2, 3, -100])
-    made, site = job(Net(), (loader(labels=labels),) * 3, tmp_path)
-    dense = loop.run(made, site)[0]
+    made, site = job(Net(), (loader(labels=labels),) * 3, tmp_path, *said)
+    dense, pruned = loop.run(made, site)
+    assert pruned.density < 1
     known = labels >= 0
     images = loader().dataset.tensors[0]
     hits = (network_after(made, site, 0)(images).argmax(1) == labels)[known].float().mean()
@@ -324,7 +326,7 @@ def test_data_that_can_be_read_only_once_are_refused(tmp_path):
 
 
 class Mixed(Net):
-    """Matrices in layers that are not known, and of a parametrized recurrent layer."""
+    """A matrix in a layer that is not known."""
 
     def __init__(self):
         super().__init__()
@@ -337,6 +339,22 @@ class Mixed(Net):
 def test_matrices_of_no_known_layer_are_told(tmp_path):
     made, _ = job(Mixed(), (loader(),) * 3, tmp_path)
     assert any("other weights factors.0 (pruning.include=['factors.0'] prunes" in note for note in made.notes)
+
+
+class WeightNormalised(Net):
+    """A recurrent layer whose weights are computed from others."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.utils.parametrizations.weight_norm(nn.GRU(10, 10, batch_first=True), "weight_hh_l0")
+
+    def forward(self, x):
+        return self.steps(super().forward(x).unsqueeze(1))[0].squeeze(1)
+
+
+def test_a_recurrent_layer_with_computed_weights_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"weight of layer 'steps' is computed from others .*; takes plain layers"):
+        job(WeightNormalised(), (loader(),) * 3, tmp_path)
 
 
 def test_goals_that_cannot_be_met_are_told_before_training(tmp_path):

@@ -101,7 +101,7 @@ class _Onlooker(lightning.Callback):
 
     def __init__(self, network: nn.Module, include: tuple[str, ...]) -> None:
         self.network, self.include = network, include
-        self.made = {name: id(each) for name, each in network.named_parameters()}
+        self.made = _parts(network)
         self.before = _values(network)
         self.set_up: dict[str, Tensor] = {}
         self.moved = False
@@ -120,12 +120,11 @@ class _Onlooker(lightning.Callback):
 
     def _check_layers(self) -> None:
         """Raises where parameters are not those any more that the module was made with."""
-        now = {name: id(each) for name, each in self.network.named_parameters()}
-        if changed := sorted(self.made.items() ^ now.items()):
+        if changed := sorted(name for name, _ in self.made.items() ^ _parts(self.network).items()):
             name = type(self.network).__name__
             raise SettingsError(
                 [
-                    f"{name} makes {changed[0][0]} anew when a training starts, so that no round goes on from the one "
+                    f"{name} makes {changed[0]} anew when a training starts, so that no round goes on from the one "
                     "before; takes a module that makes its layers once: in __init__(), or in setup() or "
                     "configure_model() only if they are not there yet (to compile it: module.compile())"
                 ]
@@ -213,13 +212,23 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
     return Rehearsed(trainable, onlooker.set_up, logged, tested, example, onlooker.counts, notes)
 
 
+def _parts(network: nn.Module) -> dict[str, int | None]:
+    """The names in a network's state dict, with what each parameter is."""
+    return {**dict.fromkeys(network.state_dict()), **{name: id(each) for name, each in network.named_parameters()}}
+
+
 def _values(network: nn.Module) -> dict[str, Tensor]:
     """A copy of what a network's state dict holds."""
     return {name: each.detach().cpu().clone() for name, each in packed(network.state_dict()).items()}
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other) or bool((one.isnan() & other.isnan() | (one == other)).all())
+    """Whether numbers are the same. An extra state, as bytes, may change its length: that is not looked at."""
+    return (
+        one.shape != other.shape
+        or torch.equal(one, other)
+        or bool((one.isnan() & other.isnan() | (one == other)).all())
+    )
 
 
 REFUSED = {

@@ -125,9 +125,8 @@ def evaluate(trainable: Trainable, split: Split, state: State) -> dict[str, floa
         return {}
     trainable = trainable.fresh()
     _load(trainable, state)
-    trainer = make_trainer(
-        trainable.module, trainable.trainer, [_AfterSetup(lambda: _load(trainable, state))], epochs=1
-    )
+    again = [_AfterSetup(lambda: _load(trainable, state))] if trainable.own else []
+    trainer = make_trainer(trainable.module, trainable.trainer, again, epochs=1)
     evaluation = trainer.validate if split == "validation" else trainer.test
     seed_all("data module")
     evaluation(trainable.module, datamodule=trainable.data((0, 0), Span(0, 0, 0, 0)), verbose=False)
