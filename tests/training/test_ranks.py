@@ -6,6 +6,8 @@ import os
 import random
 import re
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -15,7 +17,7 @@ from pipeline.data.memory import EVALUATION_BATCH
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.rounds.building import build_job
 from pipeline.rounds.ledger import Ledger, dense_home
-from pipeline.training.ranks import Ranks, follows, together
+from pipeline.training.ranks import LOST, Ranks, follows, together
 from pipeline.training.train import evaluate
 from tests.commands.test_command_line import command, store
 from tests.conftest import PHOTOS, settings
@@ -226,6 +228,28 @@ def test_killed_and_continued_two_processes_end_as_if_nothing_had_been(victim, t
         finished(*job, f"runs={runs}")
         assert content(runs) == expected
         assert everything(store(runs)) == everything(store(whole))
+
+
+LONELY = """
+import os
+import time
+
+from pipeline.training.ranks import together
+
+with together(2, 1) as ranks:
+    if ranks.leads:
+        time.sleep(100)
+    os._exit(9)
+"""
+
+
+@two_cores
+@pytest.mark.slow
+def test_a_leader_that_waits_for_nobody_is_told_of_a_lost_follower(tmp_path):
+    """Lightning's own observer would kill it without a word."""
+    (tmp_path / "lonely.py").write_text(LONELY)
+    ended = subprocess.run([sys.executable, tmp_path / "lonely.py"], capture_output=True, text=True, timeout=90)
+    assert (ended.returncode, ended.stderr) == (1, f"{LOST}\n")
 
 
 def children(pid):

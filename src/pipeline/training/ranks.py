@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pipeline.ground.errors import PipelineError, SettingsError
 Result = TypeVar("Result")
 PATIENCE = timedelta(days=7)
 """How long a process waits for another: one may wait for the training of a round 0 by somebody else."""
+LOST = "another process of this run has ended; the same command goes on from the last finished epoch"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
         )
     import lightning_fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.launchers import subprocess_script
 
     gpus = torch.cuda.device_count()
     if devices > (available := gpus or len(os.sched_getaffinity(0))):
@@ -96,6 +100,18 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     for library in ("lightning_fabric", "pytorch_lightning"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    known = threading.Event()
+
+    def lost(observer: Any) -> None:
+        """In the place of Lightning's, which kills this process without a word seconds after another has ended."""
+        if known.wait(5):
+            return
+        for process in observer._child_processes:
+            process.kill()
+        print(LOST, file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread may hang in an operation that waits for the other
+
+    subprocess_script._ChildProcessObserver._terminate_all = lost  # type: ignore[method-assign]
     strategy = DDPStrategy(timeout=PATIENCE)
     fabric = lightning_fabric.Fabric(devices=devices, num_nodes=nodes, strategy=strategy)
     fabric.launch()
@@ -103,12 +119,11 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
     try:
         yield Ranks(fabric.global_rank, fabric.world_size)
     except BaseException as error:
+        known.set()
         for process in started:
             process.kill()
         if isinstance(error, torch.distributed.DistError) or "onnection" in str(error):
-            raise PipelineError(
-                "another process of this run has ended; the same command goes on from the last finished epoch"
-            ) from error
+            raise PipelineError(LOST) from error
         raise
     finally:
         for process in started:
