@@ -202,7 +202,8 @@ def own_rate(job: Job) -> float:
     chosen = build(composed([*own, "data.module=given", "training.precision=float32"]))
     theirs, _ = build_job(chosen, Path(), StockModule(initial_network(job, torch.contiguous_format)), own_loaders(job))
     assert isinstance(theirs.trainable.module, StockModule)
-    tape = scheduled_tape(lambda _: 0.01, [STEPS], theirs.trainable.module.configure_optimizers().param_groups)
+    groups = theirs.trainable.module.configure_optimizers().param_groups
+    tape = scheduled_tape(lambda _: 0.01, groups[0]["lr"], [STEPS], groups)
     return round_rate(theirs, theirs.trainable, Span(0, 1, STEPS, STEPS), masks_of(theirs), tape)
 
 

@@ -38,12 +38,12 @@ def plan(job: Job) -> Iterator[str]:
     yield f"{'round':>8}{'MACs' if by_macs else 'density':>10}{'weights':>14}{'epochs':>8}{'steps':>10}"
     steps = epochs = 0
     for index, density in enumerate(densities):
-        span = job.span if index else first
-        in_round = max(0, span.total_steps - span.first * span.steps_per_epoch)
+        span, copies = (job.span, job.retraining.copies) if index else (first, 1)
+        in_round = copies * max(0, span.total_steps - span.first * span.steps_per_epoch)
         steps += in_round
-        epochs += span.last - span.first
+        epochs += copies * span.epochs
         left = f"{round(density * weights):,}" if not by_macs or density == 1 else "?"
-        yield f"{index:>8}{density:>10.4f}{left:>14}{span.last - span.first:>8}{in_round:>10,}"
+        yield f"{index:>8}{density:>10.4f}{left:>14}{copies * span.epochs:>8}{in_round:>10,}"
     if known is None:
         yield "further rounds follow until the validation score falls by pruning.max_score_drop"
     per_step, seconds = timed_epoch(job)

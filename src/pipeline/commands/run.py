@@ -68,7 +68,7 @@ def _shown_and_tracked(
 ) -> list[Round]:
     """``shared`` is the site while the other processes are with this one, ``site`` once they are not any more."""
     dense_epochs = job.dense_span.last if job.trained is None else 0
-    display = Display(job.score, planned_rounds(job), dense_epochs, job.span.last - job.span.first)
+    display = Display(job.score, planned_rounds(job), dense_epochs, job.epochs_a_round)
     with site.ledger.locked(wait), Tracker(settings, runs, site.ledger, job, display.note) as tracker, stoppable():
         with display:
             watcher = Watchers(display, tracker, *watchers)

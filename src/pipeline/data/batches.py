@@ -2,20 +2,29 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
-def cropped(pixels: Tensor, padding: int, offsets: Tensor) -> Tensor:
-    """Pads images (N, C, H, W) with ``padding`` zeros on each side and crops each back to H x W.
+def cropped(pixels: Tensor, padding: int, offsets: Tensor, fill: Literal["zeros", "reflect"] = "zeros") -> Tensor:
+    """Pads images (N, C, H, W) with ``padding`` pixels on each side, by ``fill``, and crops each back to H x W.
 
     ``offsets`` int64 (N, 2) in [0, 2 x padding]: where each crop begins, down and right.
     """
     height, width = pixels.shape[2:]
-    padded = torch.nn.functional.pad(pixels, (padding,) * 4)
+    if fill == "zeros":
+        padded = torch.nn.functional.pad(pixels, (padding,) * 4)
+    else:
+        padded = pixels[:, :, _mirrored_at_borders(height, padding)][..., _mirrored_at_borders(width, padding)]
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(pixels), device=pixels.device), :, offsets[:, 0], offsets[:, 1]]
+
+
+def _mirrored_at_borders(size: int, padding: int) -> Tensor:
+    """Positions from -padding to size + padding, those outside mirrored at the first and last pixel."""
+    return size - 1 - (torch.arange(-padding, size + padding).abs() - (size - 1)).abs()
 
 
 def mirrored(pixels: Tensor, which: Tensor) -> Tensor:

@@ -126,16 +126,24 @@ class TrainingBatches:
         count, padding = len(self.images), self.settings.crop_padding
         order = torch.randperm(count, generator=generator(*self.key, "order"))
         offsets = torch.randint(2 * padding + 1, (count, 2), generator=generator(*self.key, "crop"))
-        flips = torch.rand(count, generator=generator(*self.key, "flip")) < (0.5 if self.settings.flip else 0)
+        flips = self._flips(count)
         moved = (each.to(self.shard.device, non_blocking=True) for each in (order, offsets, flips))
         for rows in islice(zip(*(each.split(self.batch_size) for each in moved), strict=True), self.steps):
             index, offset, flip = (self.shard.of(each) for each in rows)
             pixels = self.images.pixels[index]
             if padding:
-                pixels = cropped(pixels, padding, offset)
+                pixels = cropped(pixels, padding, offset, self.settings.crop_fill)
             if self.settings.flip:
                 pixels = mirrored(pixels, flip)
             yield Batch(_part(pixels), self.images.labels[index], of=len(rows[0]))
+
+    def _flips(self, count: int) -> Tensor:
+        """Which images are mirrored: a draw for each; or, alternating, one for all epochs of a round (Jordan 2024)."""
+        seed, index, epoch = self.key
+        if self.settings.flip != "alternate":
+            return torch.rand(count, generator=generator(*self.key, "flip")) < 0.5
+        first = torch.rand(count, generator=generator(seed, index, 0, "flip")) < 0.5
+        return first if epoch % 2 == 0 else ~first
 
 
 @dataclass(frozen=True)

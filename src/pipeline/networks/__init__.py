@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.structures import rows_of
+from pipeline.networks.fast_cnn import fast_cnn
 from pipeline.networks.given import unwrapped
 from pipeline.networks.layers import begin_training, in_evaluation, outputs_of
 from pipeline.networks.lenet import lenet_300_100
@@ -23,6 +24,7 @@ Make = Callable[..., nn.Module]
 
 NETWORKS: Mapping[str, Make] = {
     "cifar_resnet": cifar_resnet,
+    "fast_cnn": fast_cnn,
     "imagenet_resnet": imagenet_resnet,
     "lenet_300_100": lenet_300_100,
     "mobilenet_v1": mobilenet_v1,

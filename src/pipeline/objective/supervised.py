@@ -26,6 +26,10 @@ from pipeline.training.optimizer import make_optimizer
 from pipeline.training.schedule import Scheduled, scheduled
 
 SPLITS = ("train", "validation", "test")
+TAUGHT = 0.5
+"""Share of the loss that is against the answers of a teacher."""
+TEACHABLE = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+"""Losses that take another network's answers as targets."""
 
 
 class Supervised(lightning.LightningModule):
@@ -48,6 +52,7 @@ class Supervised(lightning.LightningModule):
         super().__init__()
         self.network, self.settings, self.batches, self.outputs = network, training, batches, outputs
         self.full_batch: int | None = None
+        self._teacher: list[nn.Module] = []  # no part of the module: neither trained nor kept
         self.loss = _loss(objective)
         metrics = _metrics(objective, outputs, getattr(self.loss, "ignore_index", None) if some_ignored else None)
         self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
@@ -62,6 +67,28 @@ class Supervised(lightning.LightningModule):
         with nullcontext() if full or self.settings.compile == "off" else set_stance("force_eager"):
             outputs = outputs_of(self.network, inputs)
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def learn_from(self, network: nn.Module | None) -> None:
+        """From here on half of the loss is that against the answers of ``network``; None: against the targets alone.
+
+        Distillation (Hinton et al. 2015, section 2, at temperature 1): of a cross-entropy the answers are the
+        probabilities that the network gives, of other losses what it gives.
+        """
+        self._teacher = [] if network is None else [network.eval()]
+
+    def _answers(self, inputs: Any) -> Tensor | None:
+        """What the teacher makes of inputs, as targets of the loss."""
+        for network in self._teacher:
+            with torch.no_grad(), set_stance("force_eager"):
+                scores = outputs_of(network, inputs)
+            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            match self.loss:
+                case nn.CrossEntropyLoss():
+                    return scores.softmax(1)
+                case nn.BCEWithLogitsLoss():
+                    return scores.sigmoid()
+            return scores
+        return None
 
     def training_step(self, batch: Any, _: int) -> Tensor:
         """Loss of this process's part of a batch, weighted so that the mean over processes is that of the batch."""
@@ -107,7 +134,7 @@ class Supervised(lightning.LightningModule):
         if not len(batch.labels) and not self.training:
             return torch.zeros(())
         outputs = self(batch.inputs)
-        targets = batch.labels
+        targets, answers = batch.labels, self._answers(batch.inputs) if self.training else None
         if not len(targets):  # the mean of no loss is not a number
             return outputs.sum() * 0
         if outputs.shape != targets.shape and outputs.shape == (*targets.shape, 1):
@@ -123,6 +150,8 @@ class Supervised(lightning.LightningModule):
                 f"objective.loss: {type(self.loss).__name__} fails on outputs {_shown(outputs)} and targets "
                 f"{_shown(targets)} of {split}: {one_line(error)}{self._takes(outputs, targets)}"
             ) from error
+        if answers is not None:
+            loss = loss * (1 - TAUGHT) + self.loss(outputs, answers.view_as(outputs)) * TAUGHT
         mean_loss, metrics = self._of(split)
         mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
         if isinstance(self.loss, nn.CrossEntropyLoss) and targets.is_floating_point() and targets.ndim > 1:
@@ -171,8 +200,9 @@ class Supervised(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.network, self.settings.optimizer)
         total_steps = sum(-(-count // self.trainer.accumulate_grad_batches) for count in self.batches)
-        rate = scheduled(self.settings.schedule, self.settings.optimizer.rate, total_steps)
-        scheduler = Scheduled(optimizer, rate, self.trainer.global_step, total_steps)
+        full_rate = self.settings.optimizer.rate
+        rate = scheduled(self.settings.schedule, full_rate, total_steps)
+        scheduler = Scheduled(optimizer, rate, full_rate, self.trainer.global_step, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -14,12 +14,29 @@ def magnitude(weight: Tensor, generator: torch.Generator) -> Tensor:
     return weight.abs()
 
 
+def lamp(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Each weight's square as a share of the layer's squares that are not smaller, float32.
+
+    Layer-adaptive magnitude (Lee et al. 2021, section 3, 2): over the whole network these compete as if each layer were
+    pruned by magnitude to a share of its own. Dead weights are zeros and add nothing.
+    """
+    squares, order = weight.double().square().flatten().sort(stable=True)
+    not_smaller = squares.flip(0).cumsum(0).flip(0)
+    scores = torch.empty_like(squares).scatter_(0, order, squares / not_smaller.clamp_min(torch.finfo().tiny))
+    return scores.view(weight.shape).float()
+
+
 def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform draws: the control that any criterion has to beat."""
     return torch.rand(weight.shape, generator=generator)
 
 
-CRITERIA: Mapping[str, Criterion] = {"magnitude": magnitude, "magnitude_per_mac": magnitude, "random": random}
+CRITERIA: Mapping[str, Criterion] = {
+    "magnitude": magnitude,
+    "magnitude_per_mac": magnitude,
+    "lamp": lamp,
+    "random": random,
+}
 
 
 class Scores(Mapping[str, Tensor]):

@@ -13,7 +13,8 @@ from pipeline.pruning.channels import ChannelGroup
 from pipeline.pruning.criteria import CRITERIA, Scores
 from pipeline.pruning.filters import counts, keep_filters, norms, prune_filters
 from pipeline.pruning.masks import Masks
-from pipeline.pruning.prune import keep, prune
+from pipeline.pruning.prune import keep, prune, removal_count
+from pipeline.pruning.shares import erdos_renyi_kernel
 from pipeline.settings.groups import Pruning
 
 Generators = Callable[[str], torch.Generator]
@@ -40,6 +41,12 @@ def cut_weights(
         sizes = {name: mask.numel() for name, mask in masks.items()}
         return keep(scores, masks, shared(pruning, sizes, named, index))
     assert pruning.fraction is not None
+    if pruning.scope == "erk":
+        left = {name: int(mask.sum()) for name, mask in masks.items()}
+        size = sum(mask.numel() for mask in masks.values())
+        gone = removal_count(sum(left.values()), size, pruning.fraction, pruning.target_density)
+        shapes = {name: mask.shape for name, mask in masks.items()}
+        return keep(scores, masks, erdos_renyi_kernel(shapes, left, sum(left.values()) - gone))
     return prune(
         scores,
         masks,

@@ -52,7 +52,7 @@ class Display(Watcher):
         if not self.rounds:
             self.console.print(header(self.score))
         if not trained:
-            self.epochs_left -= len(result.history)
+            self.epochs_left -= result.epochs
         self.rounds += 1
         self.trained += trained
         self.console.print(row(result, self.score) + ("" if trained else "  (found)"))

@@ -40,7 +40,9 @@ def _records(runs: Path, name: str) -> Iterator[RunRecord]:
         later = itertools.takewhile(lambda r: r is not None, map(ledger.read, itertools.count(1)))
         rounds = [each for each in (dense, *later) if each is not None]
         pruning = {**LATER["pruning"], **dict.fromkeys(LENGTHENS), **identity["pruning"]}
-        method = run_title(Pruning(**pruning), Retraining(**LATER["retraining"] | identity["retraining"]))
+        retraining = LATER["retraining"] | identity["retraining"]
+        teacher, ema = retraining.pop("teacher"), identity["training"].get("ema")
+        method = run_title(Pruning(**pruning), Retraining(**retraining), teacher, ema)
         if pruning["policy"] is not None:  # whose name says it: its shares are others for each seed
             pruning["shares"] = None
         yield RunRecord(

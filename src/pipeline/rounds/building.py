@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.data import AnyDataset, load
@@ -23,6 +24,7 @@ from pipeline.networks.costs import positions, run_on
 from pipeline.networks.given import check_kept, check_loads, copied, unwrapped
 from pipeline.networks.layers import begin_training, left_out, prunable
 from pipeline.networks.weights import read_weights
+from pipeline.networks.whitening import whitened
 from pipeline.objective.own import own_score
 from pipeline.objective.rehearsal import Rehearsed, rehearsed
 from pipeline.objective.smallest import check_smallest
@@ -39,6 +41,9 @@ from pipeline.settings.identity import amc_identity, dense_identity, run_identit
 from pipeline.training.retraining import training_span
 from pipeline.training.speed import resolved
 from pipeline.training.trainer import Factory
+
+WHITENED_BY = 5000 * 3 * 32 * 32
+"""Numbers in the images that whitening looks at."""
 
 
 def build_job(
@@ -70,6 +75,8 @@ def build_job(
         made = anew(0)
         check_kept(made)
     check_loads(made)
+    if model.whitened is not None:
+        whitened(made, model.whitened, _first_images(dataset))
     if settings.retraining.weights == "fresh":
         anew(1)  # said now, if it cannot be had
     initial = _initial(made, anew)
@@ -152,6 +159,24 @@ def build_job(
         environment=environment(),
     )
     return job, site
+
+
+def _first_images(dataset: AnyDataset) -> Tensor:
+    """The first training images as the network gets them, none augmented.
+
+    Raises:
+        SettingsError: if the inputs are no images.
+    """
+    images: list[Tensor] = []
+    for inputs, _ in dataset.raw("train"):
+        images.append(dataset.preprocessing.apply(inputs))
+        if images[0].ndim != 4:
+            raise SettingsError(
+                [f"model.whitened: got inputs of {images[0].ndim} dimensions, takes images (N, C, H, W)"]
+            )
+        if sum(each.numel() for each in images) >= WHITENED_BY:
+            break
+    return torch.cat(images)
 
 
 def _limited(steps: int, limit: int | float) -> int:

@@ -1,5 +1,6 @@
 """What a run is: a job, which decides every number, and the site where it runs, which decides none."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,7 +105,7 @@ class Job:
     @property
     def method(self) -> str:
         """The run's name in a comparison."""
-        return run_title(self.pruning, self.retraining)
+        return run_title(self.pruning, self.retraining, self.training.teacher, self.training.ema)
 
     @property
     def title(self) -> str:
@@ -125,6 +126,11 @@ class Job:
     @property
     def span(self) -> Span:
         return retraining_span(self.retraining, self.dense_span)
+
+    @property
+    def epochs_a_round(self) -> int:
+        """Epochs that a later round trains, all its copies together."""
+        return self.retraining.copies * self.span.epochs
 
     def alive(self) -> dict[str, Tensor]:
         """Masks before any pruning, in parameter order: the order that decides between equal scores.
@@ -156,6 +162,12 @@ class Job:
         if self.groups:
             return cut_filters(self.pruning, weights, masks, index, draws, self.groups, self.positions)
         return cut_weights(self.pruning, weights, masks, index, draws, self.positions)
+
+    def cut_to(self, index: int, weights: Mapping[str, Tensor], masks: Masks, number: int) -> dict[str, Tensor]:
+        """Masks of which ``number`` weights are left, from those of now, by the criterion and scope of the settings."""
+        density = number / sum(mask.numel() for mask in masks.values())
+        pruning = dataclasses.replace(self.pruning, fraction=1.0, target_density=density)
+        return dataclasses.replace(self, pruning=pruning).cut(weights, masks, index)
 
     def layers(self, masks: Masks) -> tuple[LayerCost, ...]:
         """What each layer costs under masks."""

@@ -19,6 +19,7 @@ import getpass
 import json
 import os
 import socket
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -44,17 +45,28 @@ from pipeline.training.tape import Tape
 FORMAT = 1
 PARTIAL = "partial.safetensors"
 AGAIN = "again.safetensors"
+
+
+def partial_name(copy: int) -> str:
+    """The file of a round's training under way, of several from one mask of number ``copy``."""
+    return f"partial-{copy}.safetensors" if copy else PARTIAL
+
+
 P = ParamSpec("P")
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Round:
-    """A complete round: what it cost, how it trained, what it reached."""
+    """A complete round: what it cost, how it trained, what it reached.
+
+    ``history`` has its ``epochs`` of training, and behind them what was validated without one.
+    """
 
     index: int
     layers: tuple[LayerCost, ...]
     history: tuple[Epoch, ...]
+    epochs: int
     test: Mapping[str, float]
     seconds: float
     finished_ms: int
@@ -82,6 +94,7 @@ class Round:
             **self.test,
             "macs_dense": self.macs_dense,
             "macs_kept": self.macs_kept,
+            "epochs": self.epochs,
             "seconds": self.seconds,
         }
 
@@ -161,6 +174,7 @@ class Ledger:
             index=index,
             layers=tuple(LayerCost(**layer) for layer in record["layers"]),
             history=_history(record),
+            epochs=record.get("epochs", len(record["history"])),
             test=documents.numbers(record["test"]),
             seconds=record["seconds"],
             finished_ms=record["finished_ms"],
@@ -286,6 +300,8 @@ class Ledger:
         tensors |= {f"optimizer:{name}": tensor for name, tensor in reached.state.optimizer.items()}
         if reached.tape is not None:
             tensors |= {f"tape:{name}": tensor for name, tensor in reached.tape.tensors().items()}
+        tensors |= {f"mask:{name}": mask for name, mask in reached.masks.items()}
+        tensors |= {f"average:{name}": tensor for name, tensor in reached.average.items()}
         if reached.rest:
             tensors["rest:"] = torch.frombuffer(bytearray(reached.rest), dtype=torch.uint8)
         write_tensors(path, tensors, {"identity": self.identity, **metadata})
@@ -295,13 +311,14 @@ class Ledger:
             return None
         tensors, metadata = read_tensors(path)
         self._check_identity(path, metadata["identity"])
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "tape": {}, "rest": {}}
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
             part, name = key.split(":", 1)
             parts[part][name] = tensor
         tape = Tape.of(parts["tape"]) if parts["tape"] else None
         rest = parts["rest"][""].numpy().tobytes() if parts["rest"] else b""
-        return UnderWay(State(parts["network"], parts["optimizer"]), tape, rest), metadata
+        state = State(parts["network"], parts["optimizer"])
+        return UnderWay(state, tape, rest, parts["mask"], parts["average"]), metadata
 
 
 def _history(told: Mapping[str, Any]) -> tuple[Epoch, ...]:

@@ -15,24 +15,27 @@ last finished epoch, and so typing the same command again continues.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
 
 from pipeline.data.dataset import Split
 from pipeline.ground.errors import PipelineError
+from pipeline.ground.randomness import derived_seed
 from pipeline.ground.tensors import remedy
 from pipeline.pruning.cut import least_share
 from pipeline.pruning.masks import Masks, digest, kept
 from pipeline.pruning.prune import emptied
 from pipeline.rounds.choice import finished
 from pipeline.rounds.job import Job, Site
-from pipeline.rounds.ledger import AGAIN, Round
+from pipeline.rounds.ledger import AGAIN, Round, partial_name
+from pipeline.training.average import mean_of
+from pipeline.training.gradual import Gradual
 from pipeline.training.retraining import retraining_tape
 from pipeline.training.state import Epoch, State, UnderWay, masked
 from pipeline.training.tape import Tape
-from pipeline.training.train import RoundPlan, evaluate, train_round
+from pipeline.training.train import RoundPlan, evaluate, renewed, train_round
 
 NO_TRAINING = 0.01
 """A held rate below this share of the highest is told about."""
@@ -54,23 +57,37 @@ def run(job: Job, site: Site) -> list[Round]:
         while not finished(rounds, job):
             index = len(rounds)
             if trained := site.ledger.read(index) is None:
-                before, masks = masks, _next_masks(job, site, index, masks)
-                if kept(masks) == kept(before):
+                pruned = _next_masks(job, site, index, masks)
+                if kept(pruned) == kept(masks) and job.pruning.fraction != 0:
                     break
-                plan = RoundPlan(
-                    job.span, masks, job.seed, index, retraining_tape(job.retraining, recorded_tape(job, site))
-                )
-                _train_round(job, site, plan, partial(start_state, job, site, index))
+                _train_round(job, site, _plan(job, site, index, masks, pruned), partial(start_state, job, site, index))
             else:
                 _check_parent(site, index)
-                site.ledger.clear(index)
-                found = site.ledger.masks(index)
-                masks = {name: found[name] for name in masks}
+                for copy in range(job.retraining.copies):
+                    site.ledger.clear(index, partial_name(copy))
+            found = site.ledger.masks(index)
+            masks = {name: found[name] for name in masks}
             done = site.ledger.read(index)
             assert done is not None
             rounds.append(done)
             site.watcher.round_done(done, site.ledger.path(index), trained=trained)
     return rounds
+
+
+def _plan(job: Job, site: Site, index: int, masks: Masks, pruned: Masks) -> RoundPlan:
+    """What round ``index`` trains: under the masks that are pruned, or from those before to as few weights."""
+    tape = retraining_tape(job.retraining, recorded_tape(job, site), job.span.epochs)
+    match job.training.teacher:
+        case None:
+            teacher = None
+        case "dense":
+            teacher = site.dense.state(0).network
+        case "previous":
+            teacher = site.ledger_of(index - 1).state(index - 1).network
+    if job.pruning.schedule == "at_once":
+        return RoundPlan(job.span, pruned, job.seed, index, tape, None, teacher)
+    gradual = Gradual(kept(pruned), partial(job.cut_to, index))
+    return RoundPlan(job.span, masks, job.seed, index, tape, gradual, teacher)
 
 
 def _check_dense(site: Site) -> None:
@@ -168,7 +185,7 @@ def _take_trained(job: Job, site: Site, weights: Mapping[str, Tensor]) -> None:
     state = State(weights, {})
     metrics = _evaluated(job, "validation", state)
     validated = Epoch(number=0, rate=0.0, metrics=metrics, seconds=0.0, finished_ms=time.time_ns() // 1_000_000)
-    _record(job, site, 0, job.whole(), UnderWay(state), (validated,))
+    _record(job, site, 0, job.whole(), UnderWay(state), (validated,), epochs=0)
 
 
 def _rewind_point(job: Job, site: Site, epoch: int) -> State:
@@ -199,26 +216,54 @@ def _rewind_point(job: Job, site: Site, epoch: int) -> State:
 
 
 def _train_round(job: Job, site: Site, plan: RoundPlan, start: Callable[[], State]) -> None:
-    """Trains a round from its start, or from its last finished epoch, and completes it in the ledger."""
+    """Trains a round, each of its copies from its start or from its last finished epoch, and completes it in the
+    ledger."""
     index, span, ledger = plan.index, plan.span, site.ledger_of(plan.index)
-    under_way, history = ledger.partial(index) or (UnderWay(masked(start(), plan.masks)), ())
-    site.watcher.round_started(index, span.last - span.first, history)
+    copies = range(job.retraining.copies if index else 1)
+    begun = [
+        ledger.partial(index, partial_name(copy)) or (UnderWay(masked(start(), plan.masks)), ()) for copy in copies
+    ]
+    site.watcher.round_started(index, len(copies) * span.epochs, _one_after_another(begun))
+    for copy in copies:
 
-    def on_epoch(epoch: Epoch, reached: UnderWay) -> None:
-        nonlocal under_way, history
-        under_way, history = reached, (*history, epoch)
-        if index == 0 and job.retraining.weights == "rewound" and len(history) == job.span.first:
-            ledger.keep_rewind_point(job.span.first, reached.state)
-        ledger.write_partial(index, reached, history)
-        site.watcher.epoch_done(index, history)
+        def on_epoch(epoch: Epoch, reached: UnderWay, copy: int = copy) -> None:
+            begun[copy] = reached, (*begun[copy][1], epoch)
+            if index == 0 and job.retraining.weights == "rewound" and epoch.number == job.span.first:
+                ledger.keep_rewind_point(job.span.first, reached.state)
+            ledger.write_partial(index, *begun[copy], partial_name(copy))
+            site.watcher.epoch_done(index, _one_after_another(begun))
 
-    if len(history) < span.last - span.first:
-        _train(job, site, plan, under_way, span.first + len(history), on_epoch)
-    _record(job, site, index, plan.masks, under_way, history)
+        under_way, history = begun[copy]
+        if len(history) < span.epochs:
+            seed = derived_seed(plan.seed, "copy", copy) if copy else plan.seed
+            _train(job, site, dataclasses.replace(plan, seed=seed), under_way, span.first + len(history), on_epoch)
+    reached, history = begun[0] if len(copies) == 1 else _averaged(job, plan, begun)
+    _record(job, site, index, reached.masks or plan.masks, reached, history, len(copies) * span.epochs)
 
 
-def _record(job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, history: tuple[Epoch, ...]) -> None:
-    """Tests a round's result and completes the round in the ledger.
+Begun = tuple[UnderWay, tuple[Epoch, ...]]
+"""What a training goes on from, and the epochs that are done."""
+
+
+def _one_after_another(begun: Sequence[Begun]) -> tuple[Epoch, ...]:
+    """The epochs of all copies, counted through."""
+    epochs = [epoch for _, history in begun for epoch in history]
+    return tuple(dataclasses.replace(epoch, number=number) for number, epoch in enumerate(epochs, 1))
+
+
+def _averaged(job: Job, plan: RoundPlan, copies: Sequence[Begun]) -> Begun:
+    """The mean of a round's copies with running statistics of its own, and behind their epochs its validation."""
+    started, epochs = time.perf_counter(), _one_after_another(copies)
+    state = renewed(job.trainable, plan, mean_of([reached.state for reached, _ in copies]))
+    metrics = _evaluated(job, "validation", state)
+    seconds, now = time.perf_counter() - started, time.time_ns() // 1_000_000
+    return UnderWay(state), (*epochs, Epoch(len(epochs) + 1, 0.0, metrics, seconds, now))
+
+
+def _record(
+    job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, history: tuple[Epoch, ...], epochs: int
+) -> None:
+    """Tests a round's result and completes the round in the ledger; ``epochs`` of its history are of training.
 
     Raises:
         PipelineError: if the score was not logged in the last epoch.
@@ -235,6 +280,7 @@ def _record(job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, h
         index=index,
         layers=job.layers(masks),
         history=history,
+        epochs=epochs,
         test=test,
         seconds=sum(epoch.seconds for epoch in history),
         finished_ms=history[-1].finished_ms,
@@ -242,7 +288,8 @@ def _record(job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, h
     parent = site.ledger_of(index - 1).digest(index - 1) if index else None
     facts = {"score": job.score.text(), "parent": parent, "environment": site.environment}
     site.ledger_of(index).write(result, reached, masks, facts)
-    site.ledger_of(index).clear(index)
+    for copy in range(job.retraining.copies):
+        site.ledger_of(index).clear(index, partial_name(copy))
     for sentence in job.dataset.notes():
         if sentence not in job.notes:
             site.watcher.note(sentence)

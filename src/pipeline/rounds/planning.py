@@ -62,7 +62,9 @@ def check_end(job: Job) -> None:
 def planned_densities(sizes: Sequence[int], pruning: Pruning) -> list[float]:
     """Density of every round from 0 on where weights of layers of these ``sizes`` compete, to the weight."""
     assert pruning.fraction is not None
-    groups = [[sum(sizes), sum(sizes)]] if pruning.scope == "global" else [[size, size] for size in sizes]
+    if pruning.fraction == 0:
+        return [1.0] * ((pruning.rounds or 0) + 1)
+    groups = [[size, size] for size in sizes] if pruning.scope == "layer" else [[sum(sizes), sum(sizes)]]
     densities = [1.0]
     while pruning.rounds is None or len(densities) <= pruning.rounds:
         removed = 0

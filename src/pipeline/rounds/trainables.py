@@ -72,7 +72,9 @@ def schedule_of(settings: Settings, network: nn.Module, span: Span) -> Tape:
     every = int(settings.trainer.get("accumulate_grad_batches", 1))
     steps = [-(-span.steps(epoch) // every) for epoch in range(span.last)]
     rate = scheduled(training.schedule, training.optimizer.rate, sum(steps))
-    return scheduled_tape(rate, steps, make_optimizer(network, training.optimizer).param_groups)
+    return scheduled_tape(
+        rate, training.optimizer.rate, steps, make_optimizer(network, training.optimizer).param_groups
+    )
 
 
 def _trainer(settings: Settings, dataset: AnyDataset, factory: Factory | None, own_network: bool) -> TrainerSettings:

@@ -85,6 +85,12 @@ def _impossible(settings: Settings) -> Iterator[str]:
             f"pruning.target_density={shown(pruning.target_density)}, takes a share, or both of these"
         )
         return
+    if pruning.fraction == 0 and not given and (pruning.rounds is None or pruning.target_density is not None):
+        yield (
+            f"pruning.fraction: got 0, with which nothing goes, and pruning.rounds={shown(pruning.rounds)} and "
+            f"pruning.target_density={shown(pruning.target_density)}; takes a number of rounds and no target"
+        )
+        return
     if pruning.rounds is None and pruning.target_density is None and pruning.max_score_drop is None and not given:
         yield (
             "pruning: got rounds, target_density and max_score_drop all null, takes at least one of them "
@@ -100,13 +106,7 @@ def _impossible(settings: Settings) -> Iterator[str]:
                 f"takes pruning.rounds={needed} or more, or null"
             )
     yield from _impossible_shares(pruning)
-    if pruning.criterion == "magnitude_per_mac" and pruning.structure == "filter":
-        yield "pruning.criterion: got magnitude_per_mac with pruning.structure=filter, takes magnitude or random"
-    if pruning.criterion == "magnitude_per_mac" and (pruning.scope == "layer" or given):
-        yield (
-            "pruning.criterion: got magnitude_per_mac where weights compete within their layer, which all save the "
-            "same multiply-adds; takes magnitude or random, or pruning.scope=global without shares"
-        )
+    yield from _impossible_criterion(pruning, given)
     amc = settings.amc
     if (settings.task == "search" or pruning.policy == "search") and training.devices * training.nodes > 1:
         yield "training.devices: got several processes for a search, takes training.devices=1 and training.nodes=1"
@@ -123,6 +123,29 @@ def _impossible(settings: Settings) -> Iterator[str]:
         yield (
             f"pruning.empty_layer: got {share}, a share of every layer that is kept, "
             f"takes less than pruning.target_density={target}"
+        )
+
+
+def _impossible_criterion(pruning: Pruning, given: bool) -> Iterator[str]:
+    by_layer = {"magnitude_per_mac": "of which all save the same multiply-adds", "lamp": "which it orders by magnitude"}
+    if pruning.criterion in by_layer and pruning.structure == "filter":
+        yield f"pruning.criterion: got {pruning.criterion} with pruning.structure=filter, takes magnitude or random"
+    elif pruning.criterion in by_layer and (pruning.scope != "global" or given):
+        yield (
+            f"pruning.criterion: got {pruning.criterion} where weights compete within their layer, "
+            f"{by_layer[pruning.criterion]}; takes magnitude or random, or pruning.scope=global without shares"
+        )
+    for setting, value in (("scope", "erk"), ("schedule", "cubic")):
+        if getattr(pruning, setting) != value:
+            continue
+        if pruning.structure == "filter":
+            yield f"pruning.{setting}: got {value} with pruning.structure=filter, takes pruning.structure=weight"
+        elif given:
+            yield f"pruning.{setting}: got {value} beside shares of layers, takes pruning.shares=null and no policy"
+    if pruning.scope == "erk" and isinstance(pruning.empty_layer, float):
+        yield (
+            f"pruning.empty_layer: got {pruning.empty_layer} with pruning.scope=erk, by which every layer keeps "
+            "something; takes warn or error"
         )
 
 

@@ -26,6 +26,9 @@ class Model:
     """The dotted path of what makes a ``LightningModule`` of yours, which is trained as it is (``objective=own``)."""
     arguments: Mapping[str, Any]
     """What it is made with; networks of the table get input shape and classes from the data."""
+    whitened: str | None
+    """Name of the first convolution, whose filters are set to whiten patches of the training images, and frozen; null
+    for none."""
     weights: str | None
     """A file of trained weights (.safetensors, or a state dict in a .pt or a checkpoint) that takes the place of round
     0's training."""
@@ -44,9 +47,11 @@ class ImagesInMemory:
     validation_from: Literal["train", "test"]
     """Which of the data set's own parts gives its images to validation."""
     crop_padding: Padding
-    """Training images are padded by so many zeros on each side and cropped back at random; 0 for not."""
-    flip: bool
-    """Training images are mirrored left to right, half of the time."""
+    """Training images are padded by so many pixels on each side and cropped back at random; 0 for not."""
+    crop_fill: Literal["zeros", "reflect"]
+    """What those pixels are: zeros, or the image mirrored at its border."""
+    flip: bool | Literal["alternate"]
+    """Training images are mirrored left to right, half of the time; alternate: each in every other epoch."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,8 @@ class Sgd:
     """L2, added to the gradient."""
     decay_norm_and_bias: bool
     """Whether one-dimensional parameters (normalisation, biases) decay too."""
+    rates: Mapping[str, Positive]
+    """Pattern of parameters -> what their rate is multiplied by, such as ``{"*.bias": 64}``; the first that matches."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,8 @@ class AdamW:
     """Decoupled decay, multiplied by the rate."""
     decay_norm_and_bias: bool
     """Whether one-dimensional parameters (normalisation, biases) decay too."""
+    rates: Mapping[str, Positive]
+    """Pattern of parameters -> what their rate is multiplied by, such as ``{"*.bias": 64}``; the first that matches."""
 
 
 Schedule = StepDecay | Cosine | OneCycle
@@ -196,6 +205,11 @@ class Training:
     """Of layers' arithmetic (weights stay float32); auto: bfloat16 where the machine is fast at it."""
     compile: Literal["auto", "off", "on"]
     """Whether full training batches run compiled; auto: where one training is long enough to repay it."""
+    ema: ProperShare | None
+    """Decay, a step, of an average of the weights that each training ends with, such as 0.99; null for none."""
+    teacher: Literal["dense", "previous"] | None
+    """Whose answers retrained networks learn beside the targets: the dense network's, those of the round before, or
+    nobody's."""
     devices: Count
     """Processes on this machine that share each batch, a device (GPU, or some cores) each."""
     nodes: Count
@@ -210,18 +224,21 @@ class Training:
 class Pruning:
     structure: Literal["weight", "filter"]
     """Whether single weights go, or whole filters with all that reads what they make."""
-    fraction: ProperShare | None
+    fraction: ShareFromZero | None
     """Share of the surviving weights that one round removes (of filters: so many that at least this share goes); null
-    for that by which ``rounds`` rounds end at ``target_density``."""
-    criterion: Literal["magnitude", "magnitude_per_mac", "random"]
-    """What scores a weight or a filter; the lowest scores go."""
+    for that by which ``rounds`` rounds end at ``target_density``; 0 for a control in which nothing goes."""
+    schedule: Literal["at_once", "cubic"]
+    """Whether a round's weights go before its training, or within its first three quarters, ever fewer."""
+    criterion: Literal["magnitude", "magnitude_per_mac", "lamp", "random"]
+    """What scores a weight or a filter; the lowest scores go. lamp: magnitude scaled by layer."""
     mac_strength: NotNegative
     """Of ``magnitude_per_mac``: a magnitude is divided by the multiply-adds of its weight to this power; 0 is plain
     magnitude."""
     norm: Literal["l1", "l2"]
     """How the magnitudes of a filter's weights make one score."""
-    scope: Literal["global", "layer"]
-    """Whether weights compete over the whole network or within their layer; of filters: all layers lose one share."""
+    scope: Literal["global", "layer", "erk"]
+    """Whether weights compete over the whole network or within their layer; of filters: all layers lose one share.
+    erk: within layers, which lose the more the larger they are (Erdos-Renyi kernel)."""
     measure: Literal["weights", "macs"]
     """What ``fraction`` and ``target_density`` are shares of; multiply-adds for ``structure=filter`` alone."""
     shares: Mapping[str, Share] | None
@@ -253,10 +270,13 @@ class Retraining:
     """The schedule from the rewind point to its end, or one rate throughout."""
     hold: Literal["last"] | Share
     """The rate that is held: the schedule's last, or a share of its highest."""
-    length: Share
-    """Length of a retraining as a share of T, in whole epochs: the rewind point is that long before T's end."""
+    length: Positive
+    """Length of a retraining as a share of T, in whole epochs: the rewind point is that long before T's end. Above 1 it
+    is at the start, and the schedule is stretched."""
     optimizer_state: Literal["keep", "reset"]
     """Whether momentum goes with the weights or starts anew."""
+    copies: Count
+    """So many trainings of each round, with batches in other orders, whose weights are averaged (a sparse soup)."""
 
 
 @dataclass(frozen=True)

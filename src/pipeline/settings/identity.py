@@ -14,7 +14,7 @@ NO_NUMBERS = {
     "model": {"weights"},
     "data": {"source", "workers"},
     "objective": {"score", "better", "test_score"},
-    "training": {"devices", "nodes"},
+    "training": {"devices", "nodes", "teacher"},
     "trainer": {
         "accelerator", "strategy", "logger", "profiler", "enable_progress_bar", "enable_model_summary",
         "log_every_n_steps", "default_root_dir", "detect_anomaly",
@@ -24,12 +24,14 @@ NO_NUMBERS = {
 OF_A_NETWORK = {"optimizer", "schedule", "batch_size", "label_smoothing"}
 """Training settings that a LightningModule has none of: it brings its own."""
 LATER: Mapping[str, Mapping[str, Any]] = {
-    "model": {"module": None},
+    "model": {"module": None, "whitened": None},
+    "data": {"crop_fill": "zeros"},
     "pruning": {
         "structure": "weight", "mac_strength": 0.2, "norm": "l1", "measure": "weights", "shares": None, "policy": None,
-        "include": [],
+        "include": [], "schedule": "at_once",
     },
-    "retraining": {"hold": "last"},
+    "training": {"optimizer.rates": {}, "ema": None},
+    "retraining": {"hold": "last", "copies": 1, "teacher": None},
     "objective": {
         "kind": "supervised",
         "loss": "torch.nn.CrossEntropyLoss",
@@ -42,7 +44,7 @@ LATER: Mapping[str, Mapping[str, Any]] = {
         },
     },
 }  # fmt: skip
-"""Settings that came later, at the values that earlier runs had: they are the same runs still."""
+"""Settings that came later (dotted: within a group), at the values of earlier runs: they are the same runs still."""
 
 
 def dense_identity(settings: Settings) -> dict[str, Any]:
@@ -66,18 +68,22 @@ def run_identity(settings: Settings) -> dict[str, Any]:
         if key != "rounds" or settings.pruning.shares is None:  # which are reached in those rounds
             del pruning[key]
     retraining = _part("retraining", settings.retraining)
+    if settings.training.teacher is not None:  # of retrained networks alone: the dense one is shared
+        retraining["teacher"] = settings.training.teacher
     return dense_identity(settings) | {"pruning": pruning, "retraining": retraining}
 
 
 def _part(part: str, group: Any) -> dict[str, Any]:
     """A group's settings that change numbers, without those that came later at the values of before."""
     values = plain(dict(group) if isinstance(group, Mapping) else dataclasses.asdict(group))
-    later = {} if part == "objective" else LATER.get(part, {})
-    return {
-        key: value
-        for key, value in values.items()
-        if key not in NO_NUMBERS.get(part, ()) and not (key in later and value == later[key])
-    }
+    for key, value in LATER[part].items() if part in LATER and part != "objective" else ():
+        *outer, last = key.split(".")
+        holder = values
+        for each in outer:
+            holder = holder[each]
+        if last in holder and holder[last] == value:
+            del holder[last]
+    return {key: value for key, value in values.items() if key not in NO_NUMBERS.get(part, ())}
 
 
 def amc_identity(settings: Settings) -> dict[str, Any]:

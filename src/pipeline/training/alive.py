@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -34,16 +33,19 @@ class KeepPruned(lightning.Callback):
     """
 
     def __init__(self, network: nn.Module, masks: Masks, *, own: bool) -> None:
-        self.own = own
-        parameters = dict(network.named_parameters())
-        self.masks = [(parameters[name], mask) for name, mask in masks.items() if not mask.all()]
-        self.dead: list[tuple[nn.Parameter, Tensor]] = []
+        self.own, self.network, self.masks = own, network, masks
+        self.dead: dict[nn.Parameter, Tensor] = {}
         self.handles: list[Any] = []
 
+    def now(self, masks: Masks) -> None:
+        """Keeps the dead of these masks at zero from here on."""
+        parameters = {self.network.get_parameter(name): mask for name, mask in masks.items() if not mask.all()}
+        for parameter in parameters.keys() - self.dead.keys():
+            self.handles.append(parameter.register_post_accumulate_grad_hook(self._fill_gradient))
+        self.dead = {parameter: ~mask.to(parameter.device) for parameter, mask in parameters.items()}
+
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        self.dead = [(parameter, ~mask.to(parameter.device)) for parameter, mask in self.masks]
-        for parameter, dead in self.dead:
-            self.handles.append(parameter.register_post_accumulate_grad_hook(partial(_fill_gradient, dead)))
+        self.now(self.masks)
         for optimizer in trainer.optimizers if self.own else ():
             self.handles.append(optimizer.register_step_pre_hook(self._fill_gradients))
             self.handles.append(optimizer.register_step_post_hook(self.fill))
@@ -65,15 +67,14 @@ class KeepPruned(lightning.Callback):
     def fill(self, *_: Any) -> None:
         """Fills the dead weights with zeros."""
         with torch.no_grad():
-            for parameter, dead in self.dead:
+            for parameter, dead in self.dead.items():
                 parameter.masked_fill_(dead, 0)
 
     def _fill_gradients(self, *_: Any) -> None:
-        for parameter, dead in self.dead:
-            _fill_gradient(dead, parameter)
+        for parameter in self.dead:
+            self._fill_gradient(parameter)
 
-
-def _fill_gradient(dead: Tensor, parameter: Tensor) -> None:
-    if parameter.grad is not None:
-        with torch.no_grad():
-            parameter.grad.masked_fill_(dead, 0)
+    def _fill_gradient(self, parameter: Any) -> None:
+        if parameter.grad is not None:
+            with torch.no_grad():
+                parameter.grad.masked_fill_(self.dead[parameter], 0)

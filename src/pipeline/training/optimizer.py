@@ -1,5 +1,6 @@
 """The optimizers of the settings."""
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -10,20 +11,30 @@ from pipeline.settings.groups import Optimizer, Sgd
 
 
 def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """SGD or AdamW over all trainable parameters, in one group that decays and one that does not.
+    """SGD or AdamW over all trainable parameters, in a group for each decay and rate that some have.
 
     Numbers of half precision and complex ones are stepped one operation at a time: torch's fused SGD leaves the former
     as they are on a CPU, and takes none of the latter.
 
     Raises:
-        SettingsError: if AdamW is to train float16, in which squares of gradients and its epsilon are zero.
+        SettingsError: if a pattern of ``rates`` is of no parameter; if AdamW is to train float16, in which squares of
+            gradients and its epsilon are zero.
     """
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            decays = settings.decay_norm_and_bias or parameter.ndim > 1
-            groups.setdefault(settings.weight_decay if decays else 0.0, []).append(parameter)
-    parameters = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    unknown = [pattern for pattern in settings.rates if not any(fnmatchcase(name, pattern) for name in trained)]
+    if unknown:
+        raise SettingsError(
+            [f"training.optimizer.rates: got {unknown[0]!r}, which matches no parameter; they are {', '.join(trained)}"]
+        )
+    for name, parameter in trained.items():
+        decays = settings.decay_norm_and_bias or parameter.ndim > 1
+        factor = next((each for pattern, each in settings.rates.items() if fnmatchcase(name, pattern)), 1.0)
+        groups.setdefault((settings.weight_decay if decays else 0.0, factor), []).append(parameter)
+    parameters = [
+        {"params": group, "weight_decay": decay, "lr": settings.rate * factor}
+        for (decay, factor), group in groups.items()
+    ]
     fused = all(each.dtype in (torch.float32, torch.float64) for group in groups.values() for each in group)
     if isinstance(settings, Sgd):
         sgd = torch.optim.SGD(parameters, settings.rate, settings.momentum, nesterov=settings.nesterov, fused=fused)

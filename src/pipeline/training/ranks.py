@@ -111,7 +111,7 @@ def together(devices: int, nodes: int) -> Iterator[Ranks]:
         print(LOST, file=sys.stderr, flush=True)
         os._exit(1)  # the main thread may hang in an operation that waits for the other
 
-    subprocess_script._ChildProcessObserver._terminate_all = lost  # type: ignore[method-assign]
+    subprocess_script._ChildProcessObserver._terminate_all = lost  # type: ignore[method-assign, assignment]
     strategy = DDPStrategy(timeout=PATIENCE)
     fabric = lightning_fabric.Fabric(devices=devices, num_nodes=nodes, strategy=strategy)
     fabric.launch()

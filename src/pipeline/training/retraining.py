@@ -24,19 +24,44 @@ NAMES = {
 def method_name(retraining: Retraining) -> str:
     """The literature's name of a row. To rewind weights by the whole of T is the original lottery ticket."""
     name = NAMES[retraining.weights, retraining.rate]
-    return "lottery_ticket" if name == "weight_rewinding" and retraining.length == 1 else name
+    return "lottery_ticket" if name == "weight_rewinding" and retraining.length >= 1 else name
 
 
-def run_title(pruning: Pruning, retraining: Retraining) -> str:
-    """What a run is called in a comparison: its method, and what was pruned how if not weights by magnitude."""
-    what = ("random " if pruning.criterion == "random" else "") + f"{pruning.structure}s"
-    if pruning.shares is not None:
-        what += f" by {pruning.policy or 'given shares'}"
-    what += " by magnitude per MAC" if pruning.criterion == "magnitude_per_mac" else ""
+def run_title(pruning: Pruning, retraining: Retraining, teacher: str | None = None, ema: float | None = None) -> str:
+    """What a run is called in a comparison: its method, what was pruned how if not weights by magnitude in rounds, and
+    what was added."""
     name = method_name(retraining)
     if retraining.rate == "hold" and retraining.hold != "last":
         name += f" at {retraining.hold:g} of the highest rate"
-    return name if what == "weights" else f"{name} ({what.replace('random weights', 'random pruning')})"
+    if pruning.fraction == 0 and pruning.shares is None:
+        name = "dense_control" if name == "lr_rewinding" else f"{name} (nothing pruned)"
+    else:
+        if pruning.schedule == "cubic":
+            name = "gradual" if name == "lottery_ticket" else f"{name}, gradual"
+        if retraining.length > 1:
+            name += f" in {retraining.length:g} T"
+        what = _what(pruning)
+        name += f" ({what})" if what != "weights" else ""
+    added = {
+        f"{retraining.copies} copies": retraining.copies > 1,
+        f"{teacher} teacher": teacher is not None,
+        f"EMA {ema or 0:g}": ema is not None,
+    }
+    return " + ".join([name, *(each for each, there in added.items() if there)])
+
+
+def _what(pruning: Pruning) -> str:
+    """What a run prunes, and by what."""
+    if pruning.shares is not None:
+        what = f"{pruning.structure}s by {pruning.policy or 'given shares'}"
+    elif pruning.criterion == "random":
+        what = "random pruning" if pruning.structure == "weight" else f"random {pruning.structure}s"
+    else:
+        by = {"magnitude_per_mac": " by magnitude per MAC", "lamp": " by LAMP"}.get(pruning.criterion, "")
+        what = f"{pruning.structure}s{by}" + (", ERK" if pruning.scope == "erk" else "")
+    target = pruning.target_density
+    at_once = pruning.schedule == "at_once" and target is not None and (pruning.fraction or 0) >= 1 - target - 1e-9
+    return f"{what}, one shot" if at_once else what
 
 
 @dataclass(frozen=True)
@@ -64,10 +89,16 @@ def training_span(training: Training, steps_per_epoch: int) -> Span:
 
 
 def retraining_span(retraining: Retraining, dense: Span) -> Span:
-    """A later round: the last t epochs of round 0, t = ``length`` x T in whole epochs, at least one."""
-    return dataclasses.replace(dense, first=dense.last - max(1, round(retraining.length * dense.last)))
+    """A later round: the last t epochs of round 0, t = ``length`` x T in whole epochs, at least one; where that is more
+    than T, so many full epochs."""
+    epochs = max(1, round(retraining.length * dense.last))
+    if epochs > dense.last:
+        return Span(0, epochs, dense.steps_per_epoch, epochs * dense.steps_per_epoch)
+    return dataclasses.replace(dense, first=dense.last - epochs)
 
 
-def retraining_tape(retraining: Retraining, recorded: Tape) -> Tape:
-    """What a later round's optimizers use: the tape of round 0, or one rate of it throughout."""
-    return recorded.held(retraining.hold) if retraining.rate == "hold" else recorded
+def retraining_tape(retraining: Retraining, recorded: Tape, epochs: int) -> Tape:
+    """What a later round's optimizers use: the tape of round 0, stretched to ``epochs`` where these are more, or one
+    rate of it throughout."""
+    tape = recorded.stretched(epochs) if epochs > recorded.epochs else recorded
+    return tape.held(retraining.hold) if retraining.rate == "hold" else tape

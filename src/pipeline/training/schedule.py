@@ -46,13 +46,14 @@ def _warm(step: int, rising_steps: int) -> float:
 
 
 class Scheduled(LRScheduler):
-    """A pure schedule as one of torch's: every group gets the rate of the position, from ``first_step`` on."""
+    """A pure schedule as one of torch's, from ``first_step`` on: every group gets the rate of the position, times what
+    its own full rate is of ``full_rate``."""
 
-    def __init__(self, optimizer: Optimizer, rate: Rate, first_step: int, total_steps: int) -> None:
-        self.rate, self.first_step, self.total_steps = rate, first_step, total_steps
+    def __init__(self, optimizer: Optimizer, rate: Rate, full_rate: float, first_step: int, total_steps: int) -> None:
+        self.rate, self.full_rate, self.first_step, self.total_steps = rate, full_rate, first_step, total_steps
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Any]:
-        """The rate of the present position; past the end, the last."""
+        """The rates of the present position; past the end, the last."""
         position = min(self.first_step + self.last_epoch, self.total_steps - 1)
-        return [self.rate(position)] * len(self.optimizer.param_groups)
+        return [self.rate(position) * (own / self.full_rate) for own in self.base_lrs]

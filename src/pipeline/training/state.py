@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,11 +32,14 @@ class UnderWay:
     """A training after some of its epochs: its state, the tape so far (of round 0), and what else goes on with it.
 
     ``rest`` holds the states of schedulers, callbacks and hooks as ``torch.save`` writes them; empty for none.
+    ``masks`` are those of now, where they change in training, ``average`` that of the weights, where one is taken.
     """
 
     state: State
     tape: Tape | None = None
     rest: bytes = b""
+    masks: Masks = field(default_factory=dict)
+    average: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

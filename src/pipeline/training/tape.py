@@ -61,6 +61,16 @@ class Tape:
             rows[int(which)].append(((int(group), name), values.tolist()))
         return rows
 
+    def stretched(self, epochs: int) -> "Tape":
+        """The same course of the numbers over so many epochs, each with as many steps as the first."""
+        steps = {key: epochs * int(marks[1]) for key, marks in self.starts.items()}
+        numbers = {}
+        for key, values in self.numbers.items():
+            total = steps[key.split("|")[0]]
+            at = torch.arange(total) * len(values) // total
+            numbers[key] = values[at] if len(values) > 1 else values
+        return Tape(numbers, {key: torch.arange(epochs + 1) * int(marks[1]) for key, marks in self.starts.items()})
+
     def held(self, hold: float | Literal["last"]) -> "Tape":
         """The numbers of the last step throughout; the rate by ``hold``: its last, or a share of its highest."""
         last = {key: values[-1:] for key, values in self.numbers.items()}
@@ -95,12 +105,13 @@ class Tape:
         return Tape(**parts)
 
 
-def scheduled_tape(rate: Rate, steps: Sequence[int], groups: Sequence[Mapping[str, Any]]) -> Tape:
-    """The tape of a pure schedule: ``steps`` in each epoch, one optimizer with these parameter ``groups``."""
+def scheduled_tape(rate: Rate, full_rate: float, steps: Sequence[int], groups: Sequence[Mapping[str, Any]]) -> Tape:
+    """The tape of a pure schedule up to ``full_rate``: ``steps`` in each epoch, one optimizer with these ``groups``,
+    whose rates are what they have at the full one."""
     total = sum(steps)
     rates = torch.tensor([rate(step) for step in range(total)], dtype=torch.float64)
     numbers = {
-        f"0|{group}|{name}": rates if name == "lr" else torch.tensor([value], dtype=torch.float64)
+        f"0|{group}|{name}": rates * (value / full_rate) if name == "lr" else torch.tensor([value], dtype=torch.float64)
         for (group, name), value in numbers_of(groups).items()
     }
     starts = torch.tensor([0, *steps]).cumsum(0)

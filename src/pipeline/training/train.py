@@ -10,7 +10,8 @@ import io
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ from pipeline.data.dataset import Split
 from pipeline.ground.errors import PipelineError, one_line
 from pipeline.ground.randomness import derived_seed, seed_all
 from pipeline.ground.tensors import unpacked
-from pipeline.pruning.masks import Masks
+from pipeline.pruning.masks import Masks, kept
 from pipeline.training.alive import kept_dead
+from pipeline.training.average import MovingAverage
+from pipeline.training.gradual import Gradual, PruneGradually
 from pipeline.training.retraining import Span
 from pipeline.training.state import Epoch, State, UnderWay, capture, masked, restore
 from pipeline.training.tape import Recorder, Tape, numbers_of, set_numbers
@@ -65,7 +68,8 @@ class Trainable:
 class RoundPlan:
     """What one round trains: the epochs of ``span``, under ``masks``; its draws follow from (``seed``, ``index``).
 
-    ``tape`` gives every step's rates; None records one, which is what round 0 does.
+    ``tape`` gives every step's rates; None records one, which is what round 0 does. ``gradual`` prunes further within
+    the training. ``teacher`` gives the weights of the network whose answers are learned beside the targets.
     """
 
     span: Span
@@ -73,6 +77,8 @@ class RoundPlan:
     seed: int
     index: int
     tape: Tape | None = None
+    gradual: Gradual | None = None
+    teacher: Mapping[str, Tensor] | None = None
 
 
 def train_round(
@@ -94,18 +100,31 @@ def train_round(
     """
     trainable = trainable.fresh()
     module, span = trainable.module, plan.span
-    start = UnderWay(masked(start.state, plan.masks), start.tape, start.rest)
+    masks = start.masks or plan.masks
+    start = dataclasses.replace(start, state=masked(start.state, masks))
     _load(trainable, start.state)
     with torch.no_grad():
-        for name, mask in plan.masks.items():  # once more: a tied weight has another name in the state dict
+        for name, mask in masks.items():  # once more: a tied weight has another name in the state dict
             parameter = trainable.network.get_parameter(name)
             parameter.masked_fill_(~mask.to(parameter.device), 0)
     rates: RewindAwareSchedule | Recording = (
         Recording(start.tape) if plan.tape is None else RewindAwareSchedule(plan.tape)
     )
-    with kept_dead(trainable.network, plan.masks, own=trainable.own) as keep_pruned:
-        epochs = _Epochs(trainable, plan, rates, start, keep_pruned.fill, on_epoch)
+    with (
+        kept_dead(trainable.network, masks, own=trainable.own) as keep_pruned,
+        learning_from(trainable, plan.teacher),
+    ):
+        ema = trainable.trainer.training.ema
+        average = None if ema is None else MovingAverage(trainable.network, ema, start.average)
+        pruner = None
+        if plan.gradual is not None:
+            steps, done = (sum(map(span.steps, range(span.first, last))) for last in (span.last, first_epoch))
+            pruner = PruneGradually(
+                trainable.network, plan.gradual, kept(plan.masks), masks, keep_pruned, steps, done, average
+            )
+        epochs = _Epochs(trainable, plan, rates, start, keep_pruned.fill, on_epoch, average, pruner)
         callbacks: list[lightning.Callback] = [epochs, keep_pruned, rates]
+        callbacks += [each for each in (pruner, average) if each is not None]
         callbacks += [_EachBatch(on_batch)] if on_batch else []
         callbacks += [_OneSetOfStatistics(trainable.network)] if _processes(trainable) > 1 else []
         trainer = make_trainer(module, trainable.trainer, callbacks, epochs=span.last)
@@ -131,6 +150,61 @@ def evaluate(trainable: Trainable, split: Split, state: State) -> dict[str, floa
     seed_all("data module")
     evaluation(trainable.module, datamodule=trainable.data((0, 0), Span(0, 0, 0, 0)), verbose=False)
     return figures(trainer)
+
+
+def renewed(trainable: Trainable, plan: RoundPlan, state: State) -> State:
+    """The state with running statistics taken anew, where it has such: the mean over an epoch of training batches, as
+    averaged weights need (Izmailov et al. 2018, section 3.2). The batches go through ``validation_step``."""
+    trainable = trainable.fresh()
+    _load(trainable, state)
+    layers = [
+        module
+        for module in trainable.network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module.training
+    ]
+    if not layers:
+        return state
+    momenta = [layer.momentum for layer in layers]
+    trainer = make_trainer(trainable.module, trainable.trainer, [_TakesStatistics(layers)], epochs=1)
+    data = trainable.data((plan.seed, plan.index), plan.span)
+    data.val_dataloader = data.train_dataloader
+    try:
+        seed_all("data module")
+        trainer.validate(trainable.module, datamodule=data, verbose=False)
+    finally:
+        del data.val_dataloader
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+    return State(capture(trainable.network).network, state.optimizer)
+
+
+class _TakesStatistics(lightning.Callback):
+    """Has normalisation layers average over all batches of an evaluation."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+
+    def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
+        for layer in self.layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.train()
+
+
+@contextmanager
+def learning_from(trainable: Trainable, teacher: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Has a network with an objective learn from the answers of one with the weights ``teacher``, within the block."""
+    if teacher is None:
+        yield
+        return
+    network = copy.deepcopy(trainable.network).requires_grad_(False)
+    network.load_state_dict(unpacked(teacher))
+    module: Any = trainable.module
+    module.learn_from(network)
+    try:
+        yield
+    finally:
+        module.learn_from(None)
 
 
 class _EachStep(lightning.Callback):
@@ -229,9 +303,11 @@ class _Epochs(lightning.Callback):
         start: UnderWay,
         fill: Callable[[], None],
         report: Callable[[Epoch, UnderWay], None],
+        average: MovingAverage | None,
+        pruner: PruneGradually | None,
     ) -> None:
         self.trainable, self.plan, self.rates, self.start = trainable, plan, rates, start
-        self.fill, self.report = fill, report
+        self.fill, self.report, self.average, self.pruner = fill, report, average, pruner
         self.ended: tuple[int, float, int] | None = None
         self.logged_before: Mapping[str, Any] = {}
 
@@ -302,8 +378,15 @@ class _Epochs(lightning.Callback):
             )
         self.fill()
         tape = self.rates.recorder.tape(trainer.global_step) if isinstance(self.rates, Recording) else None
-        state = capture(self.trainable.network, trainer.optimizers)
-        reached = UnderWay(state, tape, _rest(trainer) if self.trainable.own else b"")
+        if self.average is not None and epoch == self.plan.span.last - 1:
+            self.average.become(self.average.average)
+        reached = UnderWay(
+            capture(self.trainable.network, trainer.optimizers),
+            tape,
+            _rest(trainer) if self.trainable.own else b"",
+            {} if self.pruner is None else self.pruner.masks,
+            {} if self.average is None else self.average.kept(),
+        )
         used = tape or self.plan.tape
         assert used is not None
         rate = used.at(0, epoch, 0).get((0, "lr"), 0.0) if used.optimizers else 0.0
