@@ -18,14 +18,15 @@ def some_images(count=6, channels=3, size=8, seed=0):
     return torch.randint(0, 256, (count, channels, size, size), generator=generator(seed), dtype=torch.uint8)
 
 
-@given(seed=st.integers(0, 1000), padding=st.integers(0, 4))
-@settings(max_examples=25, deadline=None)
-def test_crops_are_those_of_per_image_code(seed, padding):
+@given(seed=st.integers(0, 1000), padding=st.integers(0, 4), fill=st.sampled_from(["zeros", "reflect"]))
+@settings(max_examples=50, deadline=None)
+def test_crops_are_those_of_per_image_code(seed, padding, fill):
     images = some_images(seed=seed)
     offsets = torch.randint(2 * padding + 1, (len(images), 2), generator=generator(seed, "crop"))
-    crops = cropped(images, padding, offsets)
+    crops = cropped(images, padding, offsets, fill)
+    mode = {"zeros": "constant", "reflect": "reflect"}[fill]
     for image, crop, (down, right) in zip(images.numpy(), crops.numpy(), offsets.tolist(), strict=True):
-        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode=mode)
         assert (crop == padded[:, down : down + 8, right : right + 8]).all()
 
 
@@ -41,6 +42,28 @@ def test_an_epoch_mirrors_about_half_of_its_images_and_crops_them_everywhere():
     batches = list(dataset.training(64, 19, (0, 0, 0), Shard()))
     unchanged = sum(bytes(image.contiguous().numpy()) in plain for batch in batches for image in batch.inputs)
     assert 1197 / 18 * 0.6 < unchanged < 1197 / 18 * 1.6  # one of nine crops, half of them mirrored
+
+
+def test_alternating_flips_show_each_image_as_it_is_and_mirrored_in_turn():
+    data = composed("data.flip=alternate").data
+    dataset = load(data)
+    plain = {bytes(image.contiguous().numpy()): n for n, image in enumerate(standardised(dataset.train.pixels))}
+    epochs = []
+    for epoch in range(4):
+        batches = dataset.training(64, 19, (0, 1, epoch), Shard())
+        seen = [bytes(image.contiguous().numpy()) for batch in batches for image in batch.inputs]
+        epochs.append({plain[each] for each in seen if each in plain})
+        assert len(seen) == 1197
+    assert epochs[0] == epochs[2] != epochs[1] == epochs[3]
+    assert 400 < len(epochs[0]) < 800
+    assert epochs[0] | epochs[1] == set(plain.values())
+
+
+def test_a_reflection_wider_than_the_images_is_a_sentence():
+    with pytest.raises(
+        SettingsError, match=r"data.crop_padding: got 8 with data.crop_fill=reflect, takes at most 7 for"
+    ):
+        load(composed("data.crop_padding=8", "data.crop_fill=reflect").data)
 
 
 @given(seed=st.integers(0, 1000))

@@ -15,6 +15,7 @@ from pipeline.pruning.criteria import CRITERIA, Scores
 from pipeline.pruning.cut import cut_weights
 from pipeline.pruning.masks import density, digest, kept, ones_like
 from pipeline.pruning.prune import CHUNK, emptied, lowest, prune, removal_count
+from pipeline.pruning.shares import erdos_renyi_kernel
 from tests.conftest import settings as configured
 
 shapes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5)
@@ -215,3 +216,62 @@ def test_scores_of_dead_weights_are_not_looked_at():
     scores = {"a": torch.tensor([math.nan, 3.0, 1.0, 2.0])}
     masks = {"a": torch.tensor([False, True, True, True])}
     assert prune(scores, masks, fraction=1 / 3)["a"].tolist() == [False, True, False, True]
+
+
+@given(shapes=shapes, seed=st.integers(0, 2**31), dead=st.floats(0, 0.9))
+@settings(max_examples=40, deadline=None)
+def test_lamp_is_a_square_over_all_that_are_not_smaller(shapes, seed, dead):
+    """Lee et al. 2021, equation 4, weight by weight."""
+    for weight in random_weights(shapes, seed).values():
+        weight = weight * (torch.rand(weight.shape, generator=generator(seed)) >= dead)
+        scores = CRITERIA["lamp"](weight, generator(0)).flatten()
+        values = weight.flatten().double()
+        for position, value in enumerate(values):
+            not_smaller = values[values.abs() >= value.abs()].square().sum()
+            expected = float(value.square() / not_smaller) if value else 0.0
+            assert float(scores[position]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lamp_leaves_each_layer_its_largest_weight():
+    """Its score is 1, whatever its size: no layer is emptied."""
+    weights = {"small.weight": torch.rand(4, 4) * 1e-6, "large.weight": torch.rand(30, 30) + 1}
+    masks = prune(Scores(CRITERIA["lamp"], weights, generator), ones_like(weights), fraction=0.99)
+    assert all(mask.any() for mask in masks.values())
+
+
+@given(
+    layers=st.lists(st.tuples(*[st.integers(1, 8)] * 2, st.sampled_from([(), (1, 1), (3, 3)])), min_size=1, max_size=6),
+    seed=st.integers(0, 2**31),
+    fraction=st.floats(0.05, 0.6),
+)
+@settings(max_examples=60, deadline=None)
+def test_shares_by_erdos_renyi_kernel_are_exact_and_in_proportion_to_the_sums_of_dimensions(layers, seed, fraction):
+    shapes = {f"layer{n}.weight": (a, b, *kernel) for n, (a, b, kernel) in enumerate(layers)}
+    draws = torch.Generator().manual_seed(seed)
+    weights = {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
+    pruning = dataclasses.replace(configured("pruning=erk").pruning, fraction=fraction)
+    masks = ones_like(weights)
+    for index in range(1, 6):
+        before, left = masks, kept(masks)
+        masks = cut_weights(pruning, weights, masks, index, generator, {})
+        assert kept(masks) == left - round(fraction * left)
+        assert all((before[name] | ~masks[name]).all() for name in masks)
+        for name, mask in masks.items():
+            gone = before[name] & ~mask
+            if gone.any() and mask.any():
+                assert weights[name][gone].abs().max() <= weights[name][mask].abs().min()
+        free = [name for name in masks if int(masks[name].sum()) < int(before[name].sum())]
+        shares = [int(masks[name].sum()) / sum(shapes[name]) for name in free]
+        for name, share in zip(free, shares, strict=True):
+            assert share == pytest.approx(
+                max(shares), abs=1.01 * (1 / sum(shapes[name]) + 1 / min(map(sum, shapes.values())))
+            )
+
+
+def test_erdos_renyi_kernel_gives_the_densities_of_the_paper():
+    """Two layers of a table by hand: density proportional to (n_in + n_out + w + h) / (n_in n_out w h)."""
+    shapes = {"a": (64, 64, 3, 3), "b": (512, 512, 3, 3)}
+    total = sum(math.prod(shape) for shape in shapes.values()) // 10
+    limits = {name: math.prod(shape) for name, shape in shapes.items()}
+    assert erdos_renyi_kernel(shapes, limits, total) == {"a": 27585, "b": 212031}  # 134 and 1,030 of 1,164 parts
+    assert erdos_renyi_kernel(shapes, limits, 2 * total) == {"a": 36864, "b": 2 * total - 36864}  # all of the small one

@@ -152,9 +152,19 @@ def test_masks_follow_the_count_rule_from_the_last_rounds_weights_and_results_lo
         job.network.load_state_dict(dict(state.network), strict=True)
 
 
-@pytest.mark.parametrize("method", ["lr_rewinding", "weight_rewinding", "reinitialisation"])
+RANDOM = ["data.flip=true", "data.crop_padding=1", "pruning.criterion=random"]
+STOPPED = {
+    "lr_rewinding": ["retraining=lr_rewinding", *RANDOM],
+    "weight_rewinding": ["retraining=weight_rewinding", *RANDOM],
+    "reinitialisation": ["retraining=reinitialisation", *RANDOM],
+    "soup": ["+method=soup", "retraining.copies=2", "data.flip=alternate", "training.teacher=previous"],
+    "gradual": ["+method=gradual", "retraining.length=2", "training.ema=0.9", "training.max_steps=null"],
+}
+
+
+@pytest.mark.parametrize("method", STOPPED)
 def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
-    settings = [f"retraining={method}", "data.flip=true", "data.crop_padding=1", "pruning.criterion=random"]
+    settings = STOPPED[method]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     rounds.run(*small_job(*settings, runs=whole))
     stops = 0
@@ -168,7 +178,8 @@ def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
             assert content(stopped) != content(whole)
         else:
             break
-    assert stops == 3 + 2 * (job.span.last - job.span.first)
+    assert stops == 3 + 2 * job.epochs_a_round
+    assert not list(stopped.rglob("partial*"))
     assert content(stopped) == content(whole)
 
 

@@ -3,9 +3,13 @@
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
+from pipeline.ground.errors import SettingsError
+from pipeline.rounds import loop as rounds
 from pipeline.settings.groups import Cosine, OneCycle, Retraining, StepDecay
+from pipeline.training.optimizer import make_optimizer
 from pipeline.training.retraining import method_name, retraining_span, retraining_tape, training_span
 from pipeline.training.schedule import scheduled
 from pipeline.training.tape import scheduled_tape
@@ -104,8 +108,9 @@ def test_each_method_is_a_row(retraining, name, first_epoch, rates):
     assert method_name(chosen.retraining) == name
     assert (span.first, span.last) == (first_epoch, 20)
     rate = scheduled(chosen.training.schedule, chosen.training.optimizer.rate, dense.total_steps)
-    groups = [{"params": [], "lr": 0.0, "momentum": 0.9}]
-    tape = retraining_tape(chosen.retraining, scheduled_tape(rate, [dense.steps(e) for e in range(20)], groups))
+    full, groups = 0.1, [{"params": [], "lr": 0.1, "momentum": 0.9}]
+    recorded = scheduled_tape(rate, full, [dense.steps(e) for e in range(20)], groups)
+    tape = retraining_tape(chosen.retraining, recorded, span.epochs)
     used = [tape.at(0, epoch, step) for epoch, step in ((span.first, 0), (19, dense.steps(19) - 1))]
     assert tuple(each[0, "lr"] for each in used) == pytest.approx(rates)
     assert all(each[0, "momentum"] == 0.9 for each in used)
@@ -113,4 +118,50 @@ def test_each_method_is_a_row(retraining, name, first_epoch, rates):
 
 def test_a_retraining_has_at_least_one_epoch():
     dense = training_span(settings("training.epochs=2").training, 19)
-    assert retraining_span(Retraining("final", "replay", "last", 0.01, "keep"), dense).first == 1
+    assert retraining_span(Retraining("final", "replay", "last", 0.01, "keep", 1), dense).first == 1
+
+
+@given(epochs=st.integers(1, 5), longer=st.integers(1, 20), steps=st.integers(1, 7))
+@settings_of_hypothesis(max_examples=50, deadline=None)
+def test_a_stretched_tape_has_the_same_course_in_more_epochs(epochs, longer, steps):
+    """Against interpolation by the nearest step before."""
+    rates = [float(step) for step in range(epochs * steps)]
+    groups = [{"params": [], "lr": 1.0, "momentum": 0.9}]
+    tape = scheduled_tape(lambda step: rates[step], 1.0, [steps] * epochs, groups)
+    chosen = settings("retraining=lottery_ticket").retraining
+    stretched = retraining_tape(chosen, tape, epochs + longer)
+    total = (epochs + longer) * steps
+    for position in range(total):
+        epoch, step = divmod(position, steps)
+        assert stretched.at(0, epoch, step)[0, "lr"] == rates[position * len(rates) // total]
+        assert stretched.at(0, epoch, step)[0, "momentum"] == 0.9
+    assert stretched.global_step(epochs + longer) == total
+
+
+@pytest.mark.parametrize(("length", "first", "epochs"), [(0.6, 8, 12), (1, 0, 20), (1.5, 0, 30), (14, 0, 280)])
+def test_a_retraining_is_as_long_as_its_share_of_t(length, first, epochs):
+    chosen = settings("retraining=lottery_ticket", f"retraining.length={length}")
+    span = retraining_span(chosen.retraining, training_span(chosen.training, 19))
+    assert (span.first, span.epochs) == (first, epochs)
+    assert span.steps(span.last - 1) == 19
+
+
+def test_rates_of_groups_follow_the_schedule_each_at_its_own_height(small_job):
+    job, site = small_job("training.optimizer.rates={bias: 64, output.weight: 0.5}", "pruning.rounds=0")
+    rounds.run(job, site)
+    tape, plain = site.dense.tape(), small_job()[0].schedule()
+    groups = make_optimizer(job.network, job.training.optimizer).param_groups
+    names = {parameter: name for name, parameter in job.network.named_parameters()}
+    assert [{names[each] for each in group["params"]} for group in groups][1:] == [
+        {"features.1.bias", "features.4.bias", "features.7.bias", "output.bias"}, {"output.weight"},
+    ]  # fmt: skip
+    for group, factor in enumerate((1, 64, 0.5)):
+        assert tape.numbers[f"0|{group}|lr"].tolist() == pytest.approx((plain.numbers["0|0|lr"] * factor).tolist())
+    assert all(torch.equal(tape.numbers[key], values) for key, values in job.schedule().numbers.items())
+
+
+def test_a_rate_of_no_parameter_is_a_sentence(small_job):
+    with pytest.raises(
+        SettingsError, match=r"training.optimizer.rates: got 'head.weight', which matches no parameter; they"
+    ):
+        small_job("training.optimizer.rates={head.weight: 2}")

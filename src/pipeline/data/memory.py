@@ -14,6 +14,7 @@ from pipeline.data import sources
 from pipeline.data.batches import cropped, mirrored, standardised, standardised_alike
 from pipeline.data.dataset import AnySplit, Batch, Key, Preprocessing, Shard, Split
 from pipeline.data.split import Pool, split
+from pipeline.ground.errors import SettingsError
 from pipeline.ground.randomness import generator
 from pipeline.settings.groups import ImagesInMemory
 
@@ -101,6 +102,10 @@ def in_memory(settings: ImagesInMemory) -> InMemory:
         SettingsError: if it cannot be had, or is too small for the split.
     """
     pool = SOURCES[settings.dataset](settings)
+    side = min(pool.pixels.shape[2:])
+    if settings.crop_fill == "reflect" and settings.crop_padding >= side:
+        got = f"got {settings.crop_padding} with data.crop_fill=reflect"
+        raise SettingsError([f"data.crop_padding: {got}, takes at most {side - 1} for images of {side} pixels"])
     index = split(pool.sizes, settings)
     train, validation, test = (
         Images(pool.pixels[index[part]], pool.labels[index[part]]) for part in ("train", "validation", "test")
@@ -126,7 +131,7 @@ class TrainingBatches:
         count, padding = len(self.images), self.settings.crop_padding
         order = torch.randperm(count, generator=generator(*self.key, "order"))
         offsets = torch.randint(2 * padding + 1, (count, 2), generator=generator(*self.key, "crop"))
-        flips = self._flips(count)
+        flips = self._flips(order)
         moved = (each.to(self.shard.device, non_blocking=True) for each in (order, offsets, flips))
         for rows in islice(zip(*(each.split(self.batch_size) for each in moved), strict=True), self.steps):
             index, offset, flip = (self.shard.of(each) for each in rows)
@@ -137,13 +142,14 @@ class TrainingBatches:
                 pixels = mirrored(pixels, flip)
             yield Batch(_part(pixels), self.images.labels[index], of=len(rows[0]))
 
-    def _flips(self, count: int) -> Tensor:
-        """Which images are mirrored: a draw for each; or, alternating, one for all epochs of a round (Jordan 2024)."""
-        seed, index, epoch = self.key
+    def _flips(self, order: Tensor) -> Tensor:
+        """Which images of an epoch's order are mirrored: a draw for each; alternating, one for all epochs of a round
+        (Jordan 2024, section 3.6)."""
+        (seed, index, epoch), count = self.key, len(order)
         if self.settings.flip != "alternate":
             return torch.rand(count, generator=generator(*self.key, "flip")) < 0.5
         first = torch.rand(count, generator=generator(seed, index, 0, "flip")) < 0.5
-        return first if epoch % 2 == 0 else ~first
+        return (first if epoch % 2 == 0 else ~first)[order]
 
 
 @dataclass(frozen=True)

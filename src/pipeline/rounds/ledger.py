@@ -228,9 +228,10 @@ class Ledger:
         write_file(folder / "round.json", documents.written(record, indent=1).encode())
 
     @led
-    def clear(self, index: int, name: str = PARTIAL) -> None:
-        """Removes what is left of the training of a complete round."""
-        (self.path(index) / name).unlink(missing_ok=True)
+    def clear(self, index: int, name: str = "partial*.safetensors") -> None:
+        """Removes what is left of the trainings of a complete round."""
+        for path in self.path(index).glob(name):
+            path.unlink(missing_ok=True)
 
     @led
     def partial(self, index: int, name: str = PARTIAL) -> tuple[UnderWay, tuple[Epoch, ...]] | None:

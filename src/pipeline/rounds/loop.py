@@ -63,8 +63,7 @@ def run(job: Job, site: Site) -> list[Round]:
                 _train_round(job, site, _plan(job, site, index, masks, pruned), partial(start_state, job, site, index))
             else:
                 _check_parent(site, index)
-                for copy in range(job.retraining.copies):
-                    site.ledger.clear(index, partial_name(copy))
+                site.ledger.clear(index)
             found = site.ledger.masks(index)
             masks = {name: found[name] for name in masks}
             done = site.ledger.read(index)
@@ -288,8 +287,7 @@ def _record(
     parent = site.ledger_of(index - 1).digest(index - 1) if index else None
     facts = {"score": job.score.text(), "parent": parent, "environment": site.environment}
     site.ledger_of(index).write(result, reached, masks, facts)
-    for copy in range(job.retraining.copies):
-        site.ledger_of(index).clear(index, partial_name(copy))
+    site.ledger_of(index).clear(index)
     for sentence in job.dataset.notes():
         if sentence not in job.notes:
             site.watcher.note(sentence)

@@ -32,9 +32,10 @@ def with_objective(
     """A plain network, perhaps of the user's own, with the loss and the metrics of the settings.
 
     Raises:
-        SettingsError: if its outputs are not what they take.
+        SettingsError: if its outputs are not what they take, or it has parameters that the optimizer cannot train.
     """
     training, name = settings.training, str(settings.model.network)
+    make_optimizer(network, training.optimizer)  # said now, if it cannot be had
     if not isinstance(dataset, OwnBatches) or dataset.has_labels:
         outputs = check_scores(network, name, dataset.example, len(dataset.classes))
     else:

@@ -136,7 +136,8 @@ class Sgd:
     decay_norm_and_bias: bool
     """Whether one-dimensional parameters (normalisation, biases) decay too."""
     rates: Mapping[str, Positive]
-    """Pattern of parameters -> what their rate is multiplied by, such as ``{"*.bias": 64}``; the first that matches."""
+    """Pattern of parameters, or of the last part of their names -> what their rate is multiplied by, such as
+    ``{bias: 64}``; the first that matches."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ class AdamW:
     decay_norm_and_bias: bool
     """Whether one-dimensional parameters (normalisation, biases) decay too."""
     rates: Mapping[str, Positive]
-    """Pattern of parameters -> what their rate is multiplied by, such as ``{"*.bias": 64}``; the first that matches."""
+    """Pattern of parameters, or of the last part of their names -> what their rate is multiplied by, such as
+    ``{bias: 64}``; the first that matches."""
 
 
 Schedule = StepDecay | Cosine | OneCycle

@@ -22,14 +22,14 @@ def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optim
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    unknown = [pattern for pattern in settings.rates if not any(fnmatchcase(name, pattern) for name in trained)]
+    unknown = [pattern for pattern in settings.rates if not any(_matches(name, pattern) for name in trained)]
     if unknown:
         raise SettingsError(
             [f"training.optimizer.rates: got {unknown[0]!r}, which matches no parameter; they are {', '.join(trained)}"]
         )
     for name, parameter in trained.items():
         decays = settings.decay_norm_and_bias or parameter.ndim > 1
-        factor = next((each for pattern, each in settings.rates.items() if fnmatchcase(name, pattern)), 1.0)
+        factor = next((each for pattern, each in settings.rates.items() if _matches(name, pattern)), 1.0)
         groups.setdefault((settings.weight_decay if decays else 0.0, factor), []).append(parameter)
     parameters = [
         {"params": group, "weight_decay": decay, "lr": settings.rate * factor}
@@ -46,6 +46,10 @@ def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optim
              "in bfloat16, float32 or float64"]
         )  # fmt: skip
     return torch.optim.AdamW(parameters, settings.rate, (settings.beta1, settings.beta2), fused=fused)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)
 
 
 def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
