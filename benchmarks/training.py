@@ -128,12 +128,12 @@ def round_rate(job: Job, trainable: Trainable, span: Span, masks: Masks, tape: T
     )
 
 
-def bare_rate(job: Job) -> float:
-    """The same batches, precision, memory layout, compile setting and optimizer; no masks, no Lightning, no metrics."""
+def bare_rate(job: Job, compiled: bool) -> float:
+    """The same batches, precision, memory layout and optimizer; no masks, no Lightning, no metrics."""
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = initial_network(job, torch.channels_last).to(device)
-    if job.training.compile == "on":
+    if compiled:
         network.compile(dynamic=False)
     optimizer = make_optimizer(network, job.training.optimizer)
     lower = job.training.precision == "bfloat16"
@@ -270,10 +270,11 @@ def stock_rate(job: Job, workers: int) -> float:
     )
 
 
+BARE = {compiled: f"bare PyTorch loop, {how}" for compiled, how in ((False, "eager"), (True, "compiled"))}
 OWN, OWN_BARE = "a module of one's own, this pipeline", "the same, a bare Lightning Trainer"
 CONTESTANTS: dict[str, Callable[[Job], float]] = {
     "this pipeline": pipeline_rate,
-    "bare PyTorch loop": bare_rate,
+    **{name: partial(bare_rate, compiled=compiled) for compiled, name in BARE.items()},
     "Lightning's ModelPruning, DataLoader with 0 workers": partial(stock_rate, workers=0),
     "Lightning's ModelPruning, DataLoader with 2 workers": partial(stock_rate, workers=2),
     OWN: own_rate,

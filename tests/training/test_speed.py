@@ -19,19 +19,24 @@ compiled = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler (apt-g
 
 
 @pytest.mark.parametrize(
-    ("fast", "gpu", "compiler", "epochs", "precision", "compile"),
+    ("features", "gpu", "compiler", "epochs", "precision", "compile"),
     [
-        (True, False, True, 1000, "bfloat16", "off"),
-        (False, False, True, 1000, "float32", "off"),
-        (True, True, True, 1000, "bfloat16", "on"),
-        (True, True, False, 1000, "bfloat16", "off"),
-        (True, True, True, 10, "bfloat16", "off"),
+        ({"avx512_bf16"}, False, True, 1000, "bfloat16", "off"),
+        ({"avx2"}, False, True, 1000, "float32", "off"),
+        ({"amx_bf16", "avx512_bf16"}, False, True, 1000, "bfloat16", "on"),
+        ({"amx_bf16"}, False, True, 25, "bfloat16", "on"),
+        ({"amx_bf16"}, False, True, 24, "bfloat16", "off"),
+        ({"amx_bf16"}, False, False, 1000, "bfloat16", "off"),
+        (set(), True, True, 1000, "bfloat16", "on"),
+        (set(), True, False, 1000, "bfloat16", "off"),
+        ({"amx_bf16"}, True, True, 25, "bfloat16", "off"),
     ],
 )
 def test_auto_is_decided_by_the_machine_and_the_steps_ahead(
-    fast, gpu, compiler, epochs, precision, compile, monkeypatch
+    features, gpu, compiler, epochs, precision, compile, monkeypatch
 ):
-    monkeypatch.setattr(speed, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(speed, "processor_features", lambda: features)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(speed, "has_compiler", lambda: compiler)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     training = settings("training.precision=auto", "training.compile=auto", f"training.epochs={epochs}").training

@@ -92,5 +92,9 @@ class Dataset(Protocol):
 class ShippedDataset(Dataset, Protocol):
     """A data set whose batches the pipeline makes."""
 
+    @property
+    def examples(self) -> int:
+        """How many training examples there are."""
+
     def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> Iterable[Batch]:
         """The first ``steps`` batches of an epoch."""

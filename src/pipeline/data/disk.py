@@ -82,6 +82,10 @@ class OnDisk:
             digest.update(torch.stack([index, self.labels[index]]).numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def examples(self) -> int:
+        return len(self.splits["train"])
+
     def steps_per_epoch(self, batch_size: int) -> int:
         return -(-len(self.splits["train"]) // batch_size)
 

@@ -67,6 +67,10 @@ class InMemory:
                 digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return digest.hexdigest()
 
+    @property
+    def examples(self) -> int:
+        return len(self.train)
+
     def steps_per_epoch(self, batch_size: int) -> int:
         return -(-len(self.train) // batch_size)
 

@@ -3,6 +3,7 @@
 Pure: records of runs in, methods and their tables out. All have one score, such as accuracy.
 """
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,14 @@ LOSSES = (0.0, 0.005, 0.01)
 """Losses against the dense network for which the density reached is told: points of a share, else shares of it."""
 FIGURES = (
     "density", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes",
-    "latency_ratio", "instructions", "sparse_latency_ratio", "sparse_instructions",
+    "latency_ratio", "instructions", "sparse_latency_ratio", "sparse_instructions", "epochs", "examples",
 )  # fmt: skip
 """What a comparison reads of a round, beside the score."""
+TRAINING = ("training_epochs", "training_flops")
+"""What was spent on training up to a round, all before it included."""
+FLOPS = 6
+"""Of training, for a multiply-add of the dense network and an example: 2 forward, 4 backward. Zeros are computed."""
+FLOPS_OF_A_TEACHER = 2
 NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for name in names} - {"model.weights"} | {
     "training.precision",
     "training.compile",
@@ -99,11 +105,49 @@ class Method:
         return [self._point(index) for index in range(longest)]
 
     def _point(self, index: int) -> Point:
-        rounds = [run.rounds[index] for run in self.runs.values() if index < len(run.rounds)]
-        wanted = (*FIGURES, self.score.validation, self.score.test)
+        rounds = [costed[index] for costed in self._costed if index < len(costed)]
+        wanted = (*FIGURES, *TRAINING, self.score.validation, self.score.test)
         known = [name for name in wanted if all(name in figures for figures in rounds)]
         figures = {name: spread([figures[name] for figures in rounds]) for name in known}
         return Point(index, len(rounds), figures, figures[self.score.test])
+
+    @cached_property
+    def control(self) -> bool:
+        """Whether nothing is pruned: its rounds are cycles of training alone."""
+        return self._setting("pruning.fraction") in ("0", "0.0") and self._setting("pruning.shares") == "None"
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether its rounds need nothing of the dense network's training: weights go within one from initial ones."""
+        initial = self._setting("retraining.weights") == "fresh" or (
+            self._setting("retraining.weights") == "rewound" and float(self._setting("retraining.length")) >= 1
+        )
+        return (
+            initial and self._setting("pruning.schedule") == "cubic" and self._setting("retraining.teacher") == "None"
+        )
+
+    def _setting(self, key: str) -> str:
+        group, name = key.split(".")
+        return next(iter(self.runs.values())).settings.get(key, str(LATER[group].get(name)))
+
+    @cached_property
+    def _costed(self) -> list[list[dict[str, float]]]:
+        """Of each run, the figures of its rounds with what was spent on training up to each."""
+        taught = FLOPS_OF_A_TEACHER if self._setting("retraining.teacher") != "None" else 0
+        found = []
+        for run in self.runs.values():
+            spent = dict.fromkeys(TRAINING, 0.0)
+            found.append([dict(figures) for figures in run.rounds])
+            for index, figures in enumerate(found[-1]):
+                flops = (FLOPS + (taught if index else 0)) * figures["macs_dense"] * figures.get("examples", math.nan)
+                spent = {
+                    "training_epochs": spent["training_epochs"] + figures.get("epochs", math.nan),
+                    "training_flops": spent["training_flops"] + flops,
+                }
+                figures |= {key: value for key, value in spent.items() if not math.isnan(value)}
+                if index == 0 and self.from_scratch:
+                    spent = dict.fromkeys(TRAINING, 0.0)
+        return found
 
     def reached(self, loss: float) -> Point | None:
         """The smallest density at which the median score is at most ``loss`` worse than the dense network's."""
@@ -202,16 +246,19 @@ def _some(names: Sequence[str]) -> str:
 def wins(one: Method, other: Method) -> tuple[int, int]:
     """At how many points of equal seed and density ``one`` has the better test score, and how many there are.
 
-    Round 0, which the methods share, does not count.
+    Round 0, which the methods share, does not count. A control, of which nothing is pruned, is held against rounds of
+    equal number.
     """
-    won = of = 0
+    won, of, test = 0, 0, one.score.test
+    by_round = one.control or other.control
     for seed in one.runs.keys() & other.runs.keys():
-        test = one.score.test
-        theirs = {round(each["density"], 4): each[test] for each in other.runs[seed].rounds[1:]}
-        for each in one.runs[seed].rounds[1:]:
-            if (density := round(each["density"], 4)) in theirs:
-                of += 1
-                won += one.score.is_better(each[test], theirs[density])
+        ours, theirs = (
+            {index if by_round else round(each["density"], 4): each[test] for index, each in enumerate(rounds) if index}
+            for rounds in (one.runs[seed].rounds, other.runs[seed].rounds)
+        )
+        for place in ours.keys() & theirs.keys():
+            of += 1
+            won += one.score.is_better(ours[place], theirs[place])
     return won, of
 
 
@@ -219,20 +266,33 @@ def titles(methods: Sequence[Method]) -> dict[str, str]:
     """What a table calls each method: those with fewer seeds than others are marked."""
     most = max(len(method.runs) for method in methods)
     return {
-        method.name: method.name + ("" if len(method.runs) == most else f" ({len(method.runs)} of {most} seeds)")
+        method.name: method.name
+        + ("" if len(method.runs) == most else f" ({len(method.runs)} of {most} seeds)")
+        + (" (at density 1, by round)" if method.control else "")
         for method in methods
     }
 
 
 def markdown(methods: Sequence[Method]) -> str:
     """The tables: scores by density, what each method reaches, and wins at equal density."""
-    return "\n".join([scores(methods), _reached(methods), _ends(methods), _wins(methods)])
+    parts = [scores(methods), _reached(methods), _spent(methods), _ends(methods), _wins(methods)]
+    return "\n".join(part for part in parts if part)
 
 
 def scores(methods: Sequence[Method]) -> str:
     """Test scores by density; by round where no two runs meet at a density."""
     names = titles(methods)
-    by_density = {method.name: {round(point.density, 4): point for point in method.points} for method in methods}
+    by_density = {
+        method.name: {round(point.density, 4): point for point in method.points}
+        for method in methods
+        if not method.control
+    }
+    longest = max((m for m in methods if not m.control), key=lambda method: len(method.points), default=None)
+    for control in (method for method in methods if method.control):
+        beside = (longest or control).points
+        by_density[control.name] = {
+            round(theirs.density, 4): own for theirs, own in zip(beside, control.points, strict=False)
+        }
     densities = sorted({density for points in by_density.values() for density in points}, reverse=True)
     if len(densities) > 2 * max(len(method.points) for method in methods):  # filters meet no density to the weight
         return _by_round(methods)
@@ -290,6 +350,33 @@ def _reached(methods: Sequence[Method]) -> str:
         f"The smallest density at which the median {score.test_label} is no more than so much worse than the dense "
         "network's; "
         f"multiply-adds and bytes are those at {losses[-1]}.\n\n" + tables.markdown(head, rows, left=[0])
+    )
+
+
+def _spent(methods: Sequence[Method]) -> str:
+    """What training cost up to the end of the runs, where it is known."""
+    head, rows = ["method", "rounds", "density", methods[0].score.test_label, "epochs", "training, PFLOP"], []
+    for method, name in zip(methods, titles(methods).values(), strict=True):
+        last = method.points[-1]
+        epochs, flops = (last.figures.get(key) for key in TRAINING)
+        if epochs is not None:
+            operations = "-" if flops is None else f"{flops.median / 1e15:.3g}"
+            rows.append(
+                [
+                    name,
+                    str(last.index),
+                    f"{last.density:.4f}",
+                    _number(last, method.score),
+                    f"{epochs.median:g}",
+                    operations,
+                ]
+            )
+    if not rows:
+        return ""
+    return (
+        "What was spent on training, all rounds and copies counted, and the dense network's where a method needs it. A "
+        f"multiply-add of the dense network and an example is {FLOPS} operations: zeros are computed too.\n\n"
+        + tables.markdown(head, rows, left=[0])
     )
 
 

@@ -23,7 +23,11 @@ COSTS = {
     "time here, sparse engine (% of dense)": ("sparse_latency_ratio", 100.0),
     "million ARM instructions": ("instructions", 1e-6),
     "million ARM instructions, sparse engine": ("sparse_instructions", 1e-6),
+    "epochs of training, all rounds": ("training_epochs", 1.0),
+    "training, all rounds (PFLOP)": ("training_flops", 1e-15),
 }
+SPENT = {"epochs of training, all rounds", "training, all rounds (PFLOP)"}
+"""Costs that rise from round to round."""
 """What a score is drawn against: a label, and the figure with its factor."""
 
 
@@ -129,7 +133,8 @@ def methods_page(methods: Sequence[Method], title: str) -> str:
                 row=1,
                 col=column,
             )
-        figure.update_xaxes(title=label, type="log", autorange="reversed", row=1, col=column)
+        direction = True if label in SPENT else "reversed"
+        figure.update_xaxes(title=label, type="log", autorange=direction, row=1, col=column)
     figure.update_yaxes(range=_shown(methods))
     figure.update_yaxes(title=methods[0].score.axis, col=1)
     figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": -0.2})
@@ -149,14 +154,16 @@ def _shown(methods: Sequence[Method]) -> tuple[float, float]:
 
 
 def _cost_axis(axes: Axes, label: str, costs: Sequence[float]) -> None:
-    """Costs fall to the right; they are spaced by their logarithms where some are over three times others."""
+    """Costs fall to the right, those of training rise; they are spaced by their logarithms where some are over three
+    times others."""
     axes.set(xlabel=label)
     if max(costs) > 3 * min(costs):
         axes.set(xscale="log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.invert_xaxis()
+    if label not in SPENT:
+        axes.invert_xaxis()
     axes.grid(alpha=0.3)
 
 

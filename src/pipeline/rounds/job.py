@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from pipeline.data.dataset import Dataset
+from pipeline.data import AnyDataset
+from pipeline.data.own import OwnBatches
 from pipeline.ground.randomness import generator
 from pipeline.networks.costs import LayerCost, layer_costs, positions
 from pipeline.networks.layers import prunable, weight_layers
@@ -87,7 +88,7 @@ class Job:
     """
 
     network: nn.Module
-    dataset: Dataset
+    dataset: AnyDataset
     trainable: Trainable
     score: Score
     steps_per_epoch: int
@@ -131,6 +132,13 @@ class Job:
     def epochs_a_round(self) -> int:
         """Epochs that a later round trains, all its copies together."""
         return self.retraining.copies * self.span.epochs
+
+    def examples(self, span: Span) -> int | None:
+        """How many examples a training shows, each time counted; None for data of one's own, which do not say."""
+        if isinstance(self.dataset, OwnBatches):
+            return None
+        known = self.dataset.examples
+        return sum(min(known, span.steps(e) * self.training.batch_size) for e in range(span.first, span.last))
 
     def alive(self) -> dict[str, Tensor]:
         """Masks before any pruning, in parameter order: the order that decides between equal scores.

@@ -60,13 +60,15 @@ Found = TypeVar("Found")
 class Round:
     """A complete round: what it cost, how it trained, what it reached.
 
-    ``history`` has its ``epochs`` of training, and behind them what was validated without one.
+    ``history`` has its ``epochs`` of training, and behind them what was validated without one. ``examples`` is how many
+    it was shown, each time counted; None where that is not known.
     """
 
     index: int
     layers: tuple[LayerCost, ...]
     history: tuple[Epoch, ...]
     epochs: int
+    examples: int | None
     test: Mapping[str, float]
     seconds: float
     finished_ms: int
@@ -95,6 +97,7 @@ class Round:
             "macs_dense": self.macs_dense,
             "macs_kept": self.macs_kept,
             "epochs": self.epochs,
+            **({} if self.examples is None else {"examples": self.examples}),
             "seconds": self.seconds,
         }
 
@@ -175,6 +178,7 @@ class Ledger:
             layers=tuple(LayerCost(**layer) for layer in record["layers"]),
             history=_history(record),
             epochs=record.get("epochs", len(record["history"])),
+            examples=record.get("examples"),
             test=documents.numbers(record["test"]),
             seconds=record["seconds"],
             finished_ms=record["finished_ms"],

@@ -184,7 +184,7 @@ def _take_trained(job: Job, site: Site, weights: Mapping[str, Tensor]) -> None:
     state = State(weights, {})
     metrics = _evaluated(job, "validation", state)
     validated = Epoch(number=0, rate=0.0, metrics=metrics, seconds=0.0, finished_ms=time.time_ns() // 1_000_000)
-    _record(job, site, 0, job.whole(), UnderWay(state), (validated,), epochs=0)
+    _record(job, site, 0, job.whole(), UnderWay(state), (validated,), copies=0)
 
 
 def _rewind_point(job: Job, site: Site, epoch: int) -> State:
@@ -237,7 +237,7 @@ def _train_round(job: Job, site: Site, plan: RoundPlan, start: Callable[[], Stat
             seed = derived_seed(plan.seed, "copy", copy) if copy else plan.seed
             _train(job, site, dataclasses.replace(plan, seed=seed), under_way, span.first + len(history), on_epoch)
     reached, history = begun[0] if len(copies) == 1 else _averaged(job, plan, begun)
-    _record(job, site, index, reached.masks or plan.masks, reached, history, len(copies) * span.epochs)
+    _record(job, site, index, reached.masks or plan.masks, reached, history, copies=len(copies))
 
 
 Begun = tuple[UnderWay, tuple[Epoch, ...]]
@@ -260,9 +260,9 @@ def _averaged(job: Job, plan: RoundPlan, copies: Sequence[Begun]) -> Begun:
 
 
 def _record(
-    job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, history: tuple[Epoch, ...], epochs: int
+    job: Job, site: Site, index: int, masks: Masks, reached: UnderWay, history: tuple[Epoch, ...], copies: int
 ) -> None:
-    """Tests a round's result and completes the round in the ledger; ``epochs`` of its history are of training.
+    """Tests a round's result and completes the round in the ledger; so many ``copies`` were trained.
 
     Raises:
         PipelineError: if the score was not logged in the last epoch.
@@ -274,12 +274,14 @@ def _record(
         )
     if math.isnan(history[-1].metrics[job.score.validation]):
         site.watcher.note(f"warning: {job.score.validation} of round {index} is nan")
+    span = job.span if index else job.dense_span
     test = _evaluated(job, "test", reached.state)
     result = Round(
         index=index,
         layers=job.layers(masks),
         history=history,
-        epochs=epochs,
+        epochs=copies * span.epochs,
+        examples=None if (shown := job.examples(span)) is None else copies * shown,
         test=test,
         seconds=sum(epoch.seconds for epoch in history),
         finished_ms=history[-1].finished_ms,
