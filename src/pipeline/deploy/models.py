@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.data.dataset import AnySplit, Dataset
 from pipeline.deploy.export import exported, lean
+from pipeline.deploy.folding import folded
 from pipeline.deploy.node import one_node, opened
 from pipeline.deploy.pack import PackedTensor, packed, unpacked
 from pipeline.deploy.quantize import quantised
@@ -62,7 +63,8 @@ def models(
     """
     calibration = [piece for batch, _ in first(dataset.raw("train"), calibration_images) for piece in _pieces(batch)]
     inputs = torch.from_numpy(calibration[0])
-    plain, source, smaller = _exports(network, dataset, inputs, multiple)
+    plain, smallest, smaller = _exports(network, dataset, inputs, multiple)
+    source = folded(smallest)
     float32, float32_facts = packed(lean(source, metadata))
     int8, int8_facts = packed(lean(quantised(source, calibration), metadata))
     (float32, float32_fault), (int8, int8_fault) = one_node(float32), one_node(int8)
