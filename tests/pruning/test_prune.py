@@ -239,6 +239,9 @@ def test_lamp_leaves_each_layer_its_largest_weight():
     assert all(mask.any() for mask in masks.values())
 
 
+ERK = configured("pruning=erk").pruning
+
+
 @given(
     layers=st.lists(st.tuples(*[st.integers(1, 8)] * 2, st.sampled_from([(), (1, 1), (3, 3)])), min_size=1, max_size=6),
     seed=st.integers(0, 2**31),
@@ -249,7 +252,7 @@ def test_shares_by_erdos_renyi_kernel_are_exact_and_in_proportion_to_the_sums_of
     shapes = {f"layer{n}.weight": (a, b, *kernel) for n, (a, b, kernel) in enumerate(layers)}
     draws = torch.Generator().manual_seed(seed)
     weights = {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
-    pruning = dataclasses.replace(configured("pruning=erk").pruning, fraction=fraction)
+    pruning = dataclasses.replace(ERK, fraction=fraction)
     masks = ones_like(weights)
     for index in range(1, 6):
         before, left = masks, kept(masks)

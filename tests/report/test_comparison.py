@@ -181,3 +181,58 @@ def test_runs_alone_are_called_by_what_tells_them_apart_and_then_by_their_own_na
         "lr, fraction 0.2, seed 1", "lr, fraction 0.5, seed 0",
     ]  # fmt: skip
     assert comparison.scores(alone).splitlines()[2].startswith("| density | fine, seed 0 | lr, fraction 0.2, seed 0")
+
+
+def costed(method="lr", seed=0, epochs=(10, 6, 6, 6), **changed):
+    known = run(method, seed, **changed)
+    rounds = tuple({**r, "epochs": e, "examples": 100 * e} for r, e in zip(known.rounds, epochs, strict=True))
+    return dataclasses.replace(known, rounds=rounds)
+
+
+@pytest.mark.parametrize(
+    ("changed", "epochs", "operations"),
+    [
+        ({}, (10, 16, 22, 28), 6),
+        ({"retraining__teacher": "dense"}, (10, 16, 22, 28), 8),
+        ({"training__teacher": "previous"}, (10, 16, 22, 28), 8),
+        (
+            {"pruning__schedule": "cubic", "retraining__weights": "rewound", "retraining__length": "1"},
+            (10, 6, 12, 18),
+            6,
+        ),
+        ({"pruning__schedule": "cubic", "retraining__weights": "final"}, (10, 16, 22, 28), 6),
+    ],
+    ids=str,
+)
+def test_what_training_cost_counts_all_rounds_and_the_dense_network_where_it_is_needed(changed, epochs, operations):
+    (method,) = comparison.methods([costed(**changed), costed(seed=1, **changed)])
+    assert [point.figures["training_epochs"].median for point in method.points] == list(epochs)
+    for point, total in zip(method.points[1:], epochs[1:], strict=True):
+        later = total - (epochs[0] if epochs[1] > epochs[0] else 0)
+        expected = (6 * (total - later) + operations * later) * 100 * 1e6
+        assert point.figures["training_flops"].median == expected
+    assert "What was spent on training" in comparison.markdown([method])
+    assert "What was spent on training" not in comparison.markdown(comparison.methods([run()]))
+
+
+def test_a_control_stands_beside_rounds_of_the_same_number():
+    control = run("dense_control", accuracies=(0.9, 0.93, 0.94, 0.95), pruning__fraction="0")
+    control = dataclasses.replace(control, rounds=tuple({**r, "density": 1.0} for r in control.rounds))
+    one, other = comparison.methods([run(), control])
+    text = comparison.scores([one, other])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["density", "dense_control (at density 1, by round)", "lr"]
+    assert lines[2:] == [
+        ["1.0000", "90.00", "90.00"], ["0.8000", "93.00", "91.00"], ["0.6400", "94.00", "89.00"],
+        ["0.5120", "95.00", "80.00"],
+    ]  # fmt: skip
+    assert comparison.wins(one, other) == (3, 3)
+    assert comparison.wins(other, one) == (0, 3)
+
+
+def test_the_axes_of_training_rise():
+    figure = methods_figure(comparison.methods([costed(), costed("b")]), "t")
+    rising = {axes.get_xlabel(): not axes.xaxis_inverted() for axes in figure.axes}
+    assert rising["epochs of training, all rounds"]
+    assert rising["training, all rounds (PFLOP)"]
+    assert not rising["weights kept (%)"]

@@ -162,7 +162,9 @@ STOPPED = {
 }
 
 
-@pytest.mark.parametrize("method", STOPPED)
+@pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=pytest.mark.slow if each == "soup" else ()) for each in STOPPED]
+)
 def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
     settings = STOPPED[method]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

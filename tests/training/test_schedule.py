@@ -128,8 +128,7 @@ def test_a_stretched_tape_has_the_same_course_in_more_epochs(epochs, longer, ste
     rates = [float(step) for step in range(epochs * steps)]
     groups = [{"params": [], "lr": 1.0, "momentum": 0.9}]
     tape = scheduled_tape(lambda step: rates[step], 1.0, [steps] * epochs, groups)
-    chosen = settings("retraining=lottery_ticket").retraining
-    stretched = retraining_tape(chosen, tape, epochs + longer)
+    stretched = retraining_tape(Retraining("rewound", "replay", "last", 14, "keep", 1), tape, epochs + longer)
     total = (epochs + longer) * steps
     for position in range(total):
         epoch, step = divmod(position, steps)

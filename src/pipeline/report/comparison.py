@@ -29,8 +29,10 @@ FLOPS_OF_A_TEACHER = 2
 NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for name in names} - {"model.weights"} | {
     "training.precision",
     "training.compile",
+    "training.ema",
 }
-"""Settings of network, data and training that may differ; what became of the last two stands under their bare names."""
+"""Settings of network, data and training that may differ: a method's name tells of an EMA, and what became of precision
+and compilation stands under their bare names."""
 ALWAYS = {"training.label_smoothing"}
 """Settings that earlier runs had and that are gone."""
 Recipe = tuple[tuple[str, str], ...]
@@ -117,29 +119,32 @@ class Method:
         return self._setting("pruning.fraction") in ("0", "0.0") and self._setting("pruning.shares") == "None"
 
     @property
+    def taught(self) -> bool:
+        """Whether its rounds learn from a teacher, too."""
+        return any(self._setting(f"{group}.teacher") != "None" for group in ("training", "retraining"))
+
+    @property
     def from_scratch(self) -> bool:
         """Whether its rounds need nothing of the dense network's training: weights go within one from initial ones."""
-        initial = self._setting("retraining.weights") == "fresh" or (
-            self._setting("retraining.weights") == "rewound" and float(self._setting("retraining.length")) >= 1
-        )
-        return (
-            initial and self._setting("pruning.schedule") == "cubic" and self._setting("retraining.teacher") == "None"
-        )
+        weights, length = self._setting("retraining.weights"), self._setting("retraining.length")
+        initial = weights == "fresh" or (weights == "rewound" and float(length) >= 1)
+        return initial and self._setting("pruning.schedule") == "cubic" and not self.taught
 
     def _setting(self, key: str) -> str:
         group, name = key.split(".")
-        return next(iter(self.runs.values())).settings.get(key, str(LATER[group].get(name)))
+        return next(iter(self.runs.values())).settings.get(key, str(LATER.get(group, {}).get(name)))
 
     @cached_property
     def _costed(self) -> list[list[dict[str, float]]]:
         """Of each run, the figures of its rounds with what was spent on training up to each."""
-        taught = FLOPS_OF_A_TEACHER if self._setting("retraining.teacher") != "None" else 0
+        taught = FLOPS_OF_A_TEACHER if self.taught else 0
         found = []
         for run in self.runs.values():
             spent = dict.fromkeys(TRAINING, 0.0)
             found.append([dict(figures) for figures in run.rounds])
             for index, figures in enumerate(found[-1]):
-                flops = (FLOPS + (taught if index else 0)) * figures["macs_dense"] * figures.get("examples", math.nan)
+                macs, examples = (figures.get(key, math.nan) for key in ("macs_dense", "examples"))
+                flops = (FLOPS + (taught if index else 0)) * macs * examples
                 spent = {
                     "training_epochs": spent["training_epochs"] + figures.get("epochs", math.nan),
                     "training_flops": spent["training_flops"] + flops,
@@ -158,8 +163,8 @@ class Method:
     @property
     def epochs_a_round(self) -> int:
         """Epochs of one retraining."""
-        settings = next(iter(self.runs.values())).settings
-        return max(1, round(float(settings["retraining.length"]) * float(settings["training.epochs"])))
+        length, epochs = (float(self._setting(key)) for key in ("retraining.length", "training.epochs"))
+        return int(self._setting("retraining.copies")) * max(1, round(length * epochs))
 
 
 def each_alone(runs: Sequence[RunRecord]) -> list[Method]:

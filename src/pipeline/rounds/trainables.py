@@ -8,8 +8,10 @@ from pipeline.data import AnyDataset
 from pipeline.data.dataset import Split
 from pipeline.data.module import data_for
 from pipeline.data.own import OwnBatches
+from pipeline.ground.errors import SettingsError
 from pipeline.ground.packages import package_of
 from pipeline.networks import check_scores, tried
+from pipeline.objective.supervised import TEACHABLE
 from pipeline.objective.supervised import Supervised as SupervisedModule
 from pipeline.settings.groups import Settings, Supervised
 from pipeline.training.optimizer import make_optimizer
@@ -35,15 +37,23 @@ def with_objective(
         SettingsError: if its outputs are not what they take, or it has parameters that the optimizer cannot train.
     """
     training, name = settings.training, str(settings.model.network)
-    make_optimizer(network, training.optimizer)  # said now, if it cannot be had
     if not isinstance(dataset, OwnBatches) or dataset.has_labels:
         outputs = check_scores(network, name, dataset.example, len(dataset.classes))
     else:
         shape = tried(network, name, dataset.example).shape
         outputs = shape[1] if len(shape) > 1 else 1
+    if any(parameter.requires_grad for parameter in network.parameters()):
+        make_optimizer(network, training.optimizer)  # said now, if it cannot be had
     batches = tuple(span.steps(epoch) for epoch in range(span.last))
     own = isinstance(dataset, OwnBatches)
     module = SupervisedModule(network, objective, training, outputs=outputs, batches=batches, some_ignored=own)
+    if training.teacher is not None and not isinstance(module.loss, TEACHABLE):
+        raise SettingsError(
+            [
+                f"training.teacher: got {training.teacher} for {type(module.loss).__name__}, takes null, or one of "
+                f"{', '.join(loss.__name__ for loss in TEACHABLE)}, which take answers as targets"
+            ]
+        )
     return Trainable(
         module,
         network,

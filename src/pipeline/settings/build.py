@@ -78,6 +78,13 @@ def _impossible(settings: Settings) -> Iterator[str]:
         yield "training.optimizer.nesterov: got true with momentum 0, takes a momentum above 0"
     if isinstance(schedule, StepDecay) and list(schedule.milestones) != sorted(set(schedule.milestones)):
         yield f"training.schedule.milestones: got {list(schedule.milestones)}, takes rising shares"
+    if settings.retraining.copies > 1 and pruning.schedule == "cubic":
+        yield (
+            f"retraining.copies: got {settings.retraining.copies} with pruning.schedule=cubic, by which each copy has "
+            "a mask of its own; takes 1"
+        )
+    if training.teacher is not None and isinstance(settings.objective, OwnObjective):
+        yield f"training.teacher: got {training.teacher} for a LightningModule, whose loss is its own; takes null"
     given = pruning.shares is not None or pruning.policy is not None
     if pruning.fraction is None and not given:
         yield (
