@@ -94,6 +94,13 @@ def test_what_is_not_comparable_is_refused_by_name(changed):
     assert f"{key} is {SETTINGS[key]} in 2 runs (lr, seed 0, ...), {value} in fine, seed 0;" in str(caught.value)
 
 
+def test_runs_of_before_a_setting_compare_with_those_that_have_its_value_of_then():
+    later = {"data__crop_fill": "zeros", "training__optimizer.rates": "{}", "model__whitened": "None"}
+    assert len(comparison.methods([run(), run("b", **later)])) == 2
+    with pytest.raises(PipelineError, match=r"data.crop_fill is zeros in lr, seed 0, reflect in b, seed 0"):
+        comparison.methods([run(), run("b", data__crop_fill="reflect")])
+
+
 def test_where_the_data_lie_and_how_far_a_run_goes_may_differ():
     assert len(comparison.methods([run(), run("b", data__source="there", pruning__rounds="8")])) == 2
 

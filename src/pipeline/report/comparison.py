@@ -237,8 +237,10 @@ def _differing(runs: Sequence[RunRecord]) -> Iterator[str]:
         ):
             continue
         values: dict[str, list[str]] = {}
+        before = LATER.get(group, {})
+        unknown = str(before[name]) if name in before else ""
         for run in sorted(runs, key=lambda run: run.started_ms):
-            values.setdefault(run.settings.get(key, ""), []).append(run.name)
+            values.setdefault(run.settings.get(key, unknown), []).append(run.name)
         if len(values) > 1:
             told = (f"{value[:20] or 'not known'} in {_some(names)}" for value, names in values.items())
             yield f"{key} is {', '.join(told)}"
