@@ -299,7 +299,9 @@ def test_a_pruned_weight_that_two_layers_share_stays_zero_under_both_names(metho
 
 def test_lazy_layers_get_their_initial_weights_from_the_seed():
     first, same, other = (
-        build_network(Model(f"{HERE}.Lazy", None, {}, None), torch.zeros(1, 64), 10, seed).state_dict()["output.weight"]
+        build_network(Model(f"{HERE}.Lazy", None, {}, None, None), torch.zeros(1, 64), 10, seed).state_dict()[
+            "output.weight"
+        ]
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, same)

@@ -24,7 +24,9 @@ def weights(network):
     [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)],
 )
 def test_cifar_resnets_have_the_published_sizes(depth, millions):
-    network = build_network(Model("cifar_resnet", None, {"depth": depth}, None), torch.zeros(1, *CIFAR), 10, seed=0)
+    network = build_network(
+        Model("cifar_resnet", None, {"depth": depth}, None, None), torch.zeros(1, *CIFAR), 10, seed=0
+    )
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
     assert len([name for name in prunable(network) if "shortcut" not in name]) == depth
@@ -45,7 +47,7 @@ def test_cifar_resnets_have_the_published_sizes(depth, millions):
 )
 def test_networks_have_the_published_sizes(name, arguments, shape, parameters, multiply_adds):
     network = build_network(
-        Model(name, None, arguments, None), torch.zeros(1, *shape), 10 if shape == CIFAR else 1000, seed=0
+        Model(name, None, arguments, None, None), torch.zeros(1, *shape), 10 if shape == CIFAR else 1000, seed=0
     )
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count == (parameters if isinstance(parameters, int) else pytest.approx(parameters, rel=0.02))
@@ -55,7 +57,7 @@ def test_networks_have_the_published_sizes(name, arguments, shape, parameters, m
 
 
 def test_resnet20_has_the_papers_prunable_weights_and_multiply_adds():
-    network = build_network(Model("cifar_resnet", None, {"depth": 20}, None), torch.zeros(1, *CIFAR), 10, seed=0)
+    network = build_network(Model("cifar_resnet", None, {"depth": 20}, None, None), torch.zeros(1, *CIFAR), 10, seed=0)
     sizes = {name: weight.numel() for name, weight in weights(network).items()}
     assert sum(sizes.values()) == 270_896
     assert sum(size for name, size in sizes.items() if "shortcut" in name) == 2_560
@@ -66,7 +68,7 @@ def test_resnet20_has_the_papers_prunable_weights_and_multiply_adds():
 
 
 def test_lenet_300_100_has_the_published_size():
-    network = build_network(Model("lenet_300_100", None, {}, None), torch.zeros(1, *(1, 28, 28)), 10, seed=0)
+    network = build_network(Model("lenet_300_100", None, {}, None, None), torch.zeros(1, *(1, 28, 28)), 10, seed=0)
     assert sum(weight.numel() for weight in weights(network).values()) == 784 * 300 + 300 * 100 + 100 * 10
 
 
@@ -94,7 +96,7 @@ def test_kept_multiply_adds_are_kept_weights_times_positions():
 
 
 def test_initial_weights_follow_from_seed_and_attempt():
-    model = Model("small_cnn", None, {"width": 4}, None)
+    model = Model("small_cnn", None, {"width": 4}, None, None)
     torch.manual_seed(1)
     first = build_network(model, torch.zeros(1, 1, 8, 8), 10, seed=0).state_dict()
     torch.manual_seed(2)

@@ -43,6 +43,8 @@ def trained(model, size=32, channels=3):
             nn.init.uniform_(module.weight, 0.5, 1.5, draws)
             nn.init.normal_(module.bias, 0, 0.3, draws)
             nn.init.normal_(module.running_mean, 0, 0.3, draws)
+        elif isinstance(module, nn.Conv2d) and not module.weight.all():  # begins as an identity, which training leaves
+            nn.init.kaiming_normal_(module.weight, generator=draws)
     return network.eval(), channel_groups(network, example)[0], torch.randn(4, channels, size, size, generator=draws)
 
 
@@ -61,7 +63,7 @@ def kept_weights(masks):
 
 
 GROUPS_AND_CHANNELS = {
-    "digits_cnn": (3, 80), "lenet_300_100": (2, 400), "mobilenet_v1": (14, 5984), "mobilenet_v2": (25, 9128),
+    "digits_cnn": (3, 80), "fast_cnn": (7, 1176), "lenet_300_100": (2, 400), "mobilenet_v1": (14, 5984), "mobilenet_v2": (25, 9128),
     "resnet110": (57, 2128), "resnet18": (12, 2880), "resnet20": (12, 448), "resnet32": (18, 672), "resnet34": (20, 4736),
     "resnet44": (24, 896), "resnet50": (37, 11456), "resnet56": (30, 1120), "vgg16": (13, 4224),
 }  # fmt: skip

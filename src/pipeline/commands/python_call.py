@@ -67,8 +67,12 @@ def prune_by_rewinding(
     mapping: dict[str, Any] = composed([*settings, *(["objective=own"] if own and not given else [])])
     path, model = _path(network), mapping["model"]
     mapping["model"] = {
-        "network": None if own else path, "module": path if own else None, "arguments": {}, "weights": model["weights"]
-    }  # fmt: skip
+        "network": None if own else path,
+        "module": path if own else None,
+        "arguments": {},
+        "whitened": model["whitened"],
+        "weights": model["weights"],
+    }
     mapping["data"] = {"dataset": "own", "module": _path(data), "arguments": {}}
     if not any(each.lstrip("+").startswith("name=") for each in settings):
         mapping["name"] = re.sub(r"\W", "", path.rpartition(".")[2]).lower()
