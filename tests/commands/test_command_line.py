@@ -309,6 +309,7 @@ def test_two_runs_at_once_share_the_training_of_round_0_and_the_store(tmp_path):
     assert all(status == "FINISHED" for _, status, *_ in runs)
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_at_once_is_refused(tmp_path, monkeypatch, capsys):
     from pipeline.rounds.building import build_job
 

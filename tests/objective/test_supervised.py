@@ -95,7 +95,12 @@ def test_an_endless_loader_takes_a_limit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["{}", pytest.param("{workers: 2}", marks=pytest.mark.slow), "{workers: 2, persistent: true}", "{generator: true}"],
+    [
+        "{}",
+        pytest.param("{workers: 2}", marks=pytest.mark.slow),
+        pytest.param("{workers: 2, persistent: true}", marks=pytest.mark.slow),
+        "{generator: true}",
+    ],
 )
 def test_ordinary_augmentation_resumes_bit_for_bit(arguments, tmp_path):
     overrides = [f"data.arguments={arguments}", "training.epochs=3"]

@@ -27,7 +27,7 @@ from pipeline.rounds import loop as rounds
 from pipeline.rounds.choice import ended
 from pipeline.rounds.planning import planned, planned_densities
 from tests.conftest import settings
-from tests.networks.test_zoo import MODELS
+from tests.networks.test_zoo import LARGE, MODELS
 from tests.rounds.test_loop import Stop, Watch, content
 
 FILTERS = ["pruning=filters", "pruning.target_density=0.5"]
@@ -70,7 +70,9 @@ GROUPS_AND_CHANNELS = {
 SHAPES = {"digits_cnn": (8, 1), "lenet_300_100": (28, 1), "resnet50": (64, 3)}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(each, marks=pytest.mark.slow if each in (*LARGE, "resnet110") else ()) for each in MODELS]
+)
 def test_removed_equals_masked(model):
     network, groups, inputs = trained(model, *SHAPES.get(model, (32, 3)))
     assert (len(groups), sum(group.size for group in groups)) == GROUPS_AND_CHANNELS[model]

@@ -163,7 +163,8 @@ STOPPED = {
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(each, marks=pytest.mark.slow if each == "soup" else ()) for each in STOPPED]
+    "method",
+    [pytest.param(each, marks=pytest.mark.slow if each in ("soup", "reinitialisation") else ()) for each in STOPPED],
 )
 def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
     settings = STOPPED[method]

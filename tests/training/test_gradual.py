@@ -19,7 +19,9 @@ def test_the_sparsity_is_that_of_the_paper(start, share, way):
     assert to_keep(start, end, way) == pytest.approx(start * (1 - sparsity), abs=0.51)
 
 
-@pytest.mark.parametrize(("scope", "optimizer"), [("global", "sgd"), ("erk", "adamw"), ("layer", "sgd")])
+@pytest.mark.parametrize(
+    ("scope", "optimizer"), [("global", "sgd"), ("erk", "adamw"), pytest.param("layer", "sgd", marks=pytest.mark.slow)]
+)
 def test_weights_go_within_the_training_from_the_initial_ones_and_never_come_back(scope, optimizer, small_job):
     arguments = [
         "+method=gradual", "pruning.rounds=1", "pruning.target_density=0.2", f"pruning.scope={scope}",

@@ -208,26 +208,25 @@ def test_killed_and_continued_two_processes_end_as_if_nothing_had_been(victim, t
     whole = tmp_path / "whole"
     finished(*job, f"runs={whole}")
     expected, moments = content(whole), random.Random(len(victim))
-    for number in range(2):
-        runs = tmp_path / f"killed-{number}"
-        process = command(*job, f"runs={runs}")
-        while not list(runs.glob("dense/*/*/round-00/partial.safetensors")):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0, 1))
-        followers = [int(pid) for pid in children(process.pid)]
-        assert len(followers) == 1
-        os.kill(process.pid if victim == "leader" else followers[0], 9)
-        _, err = process.communicate(timeout=100)
-        if victim == "follower":
-            assert process.returncode == 1
-            sentence = "another process of this run has ended; the same command goes on from the last finished epoch\n"
-            assert err == sentence
-        wait_for_end(followers[0])
-        assert content(runs) != expected
-        finished(*job, f"runs={runs}")
-        assert content(runs) == expected
-        assert everything(store(runs)) == everything(store(whole))
+    runs = tmp_path / "killed"
+    process = command(*job, f"runs={runs}")
+    while not list(runs.glob("dense/*/*/round-00/partial.safetensors")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    time.sleep(moments.uniform(0, 1))
+    followers = [int(pid) for pid in children(process.pid)]
+    assert len(followers) == 1
+    os.kill(process.pid if victim == "leader" else followers[0], 9)
+    _, err = process.communicate(timeout=100)
+    if victim == "follower":
+        assert process.returncode == 1
+        sentence = "another process of this run has ended; the same command goes on from the last finished epoch\n"
+        assert err == sentence
+    wait_for_end(followers[0])
+    assert content(runs) != expected
+    finished(*job, f"runs={runs}")
+    assert content(runs) == expected
+    assert everything(store(runs)) == everything(store(whole))
 
 
 LONELY = """
