@@ -1,5 +1,7 @@
 """The comparison of real runs in a real store, as a user types it."""
 
+import shutil
+
 import pytest
 from mlflow import MlflowClient
 
@@ -46,6 +48,11 @@ def test_a_comparison_is_written_shown_tracked_once_and_put_into_a_document(comp
     jobs = client.search_runs([experiment.experiment_id], "tags.kind = 'job' and tags.method = 'lr_rewinding'")
     last = sorted(job.data.metrics["test_accuracy"] * 100 for job in jobs)
     assert f"({last[0]:.2f} to {last[1]:.2f})" in table
+    # the ledgers' records give the same tables, without a store
+    shutil.copytree(tmp_path / "runs", tmp_path / "kept", ignore=shutil.ignore_patterns("mlflow", "*.safetensors"))
+    status, out = compared(f"compare.ledgers={tmp_path / 'kept'}")
+    assert status == 0
+    assert table.split("comparison.png)\n\n")[1] in out
     # a choice of runs, in MLflow's words
     status, out = compared("compare.where=\"params.seed = '1'\"")
     assert status == 0
@@ -57,6 +64,12 @@ def test_faults_of_a_comparison_are_sentences(compared, typed, tmp_path):  # noq
     for arguments, status, words in (
         (["compare.where=seed is 1"], 2, "compare.where: got 'seed is 1', but MLflow says: "),
         (["compare.where=\"params.seed = '9'\""], 1, "has no complete round of experiment 'digits' where "),
+        (
+            ["compare.where=x", "compare.ledgers=y"],
+            2,
+            "compare.where: got 'x', a filter of MLflow's, beside compare.ledgers",
+        ),
+        ([f"compare.ledgers={tmp_path}"], 1, "no complete round of experiment 'digits' in "),
         (["name=other"], 1, "has no complete round of experiment 'other': run it"),
         ([f"compare.document={document}"], 2, "compare.document: got "),
     ):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pipeline.ground.environment import artifacts_folder, expanded
 from pipeline.ground.errors import PipelineError, SettingsError
-from pipeline.report import comparison, pictures
+from pipeline.report import comparison, ledgers, pictures
+from pipeline.report.comparison import RunRecord
 from pipeline.settings.groups import Settings
 from pipeline.tracking.store import Store
 
@@ -21,14 +22,8 @@ def main(settings: Settings, runs: Path) -> None:
     document = settings.compare.document and expanded(settings.compare.document)
     if document:
         _parts(document, settings.name)
-    store = Store(settings, runs)
-    found = store.runs(settings.compare.where)
-    if not found:
-        told = f" where {settings.compare.where}" if settings.compare.where else ""
-        raise PipelineError(
-            f"MLflow at {store.uri} has no complete round of experiment {settings.name!r}{told}: run it"
-        )
-    methods = comparison.methods(found)
+    store = None if settings.compare.ledgers is not None else Store(settings, runs)
+    methods = comparison.methods(_records(settings, store))
     title = f"{settings.name}: {len(methods)} methods, {sum(len(method.runs) for method in methods)} runs"
     folder.mkdir(parents=True, exist_ok=True)
     pictures.save(pictures.methods_figure(methods, title), folder / "comparison.png")
@@ -41,7 +36,8 @@ def main(settings: Settings, runs: Path) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
-    store.put("comparison", f"comparison, {len(methods)} methods", folder)
+    if store is not None:
+        store.put("comparison", f"comparison, {len(methods)} methods", folder)
     files = [folder / name for name in ("comparison.png", *texts)]
     if document:
         picture = document.with_name(f"{settings.name}-comparison.png")
@@ -52,6 +48,20 @@ def main(settings: Settings, runs: Path) -> None:
         )
         files += [document, picture]
     print("\n".join([tables, *map(str, files)]))
+
+
+def _records(settings: Settings, store: Store | None) -> list[RunRecord]:
+    """The runs of the settings' experiment, as MLflow or a folder of ledgers has them."""
+    if store is None:
+        assert settings.compare.ledgers is not None
+        return ledgers.records(expanded(settings.compare.ledgers), settings.name, measured=True)
+    found = store.runs(settings.compare.where)
+    if not found:
+        told = f" where {settings.compare.where}" if settings.compare.where else ""
+        raise PipelineError(
+            f"MLflow at {store.uri} has no complete round of experiment {settings.name!r}{told}: run it"
+        )
+    return found
 
 
 def _parts(document: Path, name: str) -> tuple[str, str]:

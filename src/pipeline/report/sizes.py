@@ -53,12 +53,17 @@ def _path(site: Site, round_: Round) -> Path:
     return site.ledger_of(round_.index).path(round_.index) / "sizes.json"
 
 
-def _stored(site: Site, round_: Round, deploy: Deploy) -> Sizes | None:
+def kept_in(folder: Path) -> Sizes | None:
+    """The sizes that are kept in a round's folder, whatever they were made with."""
     try:
-        sizes = Sizes(**json.loads(_path(site, round_).read_text()))
+        return Sizes(**json.loads((folder / "sizes.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    made = (sizes.calibration_images, sizes.width_multiple)
+
+
+def _stored(site: Site, round_: Round, deploy: Deploy) -> Sizes | None:
+    sizes = kept_in(_path(site, round_).parent)
+    made = None if sizes is None else (sizes.calibration_images, sizes.width_multiple)
     return sizes if made == (deploy.calibration_images, deploy.width_multiple) else None
 
 

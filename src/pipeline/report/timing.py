@@ -106,10 +106,17 @@ def _path(site: Site, round_: Round) -> Path:
     return site.ledger_of(round_.index).path(round_.index) / "timing.json"
 
 
-def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
+def kept_in(folder: Path) -> Timing | None:
+    """The timing that is kept in a round's folder, whatever it was taken with."""
     try:
-        timing = Timing(**json.loads(_path(site, round_).read_text()))
+        return Timing(**json.loads((folder / "timing.json").read_text()))
     except (OSError, ValueError, TypeError):
+        return None
+
+
+def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
+    timing = kept_in(_path(site, round_).parent)
+    if timing is None:
         return None
     same = timing.width_multiple == deploy.width_multiple and timing.calibration_images == deploy.calibration_images
     if not same or timing.processor != environment()["processor"]:

@@ -65,6 +65,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
     yield from _impossible_data(settings.data)
     yield from _impossible_objective(settings)
     yield from _impossible_trainer(settings.trainer)
+    if settings.compare.where is not None and settings.compare.ledgers is not None:
+        yield f"compare.where: got {settings.compare.where!r}, a filter of MLflow's, beside compare.ledgers; takes null"
     if settings.deploy.runner == "ssh" and not settings.deploy.host:
         yield "deploy.host: got null, takes the name of a board for deploy.runner=ssh"
     if settings.model.weights is not None and settings.retraining.weights == "rewound":

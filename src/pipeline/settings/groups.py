@@ -341,6 +341,8 @@ class Deploy:
 class Compare:
     where: str | None
     """Which runs of the experiment are compared, as a filter of MLflow's; null for all."""
+    ledgers: str | None
+    """A folder of ledgers whose records are compared in the place of MLflow's runs; null for these."""
     document: str | None
     """A Markdown file that gets the tables between its lines ``<!-- comparison of NAME -->`` and ``<!-- end -->``."""
 
