@@ -236,7 +236,7 @@ def _train_round(job: Job, site: Site, plan: RoundPlan, start: Callable[[], Stat
         if len(history) < span.epochs:
             seed = derived_seed(plan.seed, "copy", copy) if copy else plan.seed
             _train(job, site, dataclasses.replace(plan, seed=seed), under_way, span.first + len(history), on_epoch)
-    reached, history = begun[0] if len(copies) == 1 else _averaged(job, plan, begun)
+    reached, history = begun[0] if len(copies) == 1 else _averaged(job, site, plan, begun)
     _record(job, site, index, reached.masks or plan.masks, reached, history, copies=len(copies))
 
 
@@ -250,10 +250,11 @@ def _one_after_another(begun: Sequence[Begun]) -> tuple[Epoch, ...]:
     return tuple(dataclasses.replace(epoch, number=number) for number, epoch in enumerate(epochs, 1))
 
 
-def _averaged(job: Job, plan: RoundPlan, copies: Sequence[Begun]) -> Begun:
+def _averaged(job: Job, site: Site, plan: RoundPlan, copies: Sequence[Begun]) -> Begun:
     """The mean of a round's copies with running statistics of its own, and behind their epochs its validation."""
     started, epochs = time.perf_counter(), _one_after_another(copies)
-    state = renewed(job.trainable, plan, mean_of([reached.state for reached, _ in copies]))
+    own = renewed(job.trainable, plan, mean_of([reached.state for reached, _ in copies]))
+    state = site.ranks.from_leader(lambda: own)  # each process has seen its part of the batches
     metrics = _evaluated(job, "validation", state)
     seconds, now = time.perf_counter() - started, time.time_ns() // 1_000_000
     return UnderWay(state), (*epochs, Epoch(len(epochs) + 1, 0.0, metrics, seconds, now))

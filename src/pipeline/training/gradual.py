@@ -63,7 +63,7 @@ class PruneGradually(lightning.Callback):
                 parameter = self.network.get_parameter(name)
                 dead = ~mask.to(parameter.device)
                 remembered = [
-                    entry for optimizer in trainer.optimizers for entry in optimizer.state[parameter].values()
+                    entry for optimizer in trainer.optimizers for entry in optimizer.state.get(parameter, {}).values()
                 ]
                 averaged = None if self.average is None else self.average.average[name]
                 for tensor in (parameter, *remembered, averaged):

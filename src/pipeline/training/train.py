@@ -165,7 +165,8 @@ def renewed(trainable: Trainable, plan: RoundPlan, state: State) -> State:
     if not layers:
         return state
     momenta = [layer.momentum for layer in layers]
-    trainer = make_trainer(trainable.module, trainable.trainer, [_TakesStatistics(layers)], epochs=1)
+    again = [_AfterSetup(lambda: _load(trainable, state))] if trainable.own else []
+    trainer = make_trainer(trainable.module, trainable.trainer, [*again, _TakesStatistics(layers)], epochs=1)
     data = trainable.data((plan.seed, plan.index), plan.span)
     data.val_dataloader = data.train_dataloader
     try:
