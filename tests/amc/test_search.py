@@ -297,6 +297,7 @@ class Stop(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_search_that_is_stopped_anywhere_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
     expected, path = searched(tmp_path / "whole")
     from pipeline.amc import search as module

@@ -151,6 +151,7 @@ def test_runs_that_differ_in_training_alone_are_told_apart_in_a_report(tmp_path,
     assert re.fullmatch(r"\| density( \| lr_rewinding, seed 0 \(digits-[0-9a-f]{8}\)){2} \|", head)
 
 
+@pytest.mark.slow
 def test_a_network_of_which_nothing_is_left_goes_through_everything(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     runs = tmp_path / "runs"

@@ -59,6 +59,7 @@ def test_a_comparison_is_written_shown_tracked_once_and_put_into_a_document(comp
     assert "of 1 seeds" in out
 
 
+@pytest.mark.slow
 def test_faults_of_a_comparison_are_sentences(compared, typed, tmp_path):  # noqa: F811
     document = tmp_path / "none.md"
     for arguments, status, words in (

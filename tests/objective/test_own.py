@@ -154,6 +154,7 @@ def test_dead_weights_are_zero_whatever_a_module_does(module, tmp_path):
     assert not all(mask.all() for mask in masks.values())
 
 
+@pytest.mark.slow
 def test_the_autoencoder_of_lightnings_introduction_is_pruned_to_a_tenth_by_one_call(tmp_path, capsys):
     from pipeline import prune_by_rewinding
     from tests.own_data import Digits
