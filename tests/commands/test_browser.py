@@ -121,7 +121,7 @@ def test_a_parents_charts_show_accuracy_and_sparsity_by_round(page, ui, runs):
 def test_the_comparisons_page_draws_every_method_against_every_cost(page, runs):
     page.goto((runs / "comparison" / "comparison.html").as_uri())
     page.locator(".scatterlayer .trace").first.wait_for()
-    assert page.locator(".scatterlayer .trace").count() == 2 * 3
+    assert page.locator(".scatterlayer .trace").count() == 2 * 5
     legend = page.locator(".legendtext").all_text_contents()
     assert legend == ["fine_tuning", "lr_rewinding"]
     keep(page, "comparison-page")
