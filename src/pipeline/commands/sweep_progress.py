@@ -16,7 +16,7 @@ class JobProgress(Watcher):
         """``planned_rounds`` counts those after round 0; None if only accuracy ends the run."""
         self.folder, self.number = folder, number
         dense = job.dense_span.last if job.trained is None else 0
-        self.epochs = dense + (planned_rounds or 0) * (job.epochs_a_round)
+        self.epochs = dense + (planned_rounds or 0) * job.epochs_a_round
         self.before = self.found = self.trained = 0
         self.index, self.last, self.told = 0, 0.0, ""
 

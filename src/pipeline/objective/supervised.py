@@ -52,7 +52,7 @@ class Supervised(lightning.LightningModule):
         super().__init__()
         self.network, self.settings, self.batches, self.outputs = network, training, batches, outputs
         self.full_batch: int | None = None
-        self._teacher: list[nn.Module] = []  # no part of the module: neither trained nor kept
+        self._teacher: tuple[nn.Module, ...] = ()  # in a tuple no part of the module: neither trained nor kept
         self.loss = _loss(objective)
         metrics = _metrics(objective, outputs, getattr(self.loss, "ignore_index", None) if some_ignored else None)
         self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in SPLITS)
@@ -74,21 +74,19 @@ class Supervised(lightning.LightningModule):
         Distillation (Hinton et al. 2015, section 2, at temperature 1): of a cross-entropy the answers are the
         probabilities that the network gives, of other losses what it gives.
         """
-        self._teacher = [] if network is None else [network.eval()]
+        self._teacher = () if network is None else (network.eval(),)
 
-    def _answers(self, inputs: Any) -> Tensor | None:
-        """What the teacher makes of inputs, as targets of the loss."""
-        for network in self._teacher:
-            with torch.no_grad(), set_stance("force_eager"):
-                scores = outputs_of(network, inputs)
-            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-            match self.loss:
-                case nn.CrossEntropyLoss():
-                    return scores.softmax(1)
-                case nn.BCEWithLogitsLoss():
-                    return scores.sigmoid()
-            return scores
-        return None
+    def _answers(self, teacher: nn.Module, inputs: Any) -> Tensor:
+        """What a teacher makes of inputs, as targets of the loss."""
+        with torch.no_grad(), set_stance("force_eager"):
+            scores = outputs_of(teacher, inputs)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        match self.loss:
+            case nn.CrossEntropyLoss():
+                return scores.softmax(1)
+            case nn.BCEWithLogitsLoss():
+                return scores.sigmoid()
+        return scores
 
     def training_step(self, batch: Any, _: int) -> Tensor:
         """Loss of this process's part of a batch, weighted so that the mean over processes is that of the batch."""
@@ -134,7 +132,7 @@ class Supervised(lightning.LightningModule):
         if not len(batch.labels) and not self.training:
             return torch.zeros(())
         outputs = self(batch.inputs)
-        targets, answers = batch.labels, self._answers(batch.inputs) if self.training else None
+        targets = batch.labels
         if not len(targets):  # the mean of no loss is not a number
             return outputs.sum() * 0
         if outputs.shape != targets.shape and outputs.shape == (*targets.shape, 1):
@@ -150,8 +148,9 @@ class Supervised(lightning.LightningModule):
                 f"objective.loss: {type(self.loss).__name__} fails on outputs {_shown(outputs)} and targets "
                 f"{_shown(targets)} of {split}: {one_line(error)}{self._takes(outputs, targets)}"
             ) from error
-        if answers is not None:
-            loss = loss * (1 - TAUGHT) + self.loss(outputs, answers.view_as(outputs)) * TAUGHT
+        for teacher in self._teacher if self.training else ():
+            answers = self._answers(teacher, batch.inputs).view_as(outputs)
+            loss = loss * (1 - TAUGHT) + self.loss(outputs, answers) * TAUGHT
         mean_loss, metrics = self._of(split)
         mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
         if isinstance(self.loss, nn.CrossEntropyLoss) and targets.is_floating_point() and targets.ndim > 1:

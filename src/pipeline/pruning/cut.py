@@ -43,10 +43,10 @@ def cut_weights(
     assert pruning.fraction is not None
     if pruning.scope == "erk":
         left = {name: int(mask.sum()) for name, mask in masks.items()}
-        size = sum(mask.numel() for mask in masks.values())
-        gone = removal_count(sum(left.values()), size, pruning.fraction, pruning.target_density)
         shapes = {name: mask.shape for name, mask in masks.items()}
-        return keep(scores, masks, erdos_renyi_kernel(shapes, left, sum(left.values()) - gone))
+        survivors, size = sum(left.values()), sum(mask.numel() for mask in masks.values())
+        total = survivors - removal_count(survivors, size, pruning.fraction, pruning.target_density)
+        return keep(scores, masks, erdos_renyi_kernel(shapes, left, total))
     return prune(
         scores,
         masks,

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from plotly.colors import DEFAULT_PLOTLY_COLORS
 from plotly.subplots import make_subplots
 
-from pipeline.report.comparison import Method, Spread, titles
+from pipeline.report.comparison import TRAINING, Method, Spread, titles
 from pipeline.rounds.ledger import Round
 
 COSTS = {
@@ -26,9 +26,9 @@ COSTS = {
     "epochs of training, all rounds": ("training_epochs", 1.0),
     "training, all rounds (PFLOP)": ("training_flops", 1e-15),
 }
-SPENT = {"epochs of training, all rounds", "training, all rounds (PFLOP)"}
-"""Costs that rise from round to round."""
 """What a score is drawn against: a label, and the figure with its factor."""
+SPENT = {label for label, (figure, _) in COSTS.items() if figure in TRAINING}
+"""Costs that rise from round to round."""
 
 
 warnings.filterwarnings("ignore", "Glyph .* missing from")  # for good: pictures are saved beside other threads
