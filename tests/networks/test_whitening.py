@@ -7,6 +7,7 @@ from torch import nn
 from pipeline.ground.errors import SettingsError
 from pipeline.networks.whitening import whitened
 from pipeline.rounds import loop as rounds
+from pipeline.rounds.building import build_job
 from tests.conftest import settings
 
 FAST = ["model=fast_cnn", "model.arguments.widths=[8,8]"]
@@ -74,3 +75,12 @@ def test_images_too_small_for_the_network_are_a_sentence():
     chosen = settings("model=fast_cnn")
     with pytest.raises(SettingsError, match="images of 8x8 pixels are too small for 3 halvings"):
         build_network(chosen.model, load(chosen.data).example, 10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("example", "told"), [({"x": torch.zeros(3)}, "type dict"), (torch.zeros(3), "2 dimensions")], ids=["dict", "rows"]
+)
+def test_inputs_that_are_no_images_are_a_sentence(example, told, tmp_path):
+    loader = torch.utils.data.DataLoader([(example, 0)] * 4, batch_size=2)
+    with pytest.raises(SettingsError, match=f"model.whitened: got inputs of {told}, takes images"):
+        build_job(settings("model.whitened=0"), tmp_path, nn.Sequential(nn.Linear(3, 2)), (loader,) * 3)

@@ -95,6 +95,9 @@ SEVERAL = {
     ("training.teacher=dense", "objective.loss=torch.nn.MultiMarginLoss"): ["training.teacher: got dense for MultiMargin"],
     ("training.teacher=dense", "objective=own", "objective.score=a", "model.module=tests.own_modules.Lit", "model.network=null"):
         ["training.teacher: got dense for a LightningModule, whose loss is its own; takes null"],
+    ("training.teacher=dense", "objective.loss_arguments={ignore_index: 255}"): [
+        "training.teacher: got dense with objective.loss_arguments={ignore_index: 255}, which torch takes for labels alone"
+    ],
     ("seed=[",): [""],
     ("~nothing",): ["nothing"],
 }  # fmt: skip

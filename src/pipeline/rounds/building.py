@@ -169,11 +169,10 @@ def _first_images(dataset: AnyDataset) -> Tensor:
     """
     images: list[Tensor] = []
     for inputs, _ in dataset.raw("train"):
+        if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+            told = f"{inputs.ndim} dimensions" if isinstance(inputs, Tensor) else f"type {type(inputs).__name__}"
+            raise SettingsError([f"model.whitened: got inputs of {told}, takes images (N, C, H, W)"])
         images.append(dataset.preprocessing.apply(inputs))
-        if images[0].ndim != 4:
-            raise SettingsError(
-                [f"model.whitened: got inputs of {images[0].ndim} dimensions, takes images (N, C, H, W)"]
-            )
         if sum(each.numel() for each in images) >= WHITENED_BY:
             break
     return torch.cat(images)

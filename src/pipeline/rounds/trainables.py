@@ -54,6 +54,11 @@ def with_objective(
                 f"{', '.join(loss.__name__ for loss in TEACHABLE)}, which take answers as targets"
             ]
         )
+    if training.teacher is not None and getattr(module.loss, "ignore_index", -1) >= 0:
+        got = f"got {training.teacher} with objective.loss_arguments={{ignore_index: {module.loss.ignore_index}}}"
+        raise SettingsError(
+            [f"training.teacher: {got}, which torch takes for labels alone; takes null, or a loss without it"]
+        )
     return Trainable(
         module,
         network,
