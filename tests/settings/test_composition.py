@@ -75,3 +75,18 @@ def test_a_name_that_is_none_of_a_folder_and_a_model_is_refused(name):
 def test_which_settings_take_text():
     assert all(map(takes_text, [*TEXTS, "pruning.exclude", "objective.loss", "data.module"]))
     assert not any(map(takes_text, ["seed", "training.epochs", "model.arguments.width", "training", "no.such", "task"]))
+
+
+@pytest.mark.parametrize("experiment", ["resnet20", "cifar10_methods", "digits"])
+@pytest.mark.parametrize(
+    ("method", "held"),
+    [
+        ("one_shot", {"fraction": None, "rounds": 1, "schedule": "at_once"}),
+        ("gradual", {"fraction": None, "rounds": 1, "schedule": "cubic"}),
+        ("dense_control", {"fraction": 0}),
+    ],
+)
+def test_a_method_is_that_method_in_every_experiment_whichever_is_typed_first(experiment, method, held):
+    typed = [f"+experiment={experiment}", f"+method={method}"]
+    for arguments in (typed, typed[::-1]):
+        assert held.items() <= composed(arguments)["pruning"].items()

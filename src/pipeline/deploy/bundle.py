@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +72,10 @@ def make(
             f"int8 loses {lost * 100:.2f} points of validation accuracy, deploy.max_score_drop allows "
             f"{deploy.max_score_drop * 100:g}: deploy.values=float32 ships the float model"
         )
-    files = {"model.onnx": found.int8, "model_fp32.onnx": found.float32}
-    kinds = {"model.onnx": "int8", "model_fp32.onnx": "float32"}
-    if deploy.values == "float32":
-        files, kinds = {"model.onnx": found.float32}, {"model.onnx": "float32"}
+    kinds: dict[str, Literal["int8", "float32"]] = {"model.onnx": deploy.values}
+    if deploy.values == "int8" and deploy.reference:
+        kinds["model_fp32.onnx"] = "float32"
+    files: dict[str, ModelProto] = {name: getattr(found, kind) for name, kind in kinds.items()}
     content = {name: model.SerializeToString(deterministic=True) for name, model in files.items()}
     size = len(content["model.onnx"])
     if deploy.max_bytes is not None and size > deploy.max_bytes:

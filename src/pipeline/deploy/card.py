@@ -16,12 +16,11 @@ def requirements(manifest: Manifest) -> str:
 def readme(manifest: Manifest) -> str:
     """The bundle's model card."""
     size, accuracy, gzip = manifest.size_bytes, manifest.accuracy["test"], manifest.gzip_bytes
-    rows = [
-        ("plain export, dense float", size["dense"], gzip["dense"], ""),
-        ("packed float", size["float32"], gzip["float32"], f"{accuracy['float32']:.2%}"),
-    ]
-    if len(manifest.models) > 1:
-        rows.append(("packed int8", size["int8"], gzip["int8"], f"{accuracy['int8']:.2%}"))
+    rows = [("plain export, dense float", size["dense"], gzip["dense"], "")]
+    shipped = {each["kind"] for each in manifest.models.values()}
+    for kind, name in {"float32": "packed float", "int8": "packed int8"}.items():
+        if kind in shipped:
+            rows.append((name, size[kind], gzip[kind], f"{accuracy[kind]:.2%}"))
     table = tables.markdown(
         ["model", "bytes", "gzip", "of the plain export", "test accuracy"],
         [[name, f"{raw:,}", f"{zipped:,}", f"1/{size['dense'] / raw:.1f}", right] for name, raw, zipped, right in rows],

@@ -29,6 +29,8 @@ Composed = DictConfig
 """Settings as Hydra gives them to a task."""
 OF_A_NETWORK = r"\+*training([./]optimizer|[./]schedule|\.batch_size)\b"
 """Settings that a LightningModule brings itself."""
+ROW = r"\+*(experiment|method)="
+"""Files of settings for the whole job; in the order of their names, since a method's hold in any experiment."""
 IMPLIED = {"model.module": {"model": "custom", "objective": "own"}, "data.module": {"data": "own"}}
 """A setting of one's own code, and the options of groups that it has no meaning without."""
 MISUNDERSTOOD = (HydraException, OmegaConfBaseException)
@@ -50,7 +52,8 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def understood(arguments: Sequence[str]) -> list[str]:
-    """Overrides as they were typed, as Hydra takes them: leniently, with those options that they imply.
+    """Overrides as they were typed, as Hydra takes them: leniently, with those options that they imply, an experiment
+    before a method, whose settings then hold.
 
     Raises:
         SettingsError: if a LightningModule is named beside settings that it brings itself.
@@ -72,7 +75,9 @@ def understood(arguments: Sequence[str]) -> list[str]:
     chosen = any(re.match(r"\+*experiment=", each) for each in arguments)
     if "name" not in named and not chosen and (path := _path_of(arguments)) is not None:
         implied["name"] = path.rpartition(".")[2].lower()
-    return [*map(lenient, (f"{setting}={option}" for setting, option in implied.items())), *map(lenient, arguments)]
+    rows = iter(sorted((each for each in arguments if re.match(ROW, each)), key=lambda each: each.lstrip("+")))
+    ordered = [next(rows) if re.match(ROW, each) else each for each in arguments]
+    return [*map(lenient, (f"{setting}={option}" for setting, option in implied.items())), *map(lenient, ordered)]
 
 
 def _path_of(arguments: Sequence[str]) -> str | None:

@@ -313,6 +313,8 @@ class Deploy:
     """Which round's network; null for the one within ``pruning.max_score_drop``, or the last."""
     values: Literal["int8", "float32"]
     """What the bundle's model computes in."""
+    reference: bool
+    """Whether an int8 bundle carries the float model too, to compare with."""
     max_score_drop: ShareFromZero
     """How much validation accuracy int8 may lose against float32 (0.01 is one point)."""
     max_bytes: Count | None
