@@ -6,8 +6,10 @@ SEEDS ?= 0,1,2
 BAKEOFF ?= lr_rewinding,weight_rewinding,fine_tuning,filters_lr_rewinding,filters_fine_tuning,amc_fine_tuning,amc_lr_rewinding,amc_weights,uniform_policy,random_policy
 LAUNCHER ?= joblib
 WORKERS ?= 2
+RUNS ?= runs
+ZOO ?= 15x:12 18x:13 28x:15
 
-.PHONY: help setup run sweep bakeoff test test-slow lint bench repro arm-root kernels ui server
+.PHONY: help setup run sweep bakeoff zoo evidence test test-slow lint bench repro arm-root kernels ui server
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -33,6 +35,18 @@ bakeoff: setup ## Weights, filters and AMC's policies at equal epochs, with the 
 	  $(if $(filter joblib,$(LAUNCHER)),hydra.launcher.n_jobs=$(WORKERS))
 	@$(BIN)/python -m pipeline $(call JOBS,measure)
 	@$(BIN)/python -m pipeline $(AMC)=compare $(ARGS)
+
+zoo: setup arm-root ## The bundles of zoo/, each run on emulated ARM; trains what is missing of cifar10_fast (ARGS)
+	@$(BIN)/python -m pipeline +experiment=cifar10_fast $(ARGS)
+	@set -e; for each in $(ZOO); do to=cifar10_fast-$${each%:*}; \
+	  bundle="$(BIN)/python -m pipeline +experiment=cifar10_fast $(ARGS) artifacts=artifacts/zoo/$$to"; \
+	  $$bundle task=bundle deploy.round=$${each#*:} deploy.reference=false 'deploy.kernels=[aarch64,x86_64-avx2]'; \
+	  $$bundle task=verify; \
+	  rm -rf zoo/$$to; mkdir -p zoo; cp -r artifacts/zoo/$$to/bundle zoo/$$to; cp artifacts/zoo/$$to/verified.json zoo/$$to; done
+
+evidence: ## Keep the records of an experiment's runs in docs/evidence, where task=compare reads them (EXPERIMENT)
+	@mkdir -p docs/evidence; cd $(RUNS) && find dense $(EXPERIMENT)-* \( -name round.json -o -name sizes.json -o -name timing.json \) \
+	  -exec cp --parents -t $(CURDIR)/docs/evidence {} +
 
 TESTS = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 test: setup ## Run the tests, a file on each core at a time (minutes)
