@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline.deploy import arm
+from pipeline.ground.environment import CHECKOUT
 from pipeline.ground.errors import PipelineError
-from tests.conftest import CHECKOUT
 
 BUNDLES = sorted(path.parent for path in (CHECKOUT / "zoo").glob("*/manifest.json"))
 LARGEST = 250_000
@@ -42,7 +42,7 @@ def test_it_names_what_is_on_an_image(bundle, tmp_path):
     golden = np.load(bundle / "golden.npz")
     classes = json.loads((bundle / "manifest.json").read_text())["classes"]
     for number, (pixels, scores) in enumerate(zip(golden["inputs"], golden["model.onnx"], strict=True)):
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
         assert classes[scores.argmax()] in run(bundle, "predict", str(tmp_path / f"{number}.png")).splitlines()[0]
 
 
