@@ -76,7 +76,7 @@ kernels: setup ## Build the sparse engine for every processor it is for (kept in
 ui: setup ## Serve the MLflow UI on what has been run
 	@echo 'open http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&searchFilter=tags.kind%20!%3D%20%22round%22'
 	@echo '(1 is the first experiment; without the search, rounds are shown too)'
-	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow/mlflow.db
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow/mlflow.db
 
 server: setup ## An MLflow server for a team, with PostgreSQL, on loopback (HOST PORT)
 	@$(BIN)/python -m pipeline.tracking.server $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))

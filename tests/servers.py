@@ -24,10 +24,12 @@ def family(process):
     return [mother, *mother.children(recursive=True)]
 
 
-def started(command, port, log):
+def started(command, port, log, **environment):
     """Starts a server whose ``/health`` answers on ``port``."""
     with log.open("ab") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env={**os.environ})
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, env={**os.environ, **environment}
+        )
     until = time.monotonic() + 120
     while True:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):

@@ -42,7 +42,9 @@ def ui(runs, tmp_path_factory):
     """The address of the MLflow UI as ``make ui`` serves it."""
     port, mlflow = servers.free_port(), str(Path(sys.executable).with_name("mlflow"))
     command = [mlflow, "ui", "--backend-store-uri", f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}", "--port", str(port)]
-    server = servers.started(command, port, tmp_path_factory.mktemp("ui") / "log")
+    server = servers.started(
+        command, port, tmp_path_factory.mktemp("ui") / "log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"
+    )
     yield f"http://127.0.0.1:{port}"
     servers.stopped(server)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.deploy import arm
 from pipeline.ground.environment import CHECKOUT
-from pipeline.ground.errors import PipelineError
+from tests.deploy.test_arm import root  # noqa: F401
 
 BUNDLES = sorted(path.parent for path in (CHECKOUT / "zoo").glob("*/manifest.json"))
 LARGEST = 250_000
@@ -48,13 +48,5 @@ def test_it_names_what_is_on_an_image(bundle, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", arm.PROCESSORS, ids=lambda each: each.name)
-def test_it_gives_its_golden_answers_on_emulated_boards(bundle, processor):
-    if reason := arm.missing():
-        pytest.skip(reason)
-    try:
-        arm.root()
-    except PipelineError as error:
-        if "apt-get:" in str(error):
-            pytest.skip(str(error))
-        raise
+def test_it_gives_its_golden_answers_on_emulated_boards(root, bundle, processor):  # noqa: F811
     assert json.loads(arm.emulated(processor, ["run.py", "check", "--json"], bundle))["model.onnx"] == 0

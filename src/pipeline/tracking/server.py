@@ -87,8 +87,12 @@ def serve(uri: str, artifacts: Path, host: str, port: int, more: Sequence[str] =
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", uri, "--artifacts-destination", artifacts.as_uri(), "--workers", "2", *more]
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **os.environ,
+    }  # eight processes for what no run here uses
     _wait_for(host, port)
-    server = subprocess.Popen(command, start_new_session=True, preexec_fn=_ends_with(signal.SIGTERM))
+    server = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_ends_with(signal.SIGTERM))
     print(f"MLflow  http://{host}:{port}  (clients: tracking.uri=http://{host}:{port})", flush=True)
     try:
         server.wait()
