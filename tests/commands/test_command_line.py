@@ -32,7 +32,7 @@ JOB = [
     "data.flip=true",
 ]  # fmt: skip
 DEATHS = {
-    "images in memory": (20, JOB),
+    "images in memory": (8, JOB),
     "images on disk": (4, [*SMALL, *PHOTOS, "data.source={photos}", "training.batch_size=16", "training.epochs=4"]),
     "bfloat16": (4, [*JOB, "training.precision=bfloat16"]),
     "compiled": (4, [*JOB, "training.compile=on"]),

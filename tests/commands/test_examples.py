@@ -72,7 +72,7 @@ def test_an_example_gives_the_same_by_python_and_by_the_command_line(example, tm
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("example", ["detection", "time_series"])
 def test_an_example_that_was_killed_and_continued_ends_as_if_nothing_had_been(example, tmp_path):
-    kills = 5
+    kills = 3
     job = [*BY_COMMAND[example], *settings_of(example), *SHORT, "training.epochs=3", "name=digits"]
     whole, begin = tmp_path / "whole", time.perf_counter()
     end(*job, f"runs={whole}")
