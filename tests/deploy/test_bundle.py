@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
 from mlflow import MlflowClient
 from onnx import helper, numpy_helper
 from PIL import Image
@@ -27,11 +31,13 @@ from pipeline.__main__ import main
 from pipeline.data import load
 from pipeline.data.batches import standardised
 from pipeline.data.dataset import Preprocessing
-from pipeline.deploy import bundle, models, runtime
+from pipeline.deploy import bundle, models, runtime, verify
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import target_here
 from pipeline.deploy.quantize import quantised
+from pipeline.deploy.signature import signing_key
 from pipeline.ground.environment import CHECKOUT
+from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.networks import build_network
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import network_after
@@ -173,6 +179,14 @@ def told(folder, change):
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
+def replaced(folder, name, content):
+    """A bundle with another file in the place of one, and sums that fit."""
+    (folder / name).write_bytes(content)
+    sums = (folder / "SHA256SUMS").read_text().splitlines()
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}" if each.endswith(f"  {name}") else each for each in sums]
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+
+
 def swapped(folder, content):
     """A bundle that was made with this as its library."""
     (folder / ENGINE).write_bytes(content)
@@ -289,7 +303,29 @@ SPOILT = {
         lambda f: flip(f / "manifest.json", (f / "manifest.json").read_text().index("lr_rewinding")),
         "manifest.json is not the file that was made",
     ),
-    "a manifest cut short": (lambda f: os.truncate(f / "manifest.json", 100), "manifest.json cannot be read"),
+    "a manifest cut short": (lambda f: os.truncate(f / "manifest.json", 100), "manifest.json is not the file that"),
+    "a manifest that is none": (lambda f: replaced(f, "manifest.json", b"[1]"), "manifest.json cannot be read"),
+    "a manifest of another time": (lambda f: told(f, lambda m: m.update(format=9)), "has format 9, takes 1"),
+    "the other model": (
+        lambda f: replaced(f, "model.onnx", (f / "model_fp32.onnx").read_bytes()),
+        "model.onnx is not the model that manifest.json tells of",
+    ),
+    "a model from elsewhere": (
+        lambda f: told(f, lambda m: m["models"].update({"../x.onnx": {}})),
+        "manifest.json names '../x.onnx', takes names of files in the bundle",
+    ),
+    "a library from elsewhere": (
+        lambda f: told(f, lambda m: m["engine"]["libraries"].update({"/tmp/x.so": {}})),
+        "manifest.json names '/tmp/x.so', takes names of files in the bundle",
+    ),
+    "a library without a sum": (
+        lambda f: told(f, lambda m: m["engine"]["libraries"].update({"x.so": {}})),
+        "SHA256SUMS does not name x.so",
+    ),
+    "sums of a file elsewhere": (
+        lambda f: (f / "SHA256SUMS").write_text(f"{'0' * 64}  ../x\n"),
+        "SHA256SUMS names '../x', takes names of files in the bundle",
+    ),
     "a model cut short": (lambda f: os.truncate(f / "model_fp32.onnx", 1000), "model_fp32.onnx is not the file"),
     "no golden inputs": (lambda f: (f / "golden.npz").unlink(), "golden.npz is missing"),
     "no sums": (lambda f: (f / "SHA256SUMS").unlink(), "SHA256SUMS is missing"),
@@ -312,6 +348,38 @@ def test_a_spoilt_bundle_is_refused_in_a_sentence(what, copy):
     assert refused.returncode == 1
     assert sentence in refused.stderr
     assert refused.stderr.count("\n") == 1
+    with pytest.raises(PipelineError) as refusal:
+        verify.held(copy)
+    assert str(refusal.value) == f"{copy}: {refused.stderr.strip()}", "here and on the board it is the same"
+
+
+@pytest.mark.parametrize("command", [["bench"], ["predict", "digit.png"], ["score", "golden.npz"]])
+def test_no_command_loads_a_file_that_is_not_the_one_that_was_made(command, copy):
+    flip(copy / "model.onnx")
+    refused = board(copy, *command)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert (
+        refused.stderr == "model.onnx is not the file that was made: its SHA-256 differs; copy the whole bundle again\n"
+    )
+
+
+def test_a_program_that_is_not_this_versions_is_not_run_to_verify(copy):
+    replaced(copy, "run.py", b"print('{}')")
+    with pytest.raises(PipelineError, match=r"run\.py is not that of this version: task=bundle makes it again"):
+        verify.held(copy)
+
+
+ACCURACIES = {"as the manifest says": (0.97, 100, True), "of few": (0.8, 10, True), "too low": (0.8, 100, False),
+              "too high": (1.0, 2000, False)}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ACCURACIES)
+def test_an_accuracy_that_is_not_the_manifests_is_refused(case, copy):
+    share, count, taken = ACCURACIES[case]
+    told(copy, lambda m: m["accuracy"]["test"].update(int8=0.97))
+    place = verify.Place("a board", "", lambda _: "")
+    with nullcontext() if taken else pytest.raises(PipelineError, match=r"the manifest says 97\.00%"):
+        verify.check_accuracy(place, {"model.onnx": share}, verify.held(copy), count)
 
 
 @pytest.mark.parametrize("version", ["1.20.1", "1.99.0"])
@@ -327,7 +395,7 @@ def test_an_answer_that_differs_is_refused(copy):
     golden["model.onnx"] = golden["model.onnx"] + 1
     np.savez(copy / "golden.npz", **golden)
     manifest = json.loads((copy / "manifest.json").read_text())
-    code = f"import run; run.check_files = lambda: None; run.check({manifest!r}, 'auto')"
+    code = f"import run; run.check({manifest!r}, 'auto')"
     assert "golden outputs differ by 1" in board(copy, code=code).stderr
 
 
@@ -361,6 +429,9 @@ FAULTS = {
     ("seed=5",): (1, "no pruned round of these settings is complete in"),
     ("deploy.max_bytes=1000",): (1, "deploy.max_bytes allows 1,000"),
     ("task=verify", "artifacts={nowhere}"): (1, "has no bundle: make it first"),
+    ("task=verify", "seed=5"): (1, "the bundle is of another run (seed: 0, here 5): task=bundle makes that of these"),
+    ("task=verify", "deploy.round=1"): (1, "the bundle is of another run (deploy.round: 2, here 1)"),
+    ("task=verify", "training.epochs=7"): (1, "the bundle is of another run (settings: "),
     ("task=verify", "deploy.runner=native"): (1, "deploy.runner: got native, but this machine is"),
     ("task=verify", "deploy.runner=ssh"): (2, "deploy.host: got null, takes the name of a board"),
     ("task=verify", "deploy.runner=ssh", "deploy.host=no.such.host.invalid"): (1, "ssh"),
@@ -417,6 +488,60 @@ def test_an_int8_bundle_can_leave_the_float_model_out(made, tmp_path, monkeypatc
     assert (small / "model.onnx").read_bytes() == (full / "model.onnx").read_bytes()
     assert "packed float" not in (small / "README.md").read_text()
     assert board(small, "check").returncode == 0
+
+
+KEYS = {
+    "by OpenSSL": (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8),
+    "by ssh-keygen": (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH),
+}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+@pytest.mark.parametrize("written", KEYS)
+def test_a_bundle_can_be_signed_and_openssl_tells_one_that_was_changed(written, made, tmp_path, monkeypatch):
+    key = ed25519.Ed25519PrivateKey.generate()
+    (tmp_path / "key").write_bytes(key.private_bytes(*KEYS[written], serialization.NoEncryption()))
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "public.pem").write_bytes(public)
+    where = [f"runs={made / 'runs'}", f"artifacts={tmp_path / 'artifacts'}"]
+    called(monkeypatch, *RUN, *where, "task=bundle", f"deploy.sign_key={tmp_path / 'key'}", "deploy.kernels=[]")
+    folder = tmp_path / "artifacts" / "bundle"
+    (line,) = (each for each in (folder / "README.md").read_text().splitlines() if "openssl" in each)
+    command = shlex.split(line.replace("PUBLIC.pem", str(tmp_path / "public.pem")))
+    assert subprocess.run(command, cwd=folder, check=False, capture_output=True).returncode == 0
+    assert str(tmp_path) not in (folder / "manifest.json").read_text()
+    assert board(folder, "check").returncode == 0
+    told(folder, lambda m: m.update(name="another"))
+    assert board(folder, "check").returncode == 0, "sums that fit are all that the board sees"
+    assert subprocess.run(command, cwd=folder, check=False, capture_output=True).returncode == 1
+
+
+NO_KEYS = {
+    "nothing": (lambda file: None, "No such file or directory"),
+    "a text": (lambda file: file.write_text("key"), "takes a file with an ed25519 private key"),
+    "a key with a passphrase": (
+        lambda file: file.write_bytes(
+            ed25519.Ed25519PrivateKey.generate().private_bytes(
+                *KEYS["by OpenSSL"], serialization.BestAvailableEncryption(b"secret")
+            )
+        ),
+        "that has no passphrase",
+    ),
+    "a key of another kind": (
+        lambda file: file.write_bytes(
+            x25519.X25519PrivateKey.generate().private_bytes(*KEYS["by OpenSSL"], serialization.NoEncryption())
+        ),
+        "a key of another kind",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_KEYS)
+def test_what_is_no_key_is_a_sentence(case, tmp_path):
+    write, sentence = NO_KEYS[case]
+    write(tmp_path / "key")
+    with pytest.raises(SettingsError, match=f"deploy.sign_key: got .*{sentence}"):
+        signing_key(tmp_path / "key")
 
 
 class Noise:

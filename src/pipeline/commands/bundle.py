@@ -58,7 +58,7 @@ def bundled(
             fingerprint=fingerprint(site.ledger.identity)[:16],
             data_digest=site.ledger.identity["data_digest"],
             git_commit=site.environment["git_commit"],
-            settings=dataclasses.asdict(settings.deploy),
+            settings={**dataclasses.asdict(settings.deploy), "host": None, "sign_key": None},
             mlflow_run_id=tracker.run_id,
         )
         manifest = bundle.make(network, job.dataset, deploy=settings.deploy, origin=origin, folder=folder, told=told)

@@ -5,20 +5,23 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.data import load
 from pipeline.deploy import bundle, verify
+from pipeline.deploy.manifest import Manifest
 from pipeline.ground.documents import written
 from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, stoppable
+from pipeline.rounds.building import build_job
+from pipeline.rounds.job import Site
 from pipeline.settings.groups import Settings
+from pipeline.settings.identity import fingerprint
 
 
 def main(settings: Settings, runs: Path) -> None:
     """Runs the bundle on ARM; writes and prints what it did there.
 
     Raises:
-        PipelineError: if there is no bundle or no way to run it, or it does not do there what it does here;
-            ``verified.json`` then says ``not verified`` and why.
+        PipelineError: if there is no bundle of these settings or no way to run it, or it does not do there what it
+            does here; ``verified.json`` then says ``not verified`` and why.
     """
     artifacts = artifacts_folder(settings.artifacts)
     folder, out = artifacts / "bundle", artifacts / "verified.json"
@@ -28,9 +31,10 @@ def main(settings: Settings, runs: Path) -> None:
     facts: dict[str, Any] = {"bundle": bundle.digest(folder)}
     try:
         with Console(stderr=True).status("loading") as status, stoppable():
-            facts |= {"status": "verified"} | verify.verified(
-                folder, load(settings.data), settings.deploy, status.update
-            )
+            manifest = verify.held(folder)
+            job, site = build_job(settings, runs)
+            _check_origin(manifest, settings, site)
+            facts |= {"status": "verified"} | verify.verified(folder, job.dataset, settings.deploy, status.update)
     except PipelineError as error:
         facts |= {"status": "not verified", "reason": str(error)}
         raise
@@ -38,3 +42,23 @@ def main(settings: Settings, runs: Path) -> None:
         if "status" in facts:
             out.write_text(written(facts, indent=1) + "\n")
     print(written(facts, indent=1))
+
+
+def _check_origin(manifest: Manifest, settings: Settings, site: Site) -> None:
+    """Holds a bundle against the settings that are verified.
+
+    Raises:
+        PipelineError: if it was made of others.
+    """
+    identity = site.ledger.identity
+    made = {
+        "settings": (manifest.fingerprint, fingerprint(identity)[:16]),
+        "seed": (manifest.seed, settings.seed),
+        "data": (manifest.data_digest, identity["data_digest"]),
+        "deploy.round": (manifest.round, manifest.round if settings.deploy.round is None else settings.deploy.round),
+        "deploy.values": (manifest.models["model.onnx"]["kind"], settings.deploy.values),
+    }
+    if differing := [f"{name}: {its}, here {here}" for name, (its, here) in made.items() if its != here]:
+        raise PipelineError(
+            f"the bundle is of another run ({'; '.join(differing)}): task=bundle makes that of these settings"
+        )

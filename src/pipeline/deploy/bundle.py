@@ -19,19 +19,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
 from pipeline.data import picture
 from pipeline.data.dataset import Dataset
-from pipeline.deploy import card, kernels
+from pipeline.deploy import card, kernels, signature
 from pipeline.deploy.manifest import Manifest, Origin
 from pipeline.deploy.models import accuracies, check, first, models, positions
 from pipeline.deploy.node import opened
 from pipeline.deploy.pack import unpacked
 from pipeline.deploy.quantize import with_float_activations
 from pipeline.deploy.runtime import latencies, scores, session
+from pipeline.deploy.signature import signing_key
+from pipeline.ground.environment import expanded
 from pipeline.ground.errors import PipelineError
 from pipeline.settings.groups import Deploy
 
@@ -53,7 +56,9 @@ def make(
 
     Raises:
         PipelineError: with all that a check has found; then ``folder`` is as it was.
+        SettingsError: if ``deploy.sign_key`` names no key.
     """
+    key = signing_key(expanded(deploy.sign_key)) if deploy.sign_key else None
     network = network.eval()
     told("exporting, quantising and packing")
     metadata = {"classes": json.dumps(list(dataset.classes))}
@@ -135,7 +140,7 @@ def make(
     content |= {name: library for name, (_, library) in libraries.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.with_name(DENSE).write_bytes(found.dense.SerializeToString())
-    _write(folder, content, manifest, {"inputs": golden, **answers})
+    _write(folder, content, manifest, {"inputs": golden, **answers}, key)
     return manifest
 
 
@@ -152,7 +157,13 @@ def _gzip(model: ModelProto) -> int:
     return len(gzip.compress(model.SerializeToString(), mtime=0))
 
 
-def _write(folder: Path, content: Mapping[str, bytes], manifest: Manifest, golden: Mapping[str, NDArray[Any]]) -> None:
+def _write(
+    folder: Path,
+    content: Mapping[str, bytes],
+    manifest: Manifest,
+    golden: Mapping[str, NDArray[Any]],
+    key: Ed25519PrivateKey | None,
+) -> None:
     """Writes all files beside ``folder`` and moves them into its place at once."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         unfinished = Path(name) / "new"
@@ -162,18 +173,23 @@ def _write(folder: Path, content: Mapping[str, bytes], manifest: Manifest, golde
         np.savez(unfinished / "golden.npz", allow_pickle=False, **golden)
         manifest.write(unfinished)
         (unfinished / "requirements.txt").write_text(card.requirements(manifest))
-        (unfinished / "README.md").write_text(card.readme(manifest))
+        (unfinished / "README.md").write_text(card.readme(manifest, signed=key is not None))
         for part in PROGRAM:
             shutil.copy(part, unfinished)
-        (unfinished / "SHA256SUMS").write_text(
-            "".join(
-                f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-                for path in sorted(unfinished.iterdir())
-            )
-        )
-        if folder.exists():
-            folder.rename(Path(name) / "old")
-        unfinished.rename(folder)
+        files = sorted(unfinished.iterdir())
+        sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files).encode()
+        (unfinished / "SHA256SUMS").write_bytes(sums)
+        if key is not None:
+            (unfinished / signature.FILE).write_bytes(key.sign(sums))
+        old = Path(name) / "old"
+        try:
+            if folder.exists():
+                folder.rename(old)
+            unfinished.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
 
 
 def digest(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """What a person reads in a bundle: its README, made of the manifest's facts alone, and what it needs."""
 
+from pipeline.deploy import signature
 from pipeline.deploy.manifest import Manifest
 from pipeline.ground import tables
 
@@ -13,8 +14,8 @@ def requirements(manifest: Manifest) -> str:
     )
 
 
-def readme(manifest: Manifest) -> str:
-    """The bundle's model card."""
+def readme(manifest: Manifest, *, signed: bool) -> str:
+    """The bundle's model card; where it is ``signed``, with how that is checked."""
     size, accuracy, gzip = manifest.size_bytes, manifest.accuracy["test"], manifest.gzip_bytes
     rows = [("plain export, dense float", size["dense"], gzip["dense"], "")]
     shipped = {each["kind"] for each in manifest.models.values()}
@@ -55,4 +56,19 @@ dense float model, on the machine that made this (one thread, in turns): {timed}
     python run.py check
     python run.py predict IMAGE
     python run.py bench
+
+`run.py` compares every file with `SHA256SUMS` before it loads one. That protects from accident: a copy that broke off,
+a file of another bundle. {_guarded(signed)}
 """
+
+
+def _guarded(signed: bool) -> str:
+    """What protects from somebody who means to deceive."""
+    if not signed:
+        return """It does not protect from somebody who changes files and sums alike: take a bundle from where you
+trust, or have it signed (`deploy.sign_key`)."""
+    return f"""From somebody who changes files and sums alike, `{signature.FILE}` protects: the maker's ed25519
+signature of `SHA256SUMS`. With the maker's public key, which you have from elsewhere, before you run anything here:
+
+    openssl pkeyutl -verify -pubin -inkey PUBLIC.pem -rawin -in SHA256SUMS -sigfile {signature.FILE}
+    sha256sum -c SHA256SUMS"""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.deploy.board.run import FORMAT
 from pipeline.ground.documents import written
 
 FILE = "manifest.json"
@@ -16,7 +17,7 @@ FILE = "manifest.json"
 class Origin:
     """Which round of which run a bundle is made of."""
 
-    format: int = 1
+    format: int = FORMAT
     name: str
     method: str
     seed: int

@@ -4,12 +4,13 @@ Where it runs is a row of ``RUNNERS``: emulated processors, this machine if it i
 """
 
 import json
+import math
 import platform
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,9 @@ import numpy as np
 
 from pipeline.data.dataset import Dataset
 from pipeline.deploy import arm
-from pipeline.deploy.bundle import DENSE
-from pipeline.deploy.manifest import read
+from pipeline.deploy.board.run import Refused, checked_manifest
+from pipeline.deploy.bundle import DENSE, PROGRAM
+from pipeline.deploy.manifest import Manifest, read
 from pipeline.deploy.models import first
 from pipeline.ground.errors import PipelineError
 from pipeline.settings.groups import Deploy
@@ -45,11 +47,27 @@ class Place:
     features: frozenset[str] = frozenset()
 
 
-def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str], None]) -> dict[str, Any]:
-    """What the bundle does on ARM, by place; ``told`` hears where it is.
+def held(bundle: Path) -> Manifest:
+    """The facts of a bundle that is whole and has the program of this version: nothing in it has run.
 
     Raises:
-        PipelineError: if there is no place to run it, or its own check fails there.
+        PipelineError: if a file is not the one that was made.
+    """
+    try:
+        checked_manifest(bundle)
+    except Refused as refusal:
+        raise PipelineError(f"{bundle}: {refusal}") from refusal
+    for part in PROGRAM:
+        if (bundle / part.name).read_bytes() != part.read_bytes():
+            raise PipelineError(f"{bundle}: {part.name} is not that of this version: task=bundle makes it again")
+    return read(bundle)
+
+
+def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str], None]) -> dict[str, Any]:
+    """What the bundle, which is ``held``, does on ARM, by place; ``told`` hears where it is.
+
+    Raises:
+        PipelineError: if there is no place to run it, its own check fails there, or its accuracy is another there.
     """
     runner = deploy.runner
     if runner == "auto":
@@ -64,6 +82,7 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str
             for place in found:
                 told(f"running the bundle on {place.name} ({place.board})")
                 places[place.name] = _seen(place, bundle, test)
+                check_accuracy(place, places[place.name]["accuracy"], read(bundle), len(labels))
     return {"runner": runner, "images": len(labels), "places": places}
 
 
@@ -117,6 +136,26 @@ def _seen(place: Place, bundle: Path, test: Path) -> dict[str, Any]:
     return seen | {"instructions": {name: place.instructions(*way) for name, way in ways.items()}}
 
 
+def check_accuracy(place: Place, seen: Mapping[str, float], manifest: Manifest, count: int) -> None:
+    """Holds shares of ``count`` test examples that were right against the manifest's, which are of all of them.
+
+    The sparse engine rounds less than int8 does: its share may be anywhere from int8's to the float model's.
+
+    Raises:
+        PipelineError: if they are further apart than an example and four standard errors.
+    """
+    told = manifest.accuracy["test"]
+    for way, share in seen.items():
+        expected = told[manifest.models[way.removesuffix(", sparse")]["kind"]]
+        takes = (expected, told["float32"]) if way.endswith(", sparse") else (expected,)
+        slack = 4 * math.sqrt(expected * (1 - expected) / count) + 1 / count
+        if not min(takes) - slack <= share <= max(takes) + slack:
+            raise PipelineError(
+                f"{way} has {share:.2%} of {count} test examples right on {place.name}, "
+                f"the manifest says {expected:.2%}"
+            )
+
+
 @contextmanager
 def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
     def instructions(processor: arm.Processor, model: Path, library: Path | None) -> int:
@@ -149,7 +188,7 @@ def _native(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]
 def _ssh(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
     host = deploy.host
     assert host is not None
-    ssh = ["ssh", *TOOLS, host]
+    ssh = ["ssh", *TOOLS, "--", host]
     there = _said([*ssh, "mktemp -d"], bundle).strip()
 
     def call(arguments: Sequence[str]) -> str:

@@ -329,6 +329,8 @@ class Deploy:
     """Dead channels are taken out down to widths that are multiples of this: processors compute them 4 or 8 at once."""
     kernels: tuple[Literal["aarch64", "aarch64-fp16", "x86_64-avx2", "x86_64-avx512"], ...]
     """Processors that the bundle gets the sparse engine's library for."""
+    sign_key: str | None
+    """File of an ed25519 private key that signs the bundle; null for no signature."""
     runner: Literal["auto", "qemu", "native", "ssh"]
     """What verifies a bundle: emulated ARM, this machine, or a board; auto: this machine if it is ARM, else qemu."""
     host: str | None

@@ -29,6 +29,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it calls home when i
 import onnxruntime
 
 HERE = Path(__file__).resolve().parent
+FORMAT = 1
+"""Of the manifest."""
 BATCH = 100
 EXACT = {"session.x64quantprecision": "1"}
 VNNI = {"avx512_vnni", "avx_vnni"}
@@ -50,26 +52,52 @@ class Refused(Exception):
     """What is wrong with the bundle or the call, in a sentence."""
 
 
-def check_files() -> None:
-    """Compares every file with SHA256SUMS."""
-    sums = HERE / "SHA256SUMS"
+def checked_manifest(folder: Path = HERE) -> dict[str, Any]:
+    """The facts of a bundle that is whole: every file is the one that SHA256SUMS and manifest.json name.
+
+    Whatever is wrong with a library is told where that is taken: there is another way.
+
+    Raises:
+        Refused: if a file is missing, or is another.
+    """
+    sums = folder / "SHA256SUMS"
     if not sums.exists():
         raise Refused(f"{sums.name} is missing: copy the whole bundle again")
     named = {}
     for line in sums.read_text(errors="replace").splitlines():
         expected, _, name = line.partition("  ")
-        named[name] = expected
+        named[bare(name, "SHA256SUMS")] = expected
     for needed in ("manifest.json", "golden.npz", "model.onnx", "run.py"):
         if needed not in named:
             raise Refused(f"SHA256SUMS does not name {needed}: copy the whole bundle again")
     for name, expected in named.items():
         if name.endswith(".so"):
-            continue  # whatever is wrong with a library, there is another way
-        path = HERE / name
+            continue
+        path = folder / name
         if not path.is_file():
             raise Refused(f"{name} is missing: copy the whole bundle again")
         if digest(path) != expected:
             raise Refused(f"{name} is not the file that was made: its SHA-256 differs; copy the whole bundle again")
+    manifest = read_manifest(folder)
+    for part in (manifest["models"], manifest["engine"]["libraries"]):
+        for name in part:
+            if bare(name, "manifest.json") not in named:
+                raise Refused(f"SHA256SUMS does not name {name}, but manifest.json does: copy the whole bundle again")
+    for name, facts in manifest["models"].items():
+        if facts["sha256"] != named[name]:
+            raise Refused(f"{name} is not the model that manifest.json tells of: make the bundle again")
+    return manifest
+
+
+def bare(name: str, source: str) -> str:
+    """The name of a file, as a file names it.
+
+    Raises:
+        Refused: if it leads out of the bundle.
+    """
+    if not name or name in (".", "..") or set("/\\\0") & set(name):
+        raise Refused(f"{source} names {name!r}, takes names of files in the bundle alone")
+    return name
 
 
 def digest(path: Path) -> str:
@@ -77,12 +105,19 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_manifest() -> dict[str, Any]:
-    """The facts of the bundle."""
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What manifest.json says.
+
+    Raises:
+        Refused: if this program does not understand it.
+    """
     try:
-        manifest: dict[str, Any] = json.loads((HERE / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise Refused(f"manifest.json cannot be read ({error}): copy the whole bundle again") from error
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        written = manifest["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Refused(f"manifest.json cannot be read ({error}): make the bundle again") from error
+    if written != FORMAT:
+        raise Refused(f"manifest.json has format {written}, takes {FORMAT}: use the run.py that was made with it")
     return manifest
 
 
@@ -240,7 +275,6 @@ def check(manifest: dict[str, Any], engine: str) -> dict[str, float]:
     Raises:
         Refused: if a file, the version, an input or an answer is not the bundle's own.
     """
-    check_files()
     check_version(manifest)
     golden = np.load(HERE / "golden.npz")
     differences = {}
@@ -343,7 +377,7 @@ def main() -> int:
     if given.command in ("predict", "score") and given.file is None:
         parser.error(f"{given.command} takes a file")
     try:
-        manifest = read_manifest()
+        manifest = checked_manifest()
         found: dict[str, Any]
         if given.command == "check":
             found = check(manifest, given.engine)
