@@ -119,6 +119,28 @@ def test_a_spoilt_bundle_is_not_verified(root, made, monkeypatch, capsys):  # no
     assert written["reason"] in error
 
 
+@pytest.mark.parametrize("allowed", ["no setarch", "setarch is not allowed"])
+def test_where_addresses_cannot_be_held_instructions_are_counted_all_the_same(
+    allowed,
+    root,
+    made,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    files = [made / "artifacts" / "bundle" / name for name in ("model.onnx", "golden.npz")]
+    expected = arm.instructions(arm.PROCESSORS[0], *files, tmp_path)
+    if allowed == "no setarch":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        script(tmp_path / "setarch", "exit 1")
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    arm.same_addresses.cache_clear()
+    try:
+        assert arm.instructions(arm.PROCESSORS[0], *files, tmp_path) == pytest.approx(expected, rel=0.01)
+    finally:
+        arm.same_addresses.cache_clear()
+
+
 def test_a_changed_root_is_refused(root, tmp_path, monkeypatch):
     changed = tmp_path / "root"
     shutil.copytree(root, changed, symlinks=True)

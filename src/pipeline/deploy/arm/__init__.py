@@ -4,6 +4,7 @@
 file in it is checked before each use. Nothing is installed on the machine: qemu itself is unpacked there too.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -24,7 +25,13 @@ from pipeline.ground.environment import cache_folder
 from pipeline.ground.errors import PipelineError
 
 PYTHON = "3.11"
-DEBIAN = "bookworm"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+SOURCES = f"""\
+deb [signed-by={KEYRING}] http://deb.debian.org/debian bookworm main
+deb [signed-by={KEYRING}] http://deb.debian.org/debian bookworm-updates main
+deb [signed-by={KEYRING}] http://deb.debian.org/debian-security bookworm-security main
+"""
+"""Where packages come from, whatever the machine's own release is."""
 PACKAGES = (
     "libc6", "libstdc++6", "libgcc-s1", "zlib1g", "libexpat1", "libssl3", "libffi8", "libbz2-1.0", "liblzma5",
     "libsqlite3-0", "libuuid1", "libcrypt1", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib",
@@ -76,7 +83,7 @@ PROCESSORS = (
 
 def home() -> Path:
     """Where the root is kept: one folder a recipe."""
-    recipe = json.dumps([PYTHON, DEBIAN, PACKAGES, HOST_PACKAGES, _wheels(), PLATFORMS, PLUGIN.read_text()])
+    recipe = json.dumps([PYTHON, SOURCES, PACKAGES, HOST_PACKAGES, _wheels(), PLATFORMS, PLUGIN.read_text()])
     return cache_folder() / f"arm-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
@@ -84,7 +91,8 @@ def missing() -> str | None:
     """Why ARM cannot be emulated on this machine, if it cannot."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"ARM is emulated on Linux on x86-64 alone, and this is {platform.system()} on {platform.machine()}"
-    lacking = [tool for tool in ("apt-get", "dpkg", "gcc", "setarch") if shutil.which(tool) is None]
+    lacking = [tool for tool in ("apt-get", "dpkg", "gcc") if shutil.which(tool) is None]
+    lacking += [] if KEYRING.exists() else [f"{KEYRING} (apt-get install debian-archive-keyring)"]
     if lacking and not (home() / "SHA256SUMS").exists():
         return f"the ARM root cannot be built without {', '.join(lacking)}"
     return None
@@ -125,10 +133,10 @@ def interpreter(processor: Processor, plugin: Path | None = None) -> tuple[list[
     place = root()
     system = place / processor.name
     counting = [] if plugin is None else ["-plugin", f"{place / 'host' / 'count.so'},counts={plugin}"]
-    still = [] if plugin is None else ["setarch", "-R"]  # addresses that change would change counts a little
     # LD_LIBRARY_PATH is for qemu, which keeps it from the program: that has the root's libraries
     command = [
-        *still, str(place / "host/usr/bin/qemu-aarch64"), "-seed", "0", "-cpu", processor.name, "-L", str(system),
+        *([] if plugin is None else same_addresses()),
+        str(place / "host/usr/bin/qemu-aarch64"), "-seed", "0", "-cpu", processor.name, "-L", str(system),
         *counting, "-U", "LD_LIBRARY_PATH", str(system / f"usr/bin/python{PYTHON}"),
     ]  # fmt: skip
     return command, {
@@ -141,6 +149,20 @@ def interpreter(processor: Processor, plugin: Path | None = None) -> tuple[list[
         "PATH": "/usr/bin:/bin",
         "LD_LIBRARY_PATH": str(place / "host/usr/lib/x86_64-linux-gnu"),
     }
+
+
+@functools.cache
+def same_addresses() -> list[str]:
+    """What runs a command with the same addresses each time, which else change counts a little.
+
+    Nothing where that is not allowed, as in a container.
+    """
+    command = ["setarch", "-R"]
+    try:
+        allowed = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        allowed = False
+    return command if allowed else []
 
 
 def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugin: Path | None = None) -> str:
@@ -230,9 +252,12 @@ def _downloaded(folder: Path, architecture: str, packages: Sequence[str]) -> Ite
     for part in ("lists/partial", "cache/archives/partial", "debs"):
         (folder / part).mkdir(parents=True)
     (folder / "status").touch()
+    (folder / "sources.list").write_text(SOURCES)
     options = [
         f"-oAPT::Architecture={architecture}",
         f"-oAPT::Architectures={architecture}",
+        f"-oDir::Etc::sourcelist={folder / 'sources.list'}",
+        "-oDir::Etc::sourceparts=-",
         f"-oDir::State::lists={folder / 'lists'}",
         f"-oDir::State::status={folder / 'status'}",
         f"-oDir::Cache={folder / 'cache'}",
