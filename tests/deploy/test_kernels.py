@@ -23,10 +23,12 @@ from torch import nn
 from pipeline.deploy import arm, kernels
 from pipeline.deploy.export import exported, lean, operators
 from pipeline.deploy.kernels import TARGETS, Target, build, library, target_here, target_of
+from pipeline.deploy.models import engine_fault
 from pipeline.deploy.node import one_node, opened
 from pipeline.deploy.pack import packed, unpacked
 from pipeline.deploy.program import Operation
 from pipeline.deploy.quantize import quantised, with_float_activations
+from pipeline.ground.environment import CHECKOUT
 from pipeline.ground.errors import PipelineError
 from pipeline.networks import NETWORKS
 from pipeline.settings.groups import Deploy
@@ -204,6 +206,12 @@ def random_models(draw):
         shape = (3, *shape[1:])
     if draw(st.booleans()):
         name = node("GlobalAveragePool", [name])
+        shape = (shape[0], 1, 1)
+        for _ in range(draw(st.integers(0, 2))):
+            into = draw(st.integers(1, 11))
+            name = convolution(name, into, 1, draw(st.sampled_from([1, 2])), 1, draw(st.sampled_from([0.1, 1.0])))
+            shape = (into, 1, 1)
+            name = node("Relu", [name]) if draw(st.booleans()) else name
         name = node("Flatten", [name])
         features = shape[0]
     else:
@@ -552,6 +560,9 @@ def test_a_file_that_is_no_library_of_this_machine_can_be_caught(what, tmp_path)
         options.register_custom_ops_library(str(tmp_path / what))
 
 
+MEANS = nn.Conv2d(2, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
@@ -564,6 +575,10 @@ def test_a_file_that_is_no_library_of_this_machine_can_be_caught(what, tmp_path)
             nn.Sequential(nn.Conv2d(2, 3, 1, stride=4, padding=1), nn.Flatten()),
             "a 1x1 convolution with padding 1 and stride 4",
         ),
+        (nn.Sequential(*MEANS, nn.Conv2d(3, 3, 3, padding=1), nn.Flatten()), "a convolution of means"),
+        (nn.Sequential(*MEANS, nn.Conv2d(3, 3, 1, groups=3), nn.Flatten()), "a convolution of means"),
+        (nn.Sequential(*MEANS, nn.MaxPool2d(1), nn.Flatten()), "a MaxPool of a vector"),
+        (nn.Sequential(*MEANS), "a result that is not a vector"),
     ],
 )
 def test_what_the_engine_does_not_cover_stays_as_it_is_and_says_why(layer, reason):
@@ -571,6 +586,45 @@ def test_what_the_engine_does_not_cover_stays_as_it_is_and_says_why(layer, reaso
     same, why = one_node(model)
     assert reason in why
     assert same == model
+
+
+def a_mean(axes):
+    """A network with a mean over ``axes``: the name of a constant, or of what a node makes."""
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("Constant", [], ["made"], value=numpy_helper.from_array(np.array([2, 3]), "made")),
+        helper.make_node("ReduceMean", ["c", axes], ["m"], keepdims=0),
+        helper.make_node("Gemm", ["m", "v"], ["scores"], transB=1),
+    ]
+    random = np.random.default_rng(0)
+    arrays = {"w": random.normal(size=(3, 2, 3, 3)), "v": random.normal(size=(4, 3))}
+    tensors = [numpy_helper.from_array(each.astype(np.float32), name) for name, each in arrays.items()]
+    tensors.append(numpy_helper.from_array(np.array([2, 3]), "named"))
+    values = [helper.make_tensor_value_info(*each) for each in (("input", 1, ["b", 2, 6, 6]), ("scores", 1, ["b", 4]))]
+    graph = helper.make_graph(nodes, "graph", values[:1], values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize(("axes", "covered"), [("named", True), ("made", False)])
+def test_what_stands_elsewhere_than_usual_is_not_covered(axes, covered):
+    assert (one_node(a_mean(axes))[1] is None) == covered
+
+
+FAULTY = {
+    "it refuses": ("library", lambda _: CHECKOUT / "README.md", "Failed to load library"),
+    "it computes something else": ("TOLERANCE", {"float32": -1.0}, "computes something else: its scores differ by"),
+}
+
+
+@here
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_model_that_the_library_does_not_compute_here_is_told_with_its_reason(fault, monkeypatch):
+    model, inputs = packed_of("small_cnn", 0.3)
+    made, _ = one_node(model)
+    assert engine_fault(made, inputs[:2]) is None
+    name, value, reason = FAULTY[fault]
+    monkeypatch.setattr(kernels, name, value)
+    assert reason in engine_fault(made, inputs[:2])
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from pipeline.data import picture
 from pipeline.data.dataset import Dataset
 from pipeline.deploy import card, kernels, signature
 from pipeline.deploy.manifest import Manifest, Origin
-from pipeline.deploy.models import accuracies, check, first, models, positions
+from pipeline.deploy.models import accuracies, check, engine_fault, first, models, positions
 from pipeline.deploy.node import opened
 from pipeline.deploy.pack import unpacked
 from pipeline.deploy.quantize import with_float_activations
@@ -87,9 +87,13 @@ def make(
         raise PipelineError(f"model.onnx has {size:,} bytes, deploy.max_bytes allows {deploy.max_bytes:,}")
     told("building the sparse engine" if deploy.kernels else "timing")
     libraries, missing = _libraries(deploy.kernels)
+    uncovered = {
+        name: found.uncovered[kind] or (engine_fault(files[name], golden) if libraries else None)
+        for name, kind in kinds.items()
+    }
     told("timing")
     engine = {
-        "uncovered": {name: found.uncovered[kind] for name, kind in kinds.items()},
+        "uncovered": uncovered,
         "libraries": {
             name: {
                 "machine": target.machine,
@@ -134,7 +138,7 @@ def make(
     )
     answers = {name: scores(session(model), [golden])[0] for name, model in files.items()}
     for name, model in files.items():
-        if found.uncovered[kinds[name]] is None:
+        if uncovered[name] is None:
             exact = with_float_activations(unpacked(opened(model)))
             answers[f"{name}, sparse"] = scores(session(exact), [golden])[0]
     content |= {name: library for name, (_, library) in libraries.items()}

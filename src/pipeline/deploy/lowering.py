@@ -68,8 +68,9 @@ class Lowering:
             if lower is None:
                 raise NotCovered(f"the operator {node.op_type}")
             lower(self, node)
-        last = self.numbers[self.source.graph.output[0].name]
-        if self.shapes[last][1]:
+        result = self.source.graph.output[0]
+        last = self.numbers[result.name]
+        if self.shapes[last][1] or len(result.type.tensor_type.shape.dim) != 2:
             raise NotCovered("a result that is not a vector")
         self.operations.append(Operation("output", last, last))
 
@@ -144,6 +145,9 @@ class Lowering:
             raise NotCovered("a dilated or automatically padded convolution")
         source = self.numbers[node.input[0]]
         _, height, width = self.shapes[source]
+        if not height:
+            self._emit(node, self._weighted(node, weights, self._on_means(source, weights, pad, told)))
+            return
         plane = ((height + 2 * pad - tall) // stride + 1, (width + 2 * pad - wide) // stride + 1)
         if plane != (math.ceil(height / stride), math.ceil(width / stride)):
             raise NotCovered(f"a {tall}x{wide} convolution with padding {pad}, which changes the plane")
@@ -154,6 +158,12 @@ class Lowering:
         to, groups = self._new((weights.shape[0], *plane)), told.get("group", 1)
         step = Operation("convolution", source, to, None, tall, wide, stride, pad, groups)
         self._emit(node, self._weighted(node, weights, step))
+
+    def _on_means(self, source: int, weights: Weights, pad: int, told: Mapping[str, Any]) -> Operation:
+        """A 1x1 convolution of a plane's means, which are a vector: a linear layer."""
+        if weights.shape[2:] != (1, 1) or pad or told.get("group", 1) != 1:
+            raise NotCovered("a convolution of means that is no linear layer")
+        return Operation("linear", source, self._new((weights.shape[0], 0, 0)))
 
     def _split(self, source: int, stride: int, phases: int) -> int:
         """The planes (row mod stride, column mod stride) of an activation, made once."""
@@ -237,6 +247,8 @@ class Lowering:
             raise NotCovered(f"a {node.op_type} with dilation, ceil_mode or auto_pad")
         source, (tall, wide) = self.numbers[node.input[0]], told["kernel_shape"]
         channels, height, width = self.shapes[source]
+        if not height:
+            raise NotCovered(f"a {node.op_type} of a vector")
         plane = ((height + 2 * pad - tall) // stride + 1, (width + 2 * pad - wide) // stride + 1)
         kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"
         counted = bool(told.get("count_include_pad", 0))
@@ -247,7 +259,8 @@ class Lowering:
     def mean(self, node: NodeProto) -> None:
         source = self.numbers[node.input[0]]
         if node.op_type == "ReduceMean":
-            axes = numpy_helper.to_array(self.constants[node.input[1]]).tolist() if len(node.input) > 1 else None
+            named = self.constants.get((*node.input, "")[1])
+            axes = None if named is None else numpy_helper.to_array(named).tolist()
             if axes is None or sorted(axis % 4 for axis in axes) != [2, 3]:
                 raise NotCovered(f"a mean over {axes}")
         if not self.shapes[source][1]:

@@ -13,13 +13,15 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from pipeline.data.dataset import AnySplit, Dataset
+from pipeline.deploy import kernels
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.folding import folded
 from pipeline.deploy.node import one_node, opened
 from pipeline.deploy.pack import PackedTensor, packed, unpacked
-from pipeline.deploy.quantize import quantised
+from pipeline.deploy.quantize import quantised, with_float_activations
 from pipeline.deploy.runtime import optimised_operators, scores, session
 from pipeline.deploy.shrink import macs, shrunk
+from pipeline.ground.errors import PipelineError, one_line
 
 TOLERANCE = 1e-4
 """Largest difference of the float model's scores from the masked network's."""
@@ -105,6 +107,29 @@ def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[A
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         faults.append(f"float32: its scores differ by {difference:.3g} from the network's, takes {TOLERANCE:g}")
     return faults
+
+
+def engine_fault(model: ModelProto, inputs: NDArray[Any]) -> str | None:
+    """Why this machine's library of the sparse engine does not compute a model of one node; None where it does.
+
+    And where none is for this processor, or can be built. Held against the model with activations that are not rounded.
+    """
+    target = kernels.target_here()
+    try:
+        library = None if target is None else kernels.library(target)
+    except PipelineError:
+        library = None
+    if target is None or library is None:
+        return None
+    expected = scores(session(with_float_activations(unpacked(opened(model)))), [inputs])[0]
+    try:
+        answer = scores(session(model, library=library), [inputs])[0]
+    except Exception as error:  # onnxruntime has no class of its own for what a library refuses
+        return one_line(error)
+    difference = float(np.abs(answer - expected).max())
+    if not difference <= kernels.TOLERANCE[target.precision] * float(np.abs(expected).max()):
+        return f"it computes something else: its scores differ by {difference:.3g}"
+    return None
 
 
 def accuracies(found: Models, network: nn.Module, dataset: Dataset, split: AnySplit) -> dict[str, float]:

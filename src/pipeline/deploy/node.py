@@ -8,6 +8,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, helper
 
 from pipeline.deploy.lowering import Lowering, NotCovered
 from pipeline.deploy.program import integers
+from pipeline.ground.errors import one_line
 
 DOMAIN, OPERATOR = "rewind.engine", "Net"
 
@@ -19,6 +20,8 @@ def one_node(model: ModelProto) -> tuple[ModelProto, str | None]:
         lowered.lower()
     except NotCovered as reason:
         return model, str(reason)
+    except Exception as error:  # a graph as no exporter here has made one; ONNX Runtime computes it
+        return model, f"a form of operator that it was not made for ({one_line(error)})"
     result = ModelProto()
     result.CopyFrom(model)
     node = helper.make_node(

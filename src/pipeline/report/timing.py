@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from pipeline.deploy import arm, kernels
-from pipeline.deploy.models import Models, first, models
+from pipeline.deploy.models import Models, engine_fault, first, models
 from pipeline.deploy.runtime import latencies, session
 from pipeline.ground import tables
 from pipeline.ground.documents import written
@@ -129,7 +129,8 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
     network = network_after(job, site, round_.index)
     found = models(network, job.dataset, deploy.calibration_images, deploy.width_multiple)
     one, _ = next(first(job.dataset.raw("validation"), 1))
-    here = _forms(found, kernels.target_here())
+    covered = found.uncovered["float32"] is None and engine_fault(found.float32, one) is None
+    here = _forms(found, kernels.target_here() if covered else None)
     times = latencies(
         {"dense": session(found.dense)}
         | {way: session(model, library=library) for way, (model, library) in here.items()},
@@ -138,7 +139,9 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
     timing = Timing(
         {way: times["milliseconds"][way] for way in here},
         {way: times["ratio"][way] for way in here},
-        {} if arm.missing() else _counted(_forms(found, kernels.target_of("aarch64")), one, round_, told),
+        {}
+        if arm.missing()
+        else _counted(_forms(found, kernels.target_of("aarch64") if covered else None), one, round_, told),
         str(environment()["processor"]),
         deploy.width_multiple,
         deploy.calibration_images,
@@ -149,9 +152,9 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
 
 
 def _forms(found: Models, target: kernels.Target | None) -> dict[str, tuple[ModelProto, Path | None]]:
-    """Each way's model and library; no sparse one where it is not covered, or no library is or can be built."""
+    """Each way's model and library; no sparse one where no library is asked for, or none can be built."""
     ways: dict[str, tuple[ModelProto, Path | None]] = {"float32": (found.float32, None), "int8": (found.int8, None)}
-    if target is not None and found.uncovered["float32"] is None:
+    if target is not None:
         with suppress(PipelineError):
             ways["sparse"] = (found.float32, kernels.library(target))
     return ways
