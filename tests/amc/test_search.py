@@ -388,6 +388,14 @@ def test_measured_latencies_rise_with_the_widths_and_are_kept(tmp_path):
     assert latency.read_table(tmp_path / "a" / "latency.json") == table | {"other": 1.0}
 
 
+def test_latencies_of_another_processor_and_of_another_onnxruntime_are_kept_apart(monkeypatch):
+    here = latency.file_here()
+    monkeypatch.setattr(latency, "processor", lambda: "x86_64 another")
+    there = latency.file_here()
+    monkeypatch.setattr(latency.onnxruntime, "__version__", "1.0.0")
+    assert len({here, there, latency.file_here()}) == 3
+
+
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [

@@ -7,11 +7,13 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.deploy import arm, kernels
+from pipeline.deploy.recipe import recipe
 from pipeline.objective.score import ACCURACY
+from pipeline.report import sizes, timing
 from pipeline.report.sheet import curves
 from pipeline.rounds import loop as rounds
 from tests.commands.test_sweep import typed  # noqa: F401
-from tests.conftest import SMALL
+from tests.conftest import SMALL, settings
 from tests.tracking.test_tracker import history, runs
 
 FILTERS = [*SMALL, "pruning=filters", "pruning.rounds=1", "pruning.target_density=null", "model.arguments.width=8"]
@@ -68,6 +70,40 @@ def test_times_are_drawn_as_shares_of_what_the_dense_network_took_in_turns_with_
     line, dense = curves(done, figures, ACCURACY, "tuned")["accuracy_vs_time.png"].axes[0].get_lines()
     assert list(line.get_xdata()) == pytest.approx([100, 90])
     assert set(dense.get_ydata()) == {done[0].test["test_accuracy"] * 100}
+
+
+STALE = {
+    "timing.json": {
+        "another engine": {"recipe": recipe() | {"source": "0" * 12}},
+        "another onnxruntime": {"recipe": recipe() | {"onnxruntime": "1.0.0"}},
+        "from before recipes were kept": {"recipe": {}},
+        "another processor": {"processor": "x86_64 another"},
+        "another width": {"width_multiple": 16},
+    },
+    "sizes.json": {
+        "another packing": {"recipe": recipe() | {"source": "0" * 12}},
+        "another torch": {"recipe": recipe() | {"torch": "2.0.0"}},
+        "another calibration": {"calibration_images": 7},
+    },
+}
+
+
+def test_figures_that_were_made_otherwise_are_made_anew(small_job, monkeypatch):
+    monkeypatch.setattr(arm, "missing", lambda: "no ARM in this test")
+    job, site = small_job("pruning.rounds=1")
+    last, deploy = rounds.run(job, site)[-1:], settings().deploy
+    for file, makes in {"timing.json": timing, "sizes.json": sizes}.items():
+        (made,) = makes.measured(job, site, last, deploy, lambda _: None)
+        path = site.ledger.path(1) / file
+        content = path.read_text()
+        assert makes.measured(job, site, last, deploy, lambda _: None) == [made]
+        assert path.read_text() == content
+        for case, change in STALE[file].items():
+            path.write_text(json.dumps(json.loads(content) | change))
+            assert makes.stored(site, last, deploy) in ([], [{}]), case
+        (again,) = makes.measured(job, site, last, deploy, lambda _: None)
+        assert json.loads(path.read_text()).keys() == json.loads(content).keys()
+        assert makes.stored(site, last, deploy) in ([again], [again.figures])
 
 
 @pytest.mark.slow

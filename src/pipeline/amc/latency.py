@@ -4,6 +4,7 @@ Each layer is measured alone at a few widths; between them the table is interpol
 rises. The sum leaves out what is between the layers, so it ranks choices rather than foretelling the whole.
 """
 
+import hashlib
 import json
 import statistics
 import time
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from filelock import FileLock
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from pipeline.amc.costs import Product, Width
+from pipeline.deploy.board.run import processor
 from pipeline.deploy.runtime import session
 from pipeline.ground.files import write_file
 
@@ -65,6 +68,12 @@ def latency(
         return sum(_between(*grids[p.name], p.rows.of(counts), p.columns.of(counts)) for p in products)
 
     return total
+
+
+def file_here() -> str:
+    """Name of the file for what is measured with this processor and this onnxruntime."""
+    key = hashlib.sha256(f"{processor()} {onnxruntime.__version__}".encode()).hexdigest()[:12]
+    return f"latency-{key}.json"
 
 
 def read_table(path: Path) -> Table:

@@ -60,7 +60,7 @@ def search_job(job: Job, site: Site, settings: Settings, runs: Path, wait: Calla
     title = f"{amc.agent} policy search, {'channels' if job.groups else 'weights'}, seed {job.seed}"
     with home.locked(wait), Mirror(settings, runs, home, title, told) as mirror, stoppable():
         dense_round(job, site)
-        files = [folder / "latency.json" for folder in (home.folder, cache_folder())]
+        files = [home.folder / "latency.json", cache_folder() / latency.file_here()]
         table = latency.read_table(files[0]) or latency.read_table(files[1]) if amc.budget == "latency" else {}
         with console.status("loading") as status:
             asked = problem(job, site, amc, table, status.update)

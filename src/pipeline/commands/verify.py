@@ -56,7 +56,6 @@ def _check_origin(manifest: Manifest, settings: Settings, site: Site) -> None:
         "seed": (manifest.seed, settings.seed),
         "data": (manifest.data_digest, identity["data_digest"]),
         "deploy.round": (manifest.round, manifest.round if settings.deploy.round is None else settings.deploy.round),
-        "deploy.values": (manifest.models["model.onnx"]["kind"], settings.deploy.values),
     }
     if differing := [f"{name}: {its}, here {here}" for name, (its, here) in made.items() if its != here]:
         raise PipelineError(

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.deploy.recipe import recipe
 from pipeline.ground.files import write_file
 from pipeline.rounds.choice import network_after
 from pipeline.rounds.job import Job, Site
@@ -22,6 +23,7 @@ class Sizes:
     int8_bytes: int
     calibration_images: int
     width_multiple: int = 1
+    recipe: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -63,8 +65,8 @@ def kept_in(folder: Path) -> Sizes | None:
 
 def _stored(site: Site, round_: Round, deploy: Deploy) -> Sizes | None:
     sizes = kept_in(_path(site, round_).parent)
-    made = None if sizes is None else (sizes.calibration_images, sizes.width_multiple)
-    return sizes if made == (deploy.calibration_images, deploy.width_multiple) else None
+    made = None if sizes is None else (sizes.calibration_images, sizes.width_multiple, sizes.recipe)
+    return sizes if made == (deploy.calibration_images, deploy.width_multiple, recipe()) else None
 
 
 def _made(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[int], None]) -> Sizes:
@@ -75,6 +77,8 @@ def _made(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[i
         network_after(job, site, round_.index), job.dataset, deploy.calibration_images, deploy.width_multiple
     )
     size = found.size_bytes
-    sizes = Sizes(size["dense"], size["float32"], size["int8"], deploy.calibration_images, deploy.width_multiple)
+    sizes = Sizes(
+        size["dense"], size["float32"], size["int8"], deploy.calibration_images, deploy.width_multiple, recipe()
+    )
     write_file(_path(site, round_), json.dumps(dataclasses.asdict(sizes)).encode())
     return sizes

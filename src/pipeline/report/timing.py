@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from pipeline.deploy import arm, kernels
+from pipeline.deploy.board.run import processor
 from pipeline.deploy.models import Models, engine_fault, first, models
+from pipeline.deploy.recipe import recipe
 from pipeline.deploy.runtime import latencies, session
 from pipeline.ground import tables
 from pipeline.ground.documents import written
-from pipeline.ground.environment import environment
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.files import write_file
 from pipeline.rounds.choice import network_after
@@ -39,7 +40,7 @@ class Timing:
     """One round's network, by way: milliseconds of an inference, their ratio to the dense network's, ARM instructions.
 
     A way is missing where the engine does not cover the network or cannot be built, ``instructions`` is empty where no
-    ARM can be emulated. ``processor`` is that of the milliseconds.
+    ARM can be emulated. ``processor`` is that of the milliseconds, ``recipe`` as of ``deploy.recipe``.
     """
 
     milliseconds: Mapping[str, float]
@@ -49,6 +50,7 @@ class Timing:
     width_multiple: int
     calibration_images: int
     taken_ms: int
+    recipe: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -118,8 +120,8 @@ def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
     timing = kept_in(_path(site, round_).parent)
     if timing is None:
         return None
-    same = timing.width_multiple == deploy.width_multiple and timing.calibration_images == deploy.calibration_images
-    if not same or timing.processor != environment()["processor"]:
+    made = timing.width_multiple, timing.calibration_images, timing.processor, timing.recipe
+    if made != (deploy.width_multiple, deploy.calibration_images, processor(), recipe()):
         return None
     return timing if timing.instructions or arm.missing() else None
 
@@ -142,10 +144,11 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
         {}
         if arm.missing()
         else _counted(_forms(found, kernels.target_of("aarch64") if covered else None), one, round_, told),
-        str(environment()["processor"]),
+        processor(),
         deploy.width_multiple,
         deploy.calibration_images,
         time.time_ns() // 1_000_000,
+        recipe(),
     )
     write_file(_path(site, round_), written(dataclasses.asdict(timing)).encode())
     return timing
