@@ -22,12 +22,14 @@ from torch import nn
 
 from pipeline.deploy import arm, kernels
 from pipeline.deploy.export import exported, lean, operators
+from pipeline.deploy.folding import folded
 from pipeline.deploy.kernels import TARGETS, Target, build, library, target_here, target_of
 from pipeline.deploy.models import engine_fault
 from pipeline.deploy.node import one_node, opened
 from pipeline.deploy.pack import packed, unpacked
 from pipeline.deploy.program import Operation
 from pipeline.deploy.quantize import quantised, with_float_activations
+from pipeline.deploy.runtime import tolerance
 from pipeline.ground.environment import CHECKOUT
 from pipeline.ground.errors import PipelineError
 from pipeline.networks import NETWORKS
@@ -586,6 +588,16 @@ def test_what_the_engine_does_not_cover_stays_as_it_is_and_says_why(layer, reaso
     same, why = one_node(model)
     assert reason in why
     assert same == model
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [("lenet_300_100", "int8", 0), ("lenet_300_100", "float32", 1e-4), ("small_cnn", "int8", 0.02)],
+)
+def test_other_machines_give_the_same_bits_where_every_operator_is_exact(name, kind, expected):
+    """The mean of small_cnn's planes is added in float."""
+    model, inputs = sparse_of(name, 0.3)
+    assert tolerance(lean(quantised(folded(model), [inputs[:8]])) if kind == "int8" else model, kind) == expected
 
 
 def a_mean(axes):

@@ -32,15 +32,13 @@ from pipeline.deploy.models import accuracies, check, engine_fault, first, model
 from pipeline.deploy.node import opened
 from pipeline.deploy.pack import unpacked
 from pipeline.deploy.quantize import with_float_activations
-from pipeline.deploy.runtime import latencies, scores, session
+from pipeline.deploy.runtime import latencies, scores, session, tolerance
 from pipeline.deploy.signature import signing_key
 from pipeline.ground.environment import expanded
 from pipeline.ground.errors import PipelineError
 from pipeline.settings.groups import Deploy
 
 OLDEST_ONNXRUNTIME = "1.22.1"
-GOLDEN_TOLERANCE = {"float32": 1e-3, "int8": 0.0}
-"""Largest difference from the golden outputs on another machine."""
 ENGINE_ONNXRUNTIME = ["1.20", "1.22", "1.24", "1.27", "1.32"]
 """Versions that the sparse engine has been seen to work with; with any other a bundle computes without it."""
 GOLDEN, COMPARED = 4, 100
@@ -120,7 +118,7 @@ def make(
         models={
             name: {
                 "kind": kind,
-                "tolerance": GOLDEN_TOLERANCE[kind],
+                "tolerance": tolerance(files[name], kind),
                 "sha256": hashlib.sha256(content[name]).hexdigest(),
             }
             for name, kind in kinds.items()

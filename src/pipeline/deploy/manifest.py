@@ -41,7 +41,7 @@ class Manifest(Origin):
     input: Mapping[str, Any]
     """``shape`` (None: any number of inputs), ``type``, and how an ``image`` becomes one (None: they are no images)."""
     models: Mapping[str, Mapping[str, Any]]
-    """By file: ``kind``, ``tolerance`` of its golden outputs, ``sha256``."""
+    """By file: ``kind``, ``tolerance`` of its golden outputs (relative to the largest), ``sha256``."""
     size_bytes: Mapping[str, int]
     gzip_bytes: Mapping[str, int]
     positions: Mapping[str, float]

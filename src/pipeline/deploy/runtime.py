@@ -18,6 +18,18 @@ from pipeline.deploy.board.run import options
 from pipeline.deploy.export import INPUT, operators
 
 Session = Any
+EXACT = frozenset(
+    (
+        "QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul",
+        "QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool",
+        "Add", "Sub", "Mul", "Div", "Sqrt", "Abs", "Neg", "Relu", "Clip", "Max", "Min", "Cast",
+        "MaxPool", "Concat", "Split", "Slice", "Pad", "Gather", "Expand", "Reshape", "Transpose", "Flatten", "Squeeze",
+        "Unsqueeze", "Identity", "Shape", "Constant",
+    )
+)  # fmt: skip
+"""Operators that give the same bits on every processor: sums of integers, single roundings, and what moves values."""
+TOLERANCE = {"float32": 1e-4, "int8": 0.02}
+"""Largest difference of other machines' outputs, relative to the largest output, where an operator is not exact."""
 
 
 def session(model: ModelProto, *, threads: int = 1, save: Path | None = None, library: Path | None = None) -> Session:
@@ -42,6 +54,15 @@ def optimised_operators(model: ModelProto) -> Counter[str]:
         file = Path(folder) / "optimised.onnx"
         session(model, save=file)
         return operators(onnx.load(file))
+
+
+def tolerance(model: ModelProto, kind: str) -> float:
+    """How far another machine's outputs of a float32 or int8 model may be from this one's, relative to the largest.
+
+    Sums of floats are added in other orders elsewhere, and functions end in other bits. Between quantised operators
+    that moves a value by a step now and then.
+    """
+    return 0.0 if optimised_operators(model).keys() <= EXACT else TOLERANCE[kind]
 
 
 def latencies(sessions: Mapping[str, Session], one: NDArray[Any], seconds: float = 2.0) -> dict[str, Any]:
