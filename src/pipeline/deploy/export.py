@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.ground.errors import PipelineError, first_cause, one_line
+from pipeline.ground.structures import called, filled, first_row, named_tensors, rows_of
 
 INPUT, OUTPUT = "input", "scores"
 IR_VERSION = 10
@@ -27,36 +28,45 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 class Whole(nn.Module):
-    """Inputs as a user has them, (N, ...), to scores (N, classes): preprocessing, then the network."""
+    """Inputs as a user has them to what a network makes of them, tensor by tensor: preprocessing, then the network.
 
-    def __init__(self, preprocess: Callable[[Tensor], Tensor], network: nn.Module) -> None:
+    ``example`` is the structure that the network takes; ``named_tensors`` of it and of the answer are in and out.
+    """
+
+    def __init__(self, preprocess: Callable[[Any], Any], network: nn.Module, example: Any) -> None:
         super().__init__()
-        self.preprocess, self.network = preprocess, network
+        self.preprocess, self.network, self.example = preprocess, network, example
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.network(self.preprocess(inputs))
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.answers(*tensors).values())
+
+    def answers(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The network's outputs by name."""
+        return named_tensors(called(self.network, self.preprocess(filled(self.example, tensors))), OUTPUT)
 
 
-def exported(network: nn.Module, preprocess: Callable[[Tensor], Tensor], inputs: Tensor) -> ModelProto:
+def exported(network: nn.Module, preprocess: Callable[[Any], Any], inputs: Any) -> ModelProto:
     """The plain export of a network in evaluation, of any batch size.
 
-    ``inputs``, (N, ...), are a few as the model will get them.
+    ``inputs``, tensors (N, ...) in any structure, are a few as the model will get them.
 
     Raises:
         PipelineError: if PyTorch cannot export it.
     """
-    whole = Whole(preprocess, network).eval()
+    example = rows_of(first_row(inputs), 2)
+    whole, given = Whole(preprocess, network, example).eval(), named_tensors(example, INPUT)
+    batch = torch.export.Dim("batch")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 whole,
-                (torch.cat([inputs[:1], inputs[:1]]),),
+                tuple(given.values()),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                dynamic_shapes=(tuple({0: batch} for _ in given),),
+                input_names=list(given),
+                output_names=list(whole.answers(*given.values())),
                 verbose=False,
             )
         except Exception as error:

@@ -1,6 +1,7 @@
 """Batches and inputs of any structure: tensors, alone or in sequences and mappings."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -47,3 +48,31 @@ def _takes_names(network: Callable[..., Any], inputs: Mapping[str, Any]) -> bool
             signature.bind(*arguments, **named)
             return not arguments
     return True
+
+
+def named_tensors(structure: Any, single: str) -> dict[str, Tensor]:
+    """The tensors of a structure by names: of keys and places on the way to each, ``single`` where there is no way.
+
+    A mapping's tensor has its key's name, that of a sequence the sequence's name (or ``single``) and its place.
+    """
+    found: dict[str, Tensor] = {}
+
+    def walk(part: Any, way: tuple[str, ...]) -> None:
+        if isinstance(part, Tensor):
+            name = re.sub(r"\W", "_", "_".join(way)) or single
+            found[name if name not in found else f"{name}_{len(found)}"] = part
+        elif isinstance(part, Mapping):
+            for key, each in part.items():
+                walk(each, (*way, str(key)))
+        elif isinstance(part, list | tuple):
+            for place, each in enumerate(part):
+                walk(each, (*(way or (single,)), str(place)))
+
+    walk(structure, ())
+    return found
+
+
+def filled(structure: Any, tensors: Iterable[Tensor]) -> Any:
+    """The same structure with these tensors, in the order of ``named_tensors``."""
+    following = iter(tensors)
+    return each_tensor(structure, lambda _: next(following))

@@ -1,0 +1,95 @@
+"""Any forward as an ONNX model: its inputs and outputs by name, its answers those of PyTorch."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from pipeline.deploy.export import exported, lean
+from pipeline.ground.errors import PipelineError
+from pipeline.ground.structures import called, filled, named_tensors
+
+
+class Tokens(nn.Module):
+    """Whole numbers and a mask to what lies in a mapping, some of it deeper."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(10, 4), nn.Linear(4, 3)
+
+    def forward(self, ids, mask):
+        hidden = self.layer(self.embedding(ids) * mask[..., None])
+        return {"logits": hidden.mean(1), "all": (hidden, hidden.sum(-1))}
+
+
+class Scales(nn.Module):
+    """An image to what is found at three scales, as a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, images):
+        found = self.layer(images)
+        return [found, found[:, :, ::2, ::2], found.mean((2, 3))]
+
+
+class Tied(nn.Module):
+    """One weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs):
+        return self.second(self.first(inputs).relu())
+
+
+TOKENS, MASK = torch.randint(0, 10, (3, 5)), torch.rand(3, 5)
+FORWARDS = {
+    "inputs by name": (Tokens(), {"ids": TOKENS, "mask": MASK}, ["ids", "mask"], ["logits", "all_0", "all_1"]),
+    "several inputs": (Tokens(), (TOKENS, MASK), ["input_0", "input_1"], ["logits", "all_0", "all_1"]),
+    "three outputs": (Scales(), torch.rand(3, 3, 8, 8), ["input"], ["scores_0", "scores_1", "scores_2"]),
+    "a shared weight": (Tied(), torch.rand(3, 6), ["input"], ["scores"]),
+}
+
+
+@pytest.mark.parametrize("case", FORWARDS)
+def test_any_forward_has_its_names_and_answers_in_onnx(case):
+    network, inputs, given, made = FORWARDS[case]
+    model = lean(exported(network.eval(), lambda inputs: inputs, inputs))
+    running = onnxruntime.InferenceSession(model.SerializeToString())
+    assert [each.name for each in running.get_inputs()] == given
+    assert [each.name for each in running.get_outputs()] == made
+    for count in (1, 3):
+        tensors = {name: each[:count] for name, each in named_tensors(inputs, "input").items()}
+        with torch.no_grad():
+            expected = named_tensors(called(network, filled(inputs, tensors.values())), "scores")
+        answers = running.run(None, {name: each.numpy() for name, each in tensors.items()})
+        for answer, each in zip(answers, expected.values(), strict=True):
+            assert np.abs(answer - each.numpy()).max() < 1e-6
+
+
+class Data(nn.Module):
+    """As many steps as a number in the input says."""
+
+    def forward(self, inputs):
+        for _ in range(int(inputs.sum())):
+            inputs = inputs + 1
+        return inputs
+
+
+def test_what_cannot_be_exported_is_a_sentence():
+    with pytest.raises(PipelineError, match="the network cannot be exported to ONNX: "):
+        exported(Data(), lambda inputs: inputs, torch.ones(2, 3))
+
+
+def test_names_tell_the_way_and_none_comes_twice():
+    a, b, c, d = (torch.tensor(each) for each in range(4))
+    structure = {"x.y": a, "x_y": b, "z": {"k": [c, (d,)]}}
+    assert list(named_tensors(structure, "input")) == ["x_y", "x_y_1", "z_k_0", "z_k_1_0"]
+    assert list(named_tensors([a, b], "input")) == ["input_0", "input_1"]
+    assert list(named_tensors(a, "input")) == ["input"]
+    assert filled(structure, [d, c, b, a]) == {"x.y": d, "x_y": c, "z": {"k": [b, (a,)]}}
