@@ -28,10 +28,9 @@ from pipeline.data import picture
 from pipeline.data.dataset import Dataset
 from pipeline.deploy import card, kernels, signature
 from pipeline.deploy.manifest import Manifest, Origin
-from pipeline.deploy.models import accuracies, check, engine_fault, first, models, positions
+from pipeline.deploy.models import accuracies, check, engine_fault, first, models, positions, unrounded
 from pipeline.deploy.node import opened
 from pipeline.deploy.pack import unpacked
-from pipeline.deploy.quantize import with_float_activations
 from pipeline.deploy.runtime import latencies, scores, session, tolerance
 from pipeline.deploy.signature import signing_key
 from pipeline.ground.environment import expanded
@@ -137,8 +136,7 @@ def make(
     answers = {name: scores(session(model), [golden])[0] for name, model in files.items()}
     for name, model in files.items():
         if uncovered[name] is None:
-            exact = with_float_activations(unpacked(opened(model)))
-            answers[f"{name}, sparse"] = scores(session(exact), [golden])[0]
+            answers[f"{name}, sparse"] = unrounded(model, golden)
     content |= {name: library for name, (_, library) in libraries.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.with_name(DENSE).write_bytes(found.dense.SerializeToString())

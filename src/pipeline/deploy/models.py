@@ -109,10 +109,15 @@ def check(found: Models, network: nn.Module, dataset: Dataset, inputs: NDArray[A
     return faults
 
 
+def unrounded(model: ModelProto, inputs: NDArray[Any]) -> NDArray[Any]:
+    """What the sparse engine has to answer: scores of a packed model with activations that are not rounded."""
+    return scores(session(with_float_activations(unpacked(opened(model)))), [inputs])[0]
+
+
 def engine_fault(model: ModelProto, inputs: NDArray[Any]) -> str | None:
     """Why this machine's library of the sparse engine does not compute a model of one node; None where it does.
 
-    And where none is for this processor, or can be built. Held against the model with activations that are not rounded.
+    And where none is for this processor, or can be built.
     """
     target = kernels.target_here()
     try:
@@ -121,7 +126,7 @@ def engine_fault(model: ModelProto, inputs: NDArray[Any]) -> str | None:
         library = None
     if target is None or library is None:
         return None
-    expected = scores(session(with_float_activations(unpacked(opened(model)))), [inputs])[0]
+    expected = unrounded(model, inputs)
     try:
         answer = scores(session(model, library=library), [inputs])[0]
     except Exception as error:  # onnxruntime has no class of its own for what a library refuses

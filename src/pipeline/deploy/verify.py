@@ -73,6 +73,7 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str
     if runner == "auto":
         runner = "native" if platform.machine() == "aarch64" else "qemu"
     inputs, labels = (np.concatenate(each) for each in zip(*first(dataset.raw("test"), deploy.images), strict=True))
+    manifest = read(bundle)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         test = folder / "test.npz"
@@ -82,7 +83,7 @@ def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str
             for place in found:
                 told(f"running the bundle on {place.name} ({place.board})")
                 places[place.name] = _seen(place, bundle, test)
-                check_accuracy(place, places[place.name]["accuracy"], read(bundle), len(labels))
+                check_accuracy(place, places[place.name]["accuracy"], manifest, len(labels))
     return {"runner": runner, "images": len(labels), "places": places}
 
 
