@@ -45,6 +45,7 @@ zoo: setup arm-root ## The bundles of zoo/, each run on emulated ARM; trains wha
 	  rm -rf zoo/$$to; mkdir -p zoo; cp -r artifacts/zoo/$$to/bundle zoo/$$to; cp artifacts/zoo/$$to/verified.json zoo/$$to; done
 
 evidence: ## Keep the records of an experiment's runs in docs/evidence, where task=compare reads them (EXPERIMENT)
+	@ls -d $(RUNS)/$(EXPERIMENT)-* > /dev/null 2>&1 || { echo "no run of EXPERIMENT=$(EXPERIMENT) is in RUNS=$(RUNS)" >&2; exit 1; }
 	@mkdir -p docs/evidence; cd $(RUNS) && find dense $(EXPERIMENT)-* \( -name round.json -o -name sizes.json -o -name timing.json \) \
 	  -exec cp --parents -t $(CURDIR)/docs/evidence {} +
 
