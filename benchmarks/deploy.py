@@ -20,7 +20,7 @@ from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import library, target_here
 from pipeline.deploy.node import one_node
 from pipeline.deploy.pack import packed
-from pipeline.deploy.runtime import scores, session
+from pipeline.deploy.runtime import answers, session
 from pipeline.networks import NETWORKS
 from pipeline.networks.costs import positions
 from pipeline.networks.layers import weight_layers
@@ -89,7 +89,7 @@ def _timed(model: ModelProto, image: NDArray[np.uint8], threads: int, library: P
 
     def seconds() -> float:
         begin = time.perf_counter()
-        scores(running, [image])
+        answers(running, {"input": image})
         return time.perf_counter() - begin
 
     seconds()

@@ -45,12 +45,11 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
     manifest = json.loads((made / "artifacts" / "bundle" / "manifest.json").read_text())
     for place in first["places"].values():
         assert place["bit_identical"]["model.onnx"]
-        assert place["accuracy"]["model.onnx"] == pytest.approx(manifest["accuracy"]["test"]["int8"], abs=0.1)
-        assert place["accuracy"]["model.onnx, sparse"] == pytest.approx(
-            manifest["accuracy"]["test"]["float32"], abs=0.1
-        )
+        assert place["difference"]["model.onnx"] == 0
+        assert place["scores"]["model.onnx"] == pytest.approx(manifest["scores"]["test"]["int8"], abs=0.1)
+        assert place["scores"]["model.onnx, sparse"] == pytest.approx(manifest["scores"]["test"]["float32"], abs=0.1)
         counts = place["instructions"]
-        assert counts.keys() == {"dense float32"} | place["accuracy"].keys()
+        assert counts.keys() == {"dense float32"} | place["scores"].keys()
         assert counts["model_fp32.onnx"] == pytest.approx(counts["dense float32"], rel=0.01)
     assert (
         first["places"]["cortex-a76"]["instructions"]["model.onnx"]
@@ -97,7 +96,7 @@ def test_an_engine_that_is_refused_there_is_told_with_its_reason(root, made, mon
     assert places["cortex-a72"]["no_engine"] is None
     assert "model.onnx, sparse" in places["cortex-a72"]["instructions"]
     assert "engine-aarch64-fp16.so computes something else" in places["cortex-a76"]["no_engine"]
-    for part in ("accuracy", "instructions"):
+    for part in ("scores", "instructions"):
         assert not [name for name in places["cortex-a76"][part] if name.endswith("sparse")]
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline.deploy.export import exported, operators
 from pipeline.deploy.folding import folded
-from pipeline.deploy.runtime import scores, session
+from pipeline.deploy.runtime import answers, session
 
 
 class Scaled(nn.Module):
@@ -52,7 +52,7 @@ def test_a_folded_model_gives_the_same(case):
     plain = exported(network.eval(), lambda x: x, inputs)
     small = folded(plain)
     assert not set(gone) & set(operators(small))
-    (before,), (after,) = (scores(session(model), [inputs.numpy()]) for model in (plain, small))
+    before, after = (answers(session(model), {"input": inputs.numpy()})["scores"] for model in (plain, small))
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(after, network(inputs).detach(), rtol=1e-4, atol=1e-5)
     assert len(small.graph.node) <= len(plain.graph.node)

@@ -363,7 +363,7 @@ def test_older_onnxruntimes_take_the_library_and_compute_the_same(version, tmp_p
     np.save(tmp_path / "inputs.npy", inputs[:3])
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "old")}
     code = f"{COMPARED}\nassert onnxruntime.__version__ == {version!r} and (found[0] != found[1]).any()"
-    for kind in (model, quantised(model, [inputs])):
+    for kind in (model, quantised(model, [{"input": inputs}])):
         (tmp_path / "model.onnx").write_bytes(one_node(packed(lean(kind))[0])[0].SerializeToString())
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -457,7 +457,7 @@ def test_sanitizers_find_nothing(tmp_path):
 def test_an_int8_network_computes_with_its_weights_and_without_rounding_activations(name):
     model, inputs = sparse_of(name, 0.2)
     inputs = inputs[:4]
-    int8 = packed(lean(quantised(model, [inputs])))[0]
+    int8 = packed(lean(quantised(model, [{"input": inputs}])))[0]
     one, reason = one_node(int8)
     assert reason is None
     assert np.array_equal(scores(one, inputs, engine=None), scores(int8, inputs, engine=None))
@@ -597,7 +597,10 @@ def test_what_the_engine_does_not_cover_stays_as_it_is_and_says_why(layer, reaso
 def test_other_machines_give_the_same_bits_where_every_operator_is_exact(name, kind, expected):
     """The mean of small_cnn's planes is added in float."""
     model, inputs = sparse_of(name, 0.3)
-    assert tolerance(lean(quantised(folded(model), [inputs[:8]])) if kind == "int8" else model, kind) == expected
+    assert (
+        tolerance(lean(quantised(folded(model), [{"input": inputs[:8]}])) if kind == "int8" else model, kind)
+        == expected
+    )
 
 
 def a_mean(axes):
@@ -624,7 +627,7 @@ def test_what_stands_elsewhere_than_usual_is_not_covered(axes, covered):
 
 FAULTY = {
     "it refuses": ("library", lambda _: CHECKOUT / "README.md", "Failed to load library"),
-    "it computes something else": ("TOLERANCE", {"float32": -1.0}, "computes something else: its scores differ by"),
+    "it computes something else": ("TOLERANCE", {"float32": -1.0}, "computes something else: its outputs differ by"),
 }
 
 
@@ -633,10 +636,10 @@ FAULTY = {
 def test_a_model_that_the_library_does_not_compute_here_is_told_with_its_reason(fault, monkeypatch):
     model, inputs = packed_of("small_cnn", 0.3)
     made, _ = one_node(model)
-    assert engine_fault(made, inputs[:2]) is None
+    assert engine_fault(made, {"input": inputs[:2]}) is None
     name, value, reason = FAULTY[fault]
     monkeypatch.setattr(kernels, name, value)
-    assert reason in engine_fault(made, inputs[:2])
+    assert reason in engine_fault(made, {"input": inputs[:2]})
 
 
 @pytest.mark.slow

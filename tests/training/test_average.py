@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import DataLoader
 
+from pipeline import prune_by_rewinding
 from pipeline.data.dataset import Shard
 from pipeline.rounds import loop as rounds
 from pipeline.training.average import mean_of
@@ -135,3 +137,16 @@ def test_runs_with_and_without_a_teacher_share_their_dense_network(small_job):
     plain, taught = small_job()[1], small_job("training.teacher=dense")[1]
     assert plain.dense.folder == taught.dense.folder
     assert plain.ledger.folder != taught.ledger.folder
+
+
+def test_copies_that_are_averaged_leave_the_loaders_given_in_python_as_they_were(tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    rows = [(torch.randn(6, generator=draws), number % 2) for number in range(40)]
+    network = torch.nn.Sequential(
+        torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+    )
+    done = prune_by_rewinding(
+        network, tuple(DataLoader(rows, 10) for _ in range(3)), "+method=soup", "retraining.copies=2",
+        "pruning.rounds=2", "training.epochs=1", f"runs={tmp_path}", "deploy.sizes=false",
+    )  # fmt: skip
+    assert all(0 <= each.test["test_accuracy"] <= 1 for each in done.rounds)

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from torch import Tensor
 
 from pipeline.deploy import bundle
 from pipeline.deploy.manifest import Manifest, Origin
 from pipeline.ground.environment import artifacts_folder, runs_folder
 from pipeline.ground.errors import PipelineError, stoppable
 from pipeline.rounds.building import build_job
-from pipeline.rounds.choice import ended, network_after, recorded, wanted
+from pipeline.rounds.choice import ended, recorded, subject_of, wanted
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.settings.groups import Settings
@@ -44,8 +43,7 @@ def bundled(
     Raises:
         PipelineError: if the network cannot be exported, or a check finds something wrong.
     """
-    _check_scores(job)
-    network = network_after(job, site, round_.index)
+    subject = subject_of(job, site, round_.index)
     runs = runs_folder(settings.runs)
     with site.ledger.locked(), Tracker(settings, runs, site.ledger, job, told, reopen=False) as tracker, stoppable():
         origin = Origin(
@@ -61,26 +59,9 @@ def bundled(
             settings={**dataclasses.asdict(settings.deploy), "host": None, "sign_key": None},
             mlflow_run_id=tracker.run_id,
         )
-        manifest = bundle.make(network, job.dataset, deploy=settings.deploy, origin=origin, folder=folder, told=told)
+        manifest = bundle.make(subject, deploy=settings.deploy, origin=origin, folder=folder, told=told)
         registry.log_bundle(tracker, folder, manifest, bundle.digest(folder))
     return manifest
-
-
-def _check_scores(job: Job) -> None:
-    """Bundles are made of what turns one tensor into a score per class.
-
-    Raises:
-        PipelineError: if the job's network does not.
-    """
-    try:
-        inputs, labels = next(iter(job.dataset.raw("validation")))
-        scored = isinstance(inputs, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
-    except (ValueError, TypeError):
-        scored = False
-    if not scored:
-        raise PipelineError(
-            "a bundle is made of a network that turns one tensor into a score per class; this one does not"
-        )
 
 
 def _round(job: Job, site: Site, settings: Settings) -> Round:

@@ -11,6 +11,7 @@ from pipeline.ground.documents import written
 from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, stoppable
 from pipeline.rounds.building import build_job
+from pipeline.rounds.choice import subject_of
 from pipeline.rounds.job import Site
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
@@ -34,7 +35,9 @@ def main(settings: Settings, runs: Path) -> None:
             manifest = verify.held(folder)
             job, site = build_job(settings, runs)
             _check_origin(manifest, settings, site)
-            facts |= {"status": "verified"} | verify.verified(folder, job.dataset, settings.deploy, status.update)
+            facts |= {"status": "verified"} | verify.verified(
+                folder, subject_of(job, site, manifest.round), settings.deploy, status.update
+            )
     except PipelineError as error:
         facts |= {"status": "not verified", "reason": str(error)}
         raise

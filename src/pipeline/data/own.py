@@ -162,6 +162,15 @@ class OwnBatches:
             seed_all("data module")
             yield from (inputs_and_targets(transferred(self.module, each)) for each in batches(self.module, split))
 
+    def inputs(self, split: Split) -> list[Any]:
+        """What a module's forward most likely takes of each batch; where the module says an input, that."""
+        if self.given is not None:
+            return [self.given]
+        with undisturbed():
+            seed_all("data module")
+            found = batches(self.module, split if self.has(split) else "train")
+            return [inputs_of(transferred(self.module, each)) for each in islice(found, LOOKED_AT)]
+
     def notes(self) -> list[str]:
         return []
 

@@ -21,20 +21,21 @@ from typing import Any, Literal
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
-from onnx import ModelProto
-from torch import nn
+from onnx import ModelProto, ValueInfoProto, helper
 
 from pipeline.data import picture
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Split
 from pipeline.deploy import card, kernels, signature
 from pipeline.deploy.manifest import Manifest, Origin
-from pipeline.deploy.models import accuracies, check, engine_fault, first, models, positions, unrounded
+from pipeline.deploy.mixed import within
+from pipeline.deploy.models import Models, check, engine_fault, form, models, positions, unrounded
 from pipeline.deploy.node import opened
 from pipeline.deploy.pack import unpacked
-from pipeline.deploy.runtime import latencies, scores, session, tolerance
+from pipeline.deploy.runtime import Arrays, answers, arrays, latencies, session, tolerance
 from pipeline.deploy.signature import signing_key
+from pipeline.deploy.subject import Elsewhere, Form, Subject
 from pipeline.ground.environment import expanded
-from pipeline.ground.errors import PipelineError
+from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.settings.groups import Deploy
 
 OLDEST_ONNXRUNTIME = "1.22.1"
@@ -46,34 +47,25 @@ DENSE = "dense.onnx"
 PROGRAM = (Path(__file__).with_name("board") / "run.py", Path(picture.__file__))
 
 
-def make(
-    network: nn.Module, dataset: Dataset, *, deploy: Deploy, origin: Origin, folder: Path, told: Callable[[str], None]
-) -> Manifest:
+def make(subject: Subject, *, deploy: Deploy, origin: Origin, folder: Path, told: Callable[[str], None]) -> Manifest:
     """Makes the bundle of a network in ``folder``, checks included, and returns its manifest; ``told`` hears of it.
 
     Raises:
         PipelineError: with all that a check has found; then ``folder`` is as it was.
-        SettingsError: if ``deploy.sign_key`` names no key.
+        SettingsError: if ``deploy.sign_key`` names no key, or ``deploy.input`` is not what the network takes.
     """
     key = signing_key(expanded(deploy.sign_key)) if deploy.sign_key else None
-    network = network.eval()
     told("exporting, quantising and packing")
-    metadata = {"classes": json.dumps(list(dataset.classes))}
-    found = models(network, dataset, deploy.calibration_images, deploy.width_multiple, metadata)
+    classes = subject.classes
+    metadata = {} if classes is None else {"classes": json.dumps(list(classes))}
+    found = models(subject, deploy.calibration_images, deploy.width_multiple, metadata)
+    inputs = taken(found.plain, subject, deploy)
     told("checking")
-    golden, _ = next(first(dataset.raw("test"), GOLDEN))
-    compared, _ = next(first(dataset.raw("validation"), COMPARED))
-    faults = check(found, network, dataset, compared)
-    if faults:
+    golden = arrays(next(iter(subject.examples("test", GOLDEN))))
+    if faults := check(found, subject, next(iter(subject.examples("validation", COMPARED)))):
         raise PipelineError("; ".join(faults))
     told("evaluating")
-    accuracy = {split: accuracies(found, network, dataset, split) for split in ("validation", "test")}
-    lost = accuracy["validation"]["float32"] - accuracy["validation"]["int8"]
-    if deploy.values == "int8" and lost > deploy.max_score_drop + 1e-9:
-        raise PipelineError(
-            f"int8 loses {lost * 100:.2f} points of validation accuracy, deploy.max_score_drop allows "
-            f"{deploy.max_score_drop * 100:g}: deploy.values=float32 ships the float model"
-        )
+    found, scores, unjudged = _judged(found, subject, deploy, told)
     kinds: dict[str, Literal["int8", "float32"]] = {"model.onnx": deploy.values}
     if deploy.values == "int8" and deploy.reference:
         kinds["model_fp32.onnx"] = "float32"
@@ -112,8 +104,10 @@ def make(
     }
     manifest = Manifest(
         **dataclasses.asdict(replace(origin, macs={**origin.macs, "computed": found.macs})),
-        classes=list(dataset.classes),
-        input={"shape": [None, *golden.shape[1:]], "type": str(golden.dtype), "image": dataset.preprocessing.image},
+        classes=None if classes is None else list(classes),
+        names=list(subject.dataset.classes),
+        inputs=inputs,
+        outputs=[described(value) for value in found.plain.graph.output],
         models={
             name: {
                 "kind": kind,
@@ -125,23 +119,101 @@ def make(
         size_bytes=found.size_bytes | {"dense_lean": found.dense.ByteSize()},
         gzip_bytes={"dense": _gzip(found.dense), "float32": _gzip(found.float32), "int8": _gzip(found.int8)},
         positions=positions(found.int8_facts),
-        accuracy=accuracy,
-        latency=latencies(running, golden[:1]),
+        score={name: getattr(subject.score, name) for name in ("label", "better", "percent")},
+        scores=scores,
+        unjudged=unjudged,
+        float_layers=list(found.float_layers),
+        latency=latencies(running, {name: each[:1] for name, each in golden.items()}),
         onnxruntime={"oldest": OLDEST_ONNXRUNTIME, "newest": importlib.metadata.version("onnxruntime")},
         engine=engine,
         versions={
             name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "pillow")
         },
     )
-    answers = {name: scores(session(model), [golden])[0] for name, model in files.items()}
+    golden_answers: dict[str, Arrays] = {name: answers(session(model), golden) for name, model in files.items()}
     for name, model in files.items():
         if uncovered[name] is None:
-            answers[f"{name}, sparse"] = unrounded(model, golden)
+            golden_answers[f"{name}, sparse"] = unrounded(model, golden)
     content |= {name: library for name, (_, library) in libraries.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.with_name(DENSE).write_bytes(found.dense.SerializeToString())
-    _write(folder, content, manifest, {"inputs": golden, **answers}, key)
+    kept = {
+        f"{part}/{name}": each
+        for part, one in {"inputs": golden, **golden_answers}.items()
+        for name, each in one.items()
+    }
+    _write(folder, content, manifest, kept, key)
     return manifest
+
+
+def _judged(
+    found: Models, subject: Subject, deploy: Deploy, told: Callable[[str], None]
+) -> tuple[Models, dict[str, dict[str, float]], str | None]:
+    """The models, int8 with float layers where the score needs them; scores by split and form; why there are none.
+
+    Raises:
+        PipelineError: if int8 loses more of the validation score than ``deploy.max_score_drop`` allows.
+    """
+    score = subject.score
+    try:
+        reference = subject.judged(form(found.float32, subject), "validation")
+        if deploy.values == "int8":
+            allowed = deploy.max_score_drop * (1 if score.percent else abs(reference)) + 1e-9
+            lost = score.drop(subject.judged(form(found.int8, subject), "validation"), reference)
+            if not lost <= allowed:
+                told("searching for the layers that int8 leaves in float")
+                held = within(found, subject, reference, allowed)
+                if not held.float_layers:
+                    raise PipelineError(
+                        f"int8 loses {score.shown_drop(lost)} of the validation {score.label}, deploy.max_score_drop "
+                        f"allows {score.shown_drop(allowed)}, and no choice of float layers holds that: "
+                        "deploy.values=float32 ships the float model"
+                    )
+                found = held
+        forms: dict[str, Form] = {
+            "masked": subject.answered,
+            "float32": form(found.float32, subject),
+            "int8": form(found.int8, subject),
+        }
+        splits: tuple[Split, ...] = ("validation", "test")
+        return found, {each: {kind: subject.judged(one, each) for kind, one in forms.items()} for each in splits}, None
+    except Elsewhere as reason:
+        return found, {}, str(reason)
+
+
+def taken(model: ModelProto, subject: Subject, deploy: Deploy) -> list[dict[str, Any]]:
+    """What each input of a model is, and how a file becomes one.
+
+    Raises:
+        SettingsError: if ``deploy.input`` says something that it cannot be.
+    """
+    found = [described(value) for value in model.graph.input]
+    image, kind = subject.dataset.preprocessing.image, deploy.input
+    if kind == "auto":
+        kind = "arrays" if image is None else "image"
+    shape = found[0]["shape"]
+    shown = " x ".join("N" if side is None else str(side) for side in shape)
+    takes = {
+        "image": len(shape) == 4 and shape[1] in (1, 3),
+        "sound": len(shape) == 2 or (len(shape) == 3 and shape[1] == 1),
+    }
+    if kind != "arrays" and (len(found) > 1 or not takes[kind]):
+        raise SettingsError(
+            [f"deploy.input: got {kind}, but the network takes {len(found)} tensors, the first {shown}; takes arrays"]
+        )
+    how: dict[str, Any] = {"kind": kind}
+    if kind == "image":
+        how |= dict(image or {"mode": "L" if shape[1] == 1 else "RGB", "shorter_side": None})
+    elif kind == "sound":
+        how["rate"] = deploy.sample_rate
+    return [each | how for each in found]
+
+
+def described(value: ValueInfoProto) -> dict[str, Any]:
+    """Name, shape (None: any size) and type of a model's input or output."""
+    tensor = value.type.tensor_type
+    shape = [each.dim_value if each.HasField("dim_value") else None for each in tensor.shape.dim]
+    return {"name": value.name, "shape": shape, "type": str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))}
 
 
 def _libraries(names: Iterable[str]) -> tuple[dict[str, tuple[kernels.Target, bytes]], str | None]:

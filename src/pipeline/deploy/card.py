@@ -16,14 +16,15 @@ def requirements(manifest: Manifest) -> str:
 
 def readme(manifest: Manifest, *, signed: bool) -> str:
     """The bundle's model card; where it is ``signed``, with how that is checked."""
-    size, accuracy, gzip = manifest.size_bytes, manifest.accuracy["test"], manifest.gzip_bytes
+    size, gzip = manifest.size_bytes, manifest.gzip_bytes
+    scores, label = manifest.scores.get("test", {}), manifest.score["label"]
     rows = [("plain export, dense float", size["dense"], gzip["dense"], "")]
     shipped = {each["kind"] for each in manifest.models.values()}
     for kind, name in {"float32": "packed float", "int8": "packed int8"}.items():
         if kind in shipped:
-            rows.append((name, size[kind], gzip[kind], f"{accuracy[kind]:.2%}"))
+            rows.append((name, size[kind], gzip[kind], shown(manifest, scores.get(kind))))
     table = tables.markdown(
-        ["model", "bytes", "gzip", "of the plain export", "test accuracy"],
+        ["model", "bytes", "gzip", "of the plain export", f"test {label}"],
         [[name, f"{raw:,}", f"{zipped:,}", f"1/{size['dense'] / raw:.1f}", right] for name, raw, zipped, right in rows],
         left=[0],
     )
@@ -40,10 +41,16 @@ def readme(manifest: Manifest, *, signed: bool) -> str:
     latency = manifest.latency["ratio"]
     timed = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}" for name, ratio in latency.items())
     macs = manifest.macs
+    judged = f"The masked network in PyTorch has {shown(manifest, scores.get('masked'))} ({label}) on the test split."
+    if manifest.unjudged:
+        judged = f"The models' outputs were compared, not their {label}: {manifest.unjudged}."
+    what = {"image": "IMAGE", "sound": "SOUND.wav"}.get(manifest.inputs[0]["kind"], "FILE.npz")
+    if manifest.float_layers:
+        judged += f" Layers that int8 leaves in float: {', '.join(manifest.float_layers)}."
     return f"""# {manifest.name}, round {manifest.round}: {manifest.density:.2%} of the weights
 
 Made by {manifest.method} (seed {manifest.seed}); settings {manifest.fingerprint}, commit
-{manifest.git_commit}. The masked network in PyTorch has {accuracy["masked"]:.2%} on the test split.
+{manifest.git_commit}. {judged}
 
 {table}
 Multiply-adds with a weight that is not zero: {macs["kept"]:,} of {macs["dense"]:,}. ONNX Runtime computes
@@ -54,12 +61,19 @@ dense float model, on the machine that made this (one thread, in turns): {timed}
 
     pip install -r requirements.txt
     python run.py check
-    python run.py predict IMAGE
+    python run.py predict {what}
     python run.py bench
 
 `run.py` compares every file with `SHA256SUMS` before it loads one. That protects from accident: a copy that broke off,
 a file of another bundle. {_guarded(signed)}
 """
+
+
+def shown(manifest: Manifest, value: float | None) -> str:
+    """A score as people read it."""
+    if value is None:
+        return "-"
+    return f"{value:.2%}" if manifest.score["percent"] else f"{value:.4g}"
 
 
 def _guarded(signed: bool) -> str:

@@ -19,10 +19,10 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from pipeline.deploy.subject import INPUT, OUTPUT
 from pipeline.ground.errors import PipelineError, first_cause, one_line
 from pipeline.ground.structures import called, filled, first_row, named_tensors, rows_of
 
-INPUT, OUTPUT = "input", "scores"
 IR_VERSION = 10
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 

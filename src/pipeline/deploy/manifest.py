@@ -37,17 +37,28 @@ class Origin:
 class Manifest(Origin):
     """All of them."""
 
-    classes: Sequence[str]
-    input: Mapping[str, Any]
-    """``shape`` (None: any number of inputs), ``type``, and how an ``image`` becomes one (None: they are no images)."""
+    classes: Sequence[str] | None
+    """Names of the classes that the answers are scores of (empty: they have none); null where they are none."""
+    names: Sequence[str]
+    """Names that the data have for labels."""
+    inputs: Sequence[Mapping[str, Any]]
+    """``name``, ``shape`` (None: any size), ``type``, and by ``kind`` how a file becomes one: of an ``image`` its
+    ``mode`` and ``shorter_side``, of a ``sound`` its ``rate``; ``arrays`` come as they are."""
+    outputs: Sequence[Mapping[str, Any]]
+    """``name``, ``shape`` (None: any size) and ``type``."""
     models: Mapping[str, Mapping[str, Any]]
     """By file: ``kind``, ``tolerance`` of its golden outputs (relative to the largest), ``sha256``."""
     size_bytes: Mapping[str, int]
     gzip_bytes: Mapping[str, int]
     positions: Mapping[str, float]
     """Bytes of all positions of weights, and the fewest that these densities allow."""
-    accuracy: Mapping[str, Mapping[str, float]]
-    """By split and form of the network."""
+    score: Mapping[str, str | bool]
+    """What judges the network: ``label``, ``better`` (higher or lower), ``percent``."""
+    scores: Mapping[str, Mapping[str, float]]
+    """By split and form of the network; empty, with the reason in ``unjudged``, where forms cannot be judged by it."""
+    unjudged: str | None
+    float_layers: Sequence[str]
+    """Layers that the int8 model has in float."""
     latency: Mapping[str, Mapping[str, float]]
     """``milliseconds`` and ``ratio`` to the dense network's, by form, on the machine that made the bundle."""
     onnxruntime: Mapping[str, str]

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from pipeline.deploy.export import INPUT, WEIGHTED
+from pipeline.deploy.export import WEIGHTED
 from pipeline.ground.errors import PipelineError
 
 QUANTISED = (
@@ -24,48 +24,88 @@ QUANTISED = (
 
 
 class _Inputs(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, batches: Iterable[NDArray[Any]]) -> None:
-        self.batches: Iterator[NDArray[Any]] = iter(batches)
+    def __init__(self, batches: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+        self.batches: Iterator[Mapping[str, NDArray[Any]]] = iter(batches)
 
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {INPUT: batch}
+    def get_next(self) -> Mapping[str, NDArray[Any]] | None:
+        return next(self.batches, None)
 
 
-def quantised(model: ModelProto, batches: Iterable[NDArray[Any]]) -> ModelProto:
-    """The model with QuantizeLinear and DequantizeLinear around what is to compute in int8 (U8S8).
+class Calibrated:
+    """A float model as ONNX Runtime prepares it for int8, and the ranges that its values take, which are found once.
 
-    ``batches`` are inputs to calibrate with, (N, ...) each.
+    ``batches`` are inputs (N, ...) by name to calibrate with.
+    """
+
+    def __init__(self, model: ModelProto, batches: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+        for logger in (logging.getLogger(name) for name in ("root", "onnxruntime.quantization")):
+            logger.setLevel(logging.ERROR)
+        self._batches = _Inputs(batches)
+        self._ranges: str | None = None
+        with tempfile.TemporaryDirectory() as name:
+            source, prepared = (str(Path(name) / file) for file in ("float.onnx", "prepared.onnx"))
+            onnx.save(model, source)
+            try:
+                quant_pre_process(source, prepared)
+            except Exception:  # its own inference of shapes knows fewer operators than onnx's
+                quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            self.model = onnx.load(prepared)
+        for number, node in enumerate(self.model.graph.node):
+            node.name = f"n{number}"
+
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """By name of its weights, each layer's nodes: that with the weights, and those that follow up to the next."""
+        found: dict[str, list[str]] = {}
+        constants = {tensor.name for tensor in self.model.graph.initializer}
+        nodes: list[str] = []
+        for node in self.model.graph.node:
+            if node.op_type in WEIGHTED and node.input[1] in constants:
+                nodes = found.setdefault(node.input[1], [])
+            nodes.append(node.name)
+        return found
+
+    def quantised(self, float_layers: Collection[str] = ()) -> ModelProto:
+        """The model with QuantizeLinear and DequantizeLinear around what is to compute in int8 (U8S8), which
+        those of ``float_layers`` are not.
+
+        Raises:
+            PipelineError: if a weight that is 0 does not stay 0, which it does where scales are symmetric.
+        """
+        layers = self.layers
+        excluded = [*preprocessing(self.model), *(node for each in float_layers for node in layers[each])]
+        with tempfile.TemporaryDirectory() as name:
+            source, made, ranges = (Path(name) / file for file in ("prepared.onnx", "int8.onnx", "ranges.json"))
+            onnx.save(self.model, source)
+            if self._ranges is not None:
+                ranges.write_text(self._ranges)
+            quantize_static(
+                str(source),
+                str(made),
+                self._batches,
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTISED),
+                nodes_to_exclude=excluded,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibration_cache_path=ranges,
+                extra_options={"WeightSymmetric": True},
+            )
+            self._ranges = ranges.read_text()
+            int8 = onnx.load(made)
+        if changed := zeros_lost(self.model, int8):
+            raise PipelineError(f"int8: pruned weights of {', '.join(changed)} are not zero any more")
+        return int8
+
+
+def quantised(model: ModelProto, batches: Iterable[Mapping[str, NDArray[Any]]]) -> ModelProto:
+    """The whole model in int8; ``batches`` are inputs (N, ...) by name to calibrate with.
 
     Raises:
-        PipelineError: if a weight that is 0 does not stay 0, which it does where scales are symmetric.
+        PipelineError: as ``Calibrated.quantised``.
     """
-    for logger in (logging.getLogger(name) for name in ("root", "onnxruntime.quantization")):
-        logger.setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        onnx.save(model, folder / "float.onnx")
-        quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"))
-        prepared = onnx.load(folder / "prepared.onnx")
-        for number, node in enumerate(prepared.graph.node):
-            node.name = f"n{number}"
-        onnx.save(prepared, folder / "named.onnx")
-        quantize_static(
-            str(folder / "named.onnx"),
-            str(folder / "int8.onnx"),
-            _Inputs(batches),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTISED),
-            nodes_to_exclude=preprocessing(prepared),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={"WeightSymmetric": True},
-        )
-        int8 = onnx.load(folder / "int8.onnx")
-    if changed := zeros_lost(prepared, int8):
-        raise PipelineError(f"int8: pruned weights of {', '.join(changed)} are not zero any more")
-    return int8
+    return Calibrated(model, batches).quantised()
 
 
 def with_float_activations(model: ModelProto) -> ModelProto:
@@ -90,9 +130,9 @@ def with_float_activations(model: ModelProto) -> ModelProto:
             names[node.output[0]] = node.input[0]
         else:
             others.append(node)
-    last = graph.output[0].name
-    if last in names:
-        others.append(helper.make_node("Identity", [names[last]], [last]))
+    others += [
+        helper.make_node("Identity", [names[each.name]], [each.name]) for each in graph.output if each.name in names
+    ]
     del graph.node[:]
     graph.node.extend(others)
     return result

@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from pipeline.deploy.board.run import options
-from pipeline.deploy.export import INPUT, operators
+from pipeline.deploy.export import operators
+from pipeline.deploy.subject import INPUT
+from pipeline.ground.structures import named_tensors
 
 Session = Any
+Arrays = Mapping[str, NDArray[Any]]
+BATCH = 50
+"""Inputs at a time, so that activations stay small."""
 EXACT = frozenset(
     (
         "QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul",
@@ -43,9 +48,22 @@ def session(model: ModelProto, *, threads: int = 1, save: Path | None = None, li
     return onnxruntime.InferenceSession(model.SerializeToString(), chosen, providers=["CPUExecutionProvider"])
 
 
-def scores(running: Session, batches: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Scores (N, classes) of inputs (N, ...), batch by batch."""
-    return [running.run(None, {INPUT: batch})[0] for batch in batches]
+def answers(running: Session, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """Outputs by name of inputs (N, ...) by name, a few at a time where outputs have a row an example."""
+    names = [each.name for each in running.get_outputs()]
+    rows = len(next(iter(inputs.values())))
+    sizes = {(each.shape or [None])[0] for each in (*running.get_inputs(), *running.get_outputs())}
+    size = BATCH if len(sizes) == 1 and isinstance(sizes.pop(), str) else rows
+    found = [
+        running.run(names, {name: each[first : first + size] for name, each in inputs.items()})
+        for first in range(0, rows, size)
+    ]
+    return {name: np.concatenate(parts) for name, *parts in zip(names, *found, strict=True)}
+
+
+def arrays(structure: Any) -> dict[str, NDArray[Any]]:
+    """A network's inputs of any structure by the names that its models have for them."""
+    return {name: each.detach().contiguous().numpy() for name, each in named_tensors(structure, INPUT).items()}
 
 
 def optimised_operators(model: ModelProto) -> Counter[str]:
@@ -65,16 +83,16 @@ def tolerance(model: ModelProto, kind: str) -> float:
     return 0.0 if optimised_operators(model).keys() <= EXACT else TOLERANCE[kind]
 
 
-def latencies(sessions: Mapping[str, Session], one: NDArray[Any], seconds: float = 2.0) -> dict[str, Any]:
+def latencies(sessions: Mapping[str, Session], one: Arrays, seconds: float = 2.0) -> dict[str, Any]:
     """Milliseconds of one inference by session (median), and ratios to the first: they take turns."""
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    for each in sessions.values():
-        scores(each, [one] * 3)
+    for each in [*sessions.values()] * 3:
+        each.run(None, one)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         for name, each in sessions.items():
             begin = time.perf_counter()
-            each.run(None, {INPUT: one})
+            each.run(None, one)
             times[name].append(time.perf_counter() - begin)
     first, *_ = times.values()
     return {

@@ -8,11 +8,13 @@ channel (residual sums, depthwise neighbours) and takes it out of all of them.
 import copy
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from pipeline.ground.structures import called, first_row, named_tensors
 from pipeline.networks.costs import positions
 from pipeline.pruning.channels import LAYERS, NORMS, OPERATIONS, dependency_graph, roots
 
@@ -21,16 +23,16 @@ WORTH = 0.01
 TOLERANCE = 1e-5
 
 
-def macs(network: nn.Module, example: Tensor) -> int:
-    """Multiply-adds of one input, zeros included."""
+def macs(network: nn.Module, example: Any) -> int:
+    """Multiply-adds of one input (1, ...), of any structure, zeros included."""
     parameters = dict(network.named_parameters())
     return sum(parameters[name].numel() * count for name, count in positions(network, example).items())
 
 
-def shrunk(network: nn.Module, inputs: Tensor, multiple: int = 1) -> nn.Module:
+def shrunk(network: nn.Module, inputs: Any, multiple: int = 1) -> nn.Module:
     """The network without its dead channels; the network itself where they are not worth it or cannot be told.
 
-    ``inputs`` (N, ...) are some of the network's own; on them both must give the same scores. So many dead channels
+    ``inputs`` (N, ...), of any structure, are some of its own; on them both must answer the same. So many dead channels
     stay that what is left of a layer is a ``multiple``, where it is not whole.
     """
     smaller = copy.deepcopy(network).eval()
@@ -40,19 +42,24 @@ def shrunk(network: nn.Module, inputs: Tensor, multiple: int = 1) -> nn.Module:
             while _take_out(smaller, inputs, multiple):
                 pass
         with torch.no_grad():
-            before, after = (each.eval()(inputs) for each in (network, smaller))
-        saved = 1 - macs(smaller, inputs[:1]) / macs(network, inputs[:1])
+            before, after = (named_tensors(called(each.eval(), inputs), "") for each in (network, smaller))
+        saved = 1 - macs(smaller, first_row(inputs)) / macs(network, first_row(inputs))
+        same = all(_same(each, after[name]) for name, each in before.items())
     except Exception:  # networks of one's own can be anything; then all channels stay
         return network
+    return network if saved < WORTH or not same else smaller
+
+
+def _same(before: Tensor, after: Tensor) -> bool:
+    if not before.is_floating_point():
+        return torch.equal(before, after)
     largest = max(1.0, float(before.abs().max()))
-    if saved < WORTH or not torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE * largest):
-        return network
-    return smaller
+    return torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE * largest)
 
 
-def _take_out(network: nn.Module, inputs: Tensor, multiple: int) -> bool:
+def _take_out(network: nn.Module, inputs: Any, multiple: int) -> bool:
     """Takes out all channels that are dead now; whether there were any."""
-    graph = dependency_graph(network, inputs[:1])
+    graph = dependency_graph(network, first_row(inputs))
     highest = _highest(network, inputs)
     found = False
     for layer, group in roots(network, graph):
@@ -92,7 +99,7 @@ def _dead(
     return torch.nonzero(~read | (~made & zero)).flatten().tolist()
 
 
-def _highest(network: nn.Module, inputs: Tensor) -> dict[nn.Module, Tensor]:
+def _highest(network: nn.Module, inputs: Any) -> dict[nn.Module, Tensor]:
     """The largest absolute value that each layer gets by input channel."""
     found: dict[nn.Module, Tensor] = {}
 
@@ -103,7 +110,7 @@ def _highest(network: nn.Module, inputs: Tensor) -> dict[nn.Module, Tensor]:
     hooks = [layer.register_forward_pre_hook(look) for layer in network.modules() if isinstance(layer, LAYERS)]
     try:
         with torch.no_grad():
-            network(inputs)
+            called(network, inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,8 +3,8 @@
 Where it runs is a row of ``RUNNERS``: emulated processors, this machine if it is one, or a board by ssh.
 """
 
+import io
 import json
-import math
 import platform
 import shlex
 import subprocess
@@ -18,23 +18,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
 
-from pipeline.data.dataset import Dataset
 from pipeline.deploy import arm
-from pipeline.deploy.board.run import Refused, checked_manifest
+from pipeline.deploy.board.run import Refused, checked_manifest, difference
 from pipeline.deploy.bundle import DENSE, PROGRAM
 from pipeline.deploy.manifest import Manifest, read
-from pipeline.deploy.models import first
+from pipeline.deploy.models import form, structured, unrounded
+from pipeline.deploy.node import opened
+from pipeline.deploy.pack import unpacked
+from pipeline.deploy.quantize import with_float_activations
+from pipeline.deploy.runtime import Arrays, answers, arrays, session
+from pipeline.deploy.subject import RECORDED, Form, Subject
 from pipeline.ground.errors import PipelineError
 from pipeline.settings.groups import Deploy
 
+SAME = 1e-6
+"""How far a score may be from the manifest's, which this machine's or another's ONNX Runtime gave the same model."""
+CLOSE = 0.02
+"""How far a score on ARM may be from the same examples' here, as a share; and one example more."""
 TOOLS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 Call = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Somewhere that a bundle runs: ``call`` runs ``run.py`` with arguments in a copy of it and returns what it prints.
+    """Somewhere that a bundle runs: ``call`` runs ``run.py`` with arguments in a copy of it and returns what it prints,
+    ``fetch`` gives a file that it has written.
 
     ``instructions`` counts those of one inference of a model, by a library if one is given, where they can be counted
     (on a processor with ``features``); else time is taken.
@@ -43,6 +55,7 @@ class Place:
     name: str
     board: str
     call: Call
+    fetch: Callable[[str], bytes]
     instructions: Callable[[Path, Path | None], int] | None = None
     features: frozenset[str] = frozenset()
 
@@ -63,28 +76,85 @@ def held(bundle: Path) -> Manifest:
     return read(bundle)
 
 
-def verified(bundle: Path, dataset: Dataset, deploy: Deploy, told: Callable[[str], None]) -> dict[str, Any]:
+def verified(bundle: Path, subject: Subject, deploy: Deploy, told: Callable[[str], None]) -> dict[str, Any]:
     """What the bundle, which is ``held``, does on ARM, by place; ``told`` hears where it is.
 
     Raises:
-        PipelineError: if there is no place to run it, its own check fails there, or its accuracy is another there.
+        PipelineError: if there is no place to run it, its own check fails there, or the manifest's scores are not those
+            of its models, here or there.
     """
     runner = deploy.runner
     if runner == "auto":
         runner = "native" if platform.machine() == "aarch64" else "qemu"
-    inputs, labels = (np.concatenate(each) for each in zip(*first(dataset.raw("test"), deploy.images), strict=True))
     manifest = read(bundle)
+    told("evaluating the bundle here")
+    trial = tried(bundle, subject, manifest, deploy.images)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        test = folder / "test.npz"
-        np.savez(test, inputs=inputs, labels=labels)
+        np.savez(folder / "test.npz", allow_pickle=False, **trial.inputs)
         places = {}
         with RUNNERS[runner](bundle, folder, deploy) as found:
             for place in found:
                 told(f"running the bundle on {place.name} ({place.board})")
-                places[place.name] = _seen(place, bundle, test)
-                check_accuracy(place, places[place.name]["accuracy"], manifest, len(labels))
-    return {"runner": runner, "images": len(labels), "places": places}
+                places[place.name] = _seen(place, bundle, folder, trial, subject, manifest)
+    return {"runner": runner, "examples": trial.count, "score": manifest.score["label"], "places": places}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Test examples and what is right of them: ``inputs`` by batch and name, ``count`` of them; of each way that a
+    model is computed the ``expected`` outputs (those of one are unrounded for the sparse engine) and their ``scores``,
+    None where forms cannot be judged.
+    """
+
+    inputs: Arrays
+    count: int
+    expected: Mapping[str, Sequence[Arrays]]
+    scores: Mapping[str, float | None]
+
+
+def tried(bundle: Path, subject: Subject, manifest: Manifest, rows: int | None) -> Trial:
+    """Computes the first test examples (None: all) by a bundle's models, here.
+
+    Raises:
+        PipelineError: if the manifest's test scores are not those of its models.
+    """
+    loaded = {name: onnx.load(bundle / name) for name in manifest.models}
+    given: list[Arrays] = []
+
+    def look(form: Form) -> Form:
+        def seen(inputs: Any) -> Any:
+            given.append(arrays(inputs))
+            return form(inputs)
+
+        return seen
+
+    forms = {name: form(model, subject) for name, model in loaded.items()}
+    forms |= {
+        f"{name}, sparse": form(with_float_activations(unpacked(opened(model))), subject)
+        for name, model in loaded.items()
+        if manifest.engine["uncovered"][name] is None
+    }
+    scores: dict[str, float | None] = dict.fromkeys(forms)
+    if manifest.unjudged is None:
+        for name, told in manifest.models.items():
+            whole, claimed = subject.judged(forms[name], "test"), manifest.scores["test"][told["kind"]]
+            if not abs(whole - claimed) <= SAME * max(1.0, abs(claimed)):
+                raise PipelineError(
+                    f"{name} has {whole:.4g} of test {manifest.score['label']}, its manifest says {claimed:.4g}"
+                )
+        for name, each in forms.items():
+            given.clear()
+            scores[name] = subject.judged(look(each), "test", rows)
+    else:
+        given = [arrays(each) for each in subject.examples("test", rows or RECORDED)]
+    inputs = {f"{number}/{name}": each for number, one in enumerate(given) for name, each in one.items()}
+    expected = {name: [_outputs(loaded[name.removesuffix(", sparse")], name, one) for one in given] for name in forms}
+    return Trial(inputs, sum(len(next(iter(one.values()))) for one in given), expected, scores)
+
+
+def _outputs(model: ModelProto, way: str, inputs: Arrays) -> Arrays:
+    return unrounded(model, inputs) if way.endswith(", sparse") else answers(session(model), inputs)
 
 
 Way = tuple[Path, Path | None]
@@ -118,14 +188,20 @@ def _refusal(place: Place, taken: Collection[str]) -> str | None:
     return None
 
 
-def _seen(place: Place, bundle: Path, test: Path) -> dict[str, Any]:
+def _seen(
+    place: Place, bundle: Path, folder: Path, trial: Trial, subject: Subject, manifest: Manifest
+) -> dict[str, Any]:
     differences = json.loads(place.call(["check", "--json"]))
+    place.call(["answer", str(folder / "test.npz"), "--out", str(folder / "answers.npz"), "--json"])
+    with np.load(io.BytesIO(place.fetch("answers.npz"))) as kept:
+        answered = {way: _by_batch(kept, way) for way in differences}
     seen = {
         "board": place.board,
         "no_engine": _refusal(place, differences),
         "golden_difference": differences,
-        "bit_identical": {name: difference == 0 for name, difference in differences.items()},
-        "accuracy": json.loads(place.call(["score", str(test), "--json"])),
+        "bit_identical": {name: each == 0 for name, each in differences.items()},
+        "difference": {way: max(map(difference, batches, trial.expected[way])) for way, batches in answered.items()},
+        "scores": {way: _scored(place, way, batches, trial, subject, manifest) for way, batches in answered.items()},
     }
     if place.instructions is None:
         return seen | {"milliseconds_p50_p95": json.loads(place.call(["bench", "--json"]))}
@@ -137,24 +213,35 @@ def _seen(place: Place, bundle: Path, test: Path) -> dict[str, Any]:
     return seen | {"instructions": {name: place.instructions(*way) for name, way in ways.items()}}
 
 
-def check_accuracy(place: Place, seen: Mapping[str, float], manifest: Manifest, count: int) -> None:
-    """Holds shares of ``count`` test examples that were right against the manifest's, which are of all of them.
+def _by_batch(kept: Mapping[str, NDArray[Any]], way: str) -> list[Arrays]:
+    """A way's outputs by name, batch by batch."""
+    found: dict[int, dict[str, NDArray[Any]]] = {}
+    for key in kept:
+        owner, batch, name = key.split("/")
+        if owner == way:
+            found.setdefault(int(batch), {})[name] = kept[key]
+    return [found[number] for number in sorted(found)]
 
-    The sparse engine rounds less than int8 does: its share may be anywhere from int8's to the float model's.
+
+def _scored(
+    place: Place, way: str, batches: Sequence[Arrays], trial: Trial, subject: Subject, manifest: Manifest
+) -> float | None:
+    """The score that outputs from a place have.
 
     Raises:
-        PipelineError: if they are further apart than an example and four standard errors.
+        PipelineError: if it is another than that of this machine's.
     """
-    told = manifest.accuracy["test"]
-    for way, share in seen.items():
-        expected = told[manifest.models[way.removesuffix(", sparse")]["kind"]]
-        takes = (expected, told["float32"]) if way.endswith(", sparse") else (expected,)
-        slack = 4 * math.sqrt(expected * (1 - expected) / count) + 1 / count
-        if not min(takes) - slack <= share <= max(takes) + slack:
-            raise PipelineError(
-                f"{way} has {share:.2%} of {count} test examples right on {place.name}, "
-                f"the manifest says {expected:.2%}"
-            )
+    expected = trial.scores[way]
+    if expected is None:
+        return None
+    following = iter(batches)
+    score = subject.judged(structured(lambda _: next(following), subject), "test", trial.count)
+    if not abs(score - expected) <= CLOSE * max(abs(expected), 1e-9) + 1 / trial.count:
+        raise PipelineError(
+            f"{way} has {score:.4g} of test {manifest.score['label']} on {place.name}, on the same {trial.count} "
+            f"examples here {expected:.4g}"
+        )
+    return score
 
 
 @contextmanager
@@ -171,6 +258,7 @@ def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
             each.name,
             f"{each.board}, emulated by {arm.emulator()}",
             partial(call, each),
+            lambda name: (folder / name).read_bytes(),
             partial(instructions, each),
             frozenset(each.features.split()),
         )
@@ -182,7 +270,14 @@ def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
 def _native(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
     if platform.machine() != "aarch64":
         raise PipelineError(f"deploy.runner: got native, but this machine is {platform.machine()}; takes qemu or ssh")
-    yield [Place("native", platform.node(), lambda arguments: _said([sys.executable, "run.py", *arguments], bundle))]
+    yield [
+        Place(
+            "native",
+            platform.node(),
+            lambda arguments: _said([sys.executable, "run.py", *arguments], bundle).decode(),
+            lambda name: (folder / name).read_bytes(),
+        )
+    ]
 
 
 @contextmanager
@@ -190,18 +285,21 @@ def _ssh(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
     host = deploy.host
     assert host is not None
     ssh = ["ssh", *TOOLS, "--", host]
-    there = _said([*ssh, "mktemp -d"], bundle).strip()
+    there = _said([*ssh, "mktemp -d"], bundle).decode().strip()
 
     def call(arguments: Sequence[str]) -> str:
         words = [Path(each).name if Path(each).is_absolute() else each for each in arguments]
         command = shlex.join([deploy.board_python, "run.py", *words])
-        return _said([*ssh, f"cd {shlex.quote(there)} && {command}"], bundle)
+        return _said([*ssh, f"cd {shlex.quote(there)} && {command}"], bundle).decode()
+
+    def fetch(name: str) -> bytes:
+        return _said([*ssh, f"cat {shlex.quote(there)}/{shlex.quote(name)}"], bundle)
 
     try:
         for source, name in ((bundle, "."), (folder, "test.npz")):
             packet = subprocess.run(["tar", "-C", source, "-c", name], capture_output=True, check=True).stdout
             _said([*ssh, f"tar -C {shlex.quote(there)} -x"], bundle, packet)
-        yield [Place("ssh", host, call)]
+        yield [Place("ssh", host, call, fetch)]
     finally:
         subprocess.run([*ssh, f"rm -r {shlex.quote(there)}"], capture_output=True, check=False)
 
@@ -209,7 +307,7 @@ def _ssh(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
 RUNNERS = {"qemu": _qemu, "native": _native, "ssh": _ssh}
 
 
-def _said(command: Sequence[str], folder: Path, given: bytes | None = None) -> str:
+def _said(command: Sequence[str], folder: Path, given: bytes | None = None) -> bytes:
     """What a command prints.
 
     Raises:
@@ -222,4 +320,4 @@ def _said(command: Sequence[str], folder: Path, given: bytes | None = None) -> s
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise PipelineError(f"{command[0]}: {said[-1] if said else f'status {done.returncode}'}")
-    return done.stdout.decode()
+    return done.stdout

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,11 +33,43 @@ def first_tensor(structure: Any) -> Tensor:
     return structure
 
 
+def leaves(structure: Any) -> Iterator[Any]:
+    """All that a structure of sequences and mappings holds, tensors and others."""
+    if isinstance(structure, Mapping):
+        structure = list(structure.values())
+    if isinstance(structure, list | tuple):
+        for each in structure:
+            yield from leaves(each)
+    else:
+        yield structure
+
+
+def rows_in(structure: Any) -> int:
+    """How many examples a structure has."""
+    return len(first_tensor(structure))
+
+
+def pieces(structure: Any, size: int) -> list[Any]:
+    """The same structure with at most so many examples, and again, to the last of them."""
+    return [
+        each_tensor(structure, lambda tensor, first=first: tensor[first : first + size])  # type: ignore[misc]
+        for first in range(0, rows_in(structure), size)
+    ]
+
+
 def called(network: Callable[..., Any], inputs: Any) -> Any:
     """What something answers to inputs: one, several in a sequence, or by name (all at once, if it takes them so)."""
     if isinstance(inputs, Mapping):
         return network(**inputs) if _takes_names(network, inputs) else network(inputs)
     return network(*inputs) if isinstance(inputs, list | tuple) else network(inputs)
+
+
+def given_to(function: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """The arguments of a call as one structure, of which ``called`` makes the same call."""
+    if named:
+        return dict(inspect.signature(function).bind(*arguments, **named).arguments)
+    only = arguments[0] if len(arguments) == 1 else arguments
+    return tuple(arguments) if isinstance(only, list | tuple | Mapping) else only
 
 
 def _takes_names(network: Callable[..., Any], inputs: Mapping[str, Any]) -> bool:

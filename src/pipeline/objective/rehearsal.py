@@ -24,7 +24,7 @@ from torchmetrics import Metric
 from pipeline.ground.errors import PipelineError, SettingsError, one_line, where
 from pipeline.ground.packages import package_of
 from pipeline.ground.randomness import seed_all, undisturbed
-from pipeline.ground.structures import each_tensor, first_row, rows_of
+from pipeline.ground.structures import each_tensor, first_row, given_to, rows_of
 from pipeline.ground.tensors import packed, update_digest
 from pipeline.networks.costs import counting, run_on
 from pipeline.networks.layers import in_evaluation
@@ -164,8 +164,7 @@ class _Onlooker(lightning.Callback):
         self.counts = {name: count // self.examples for name, count in self.live.items()}
 
     def _forward(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        given: Any = named if named and not inputs else inputs
-        self.example = first_row(given[0] if isinstance(given, tuple) and len(given) == 1 else given)
+        self.example = first_row(given_to(self.network.forward, inputs, named))
 
 
 def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:

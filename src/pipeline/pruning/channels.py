@@ -98,7 +98,7 @@ def channel_groups(network: nn.Module, example: Any) -> tuple[tuple[ChannelGroup
     return tuple(group for group in groups if group.name not in wrong), left
 
 
-def dependency_graph(network: nn.Module, example: Tensor) -> torch_pruning.DependencyGraph:
+def dependency_graph(network: nn.Module, example: Any) -> torch_pruning.DependencyGraph:
     """torch-pruning's graph of a network."""
     logging.getLogger("torch_pruning").setLevel(logging.ERROR)
     for parameter in network.parameters():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.deploy.recipe import recipe
 from pipeline.ground.files import write_file
-from pipeline.rounds.choice import network_after
+from pipeline.rounds.choice import subject_of
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.settings.groups import Deploy
@@ -73,9 +73,7 @@ def _made(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[i
     from pipeline.deploy.models import models  # no training waits for ONNX
 
     told(round_.index)
-    found = models(
-        network_after(job, site, round_.index), job.dataset, deploy.calibration_images, deploy.width_multiple
-    )
+    found = models(subject_of(job, site, round_.index), deploy.calibration_images, deploy.width_multiple)
     size = found.size_bytes
     sizes = Sizes(
         size["dense"], size["float32"], size["int8"], deploy.calibration_images, deploy.width_multiple, recipe()

@@ -14,19 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from pipeline.deploy import arm, kernels
 from pipeline.deploy.board.run import processor
-from pipeline.deploy.models import Models, engine_fault, first, models
+from pipeline.deploy.models import Models, engine_fault, models
 from pipeline.deploy.recipe import recipe
-from pipeline.deploy.runtime import latencies, session
+from pipeline.deploy.runtime import Arrays, arrays, latencies, session
 from pipeline.ground import tables
 from pipeline.ground.documents import written
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.files import write_file
-from pipeline.rounds.choice import network_after
+from pipeline.rounds.choice import subject_of
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.settings.groups import Deploy
@@ -128,9 +127,9 @@ def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
 
 def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[str], None]) -> Timing:
     told(f"measuring round {round_.index}")
-    network = network_after(job, site, round_.index)
-    found = models(network, job.dataset, deploy.calibration_images, deploy.width_multiple)
-    one, _ = next(first(job.dataset.raw("validation"), 1))
+    subject = subject_of(job, site, round_.index)
+    found = models(subject, deploy.calibration_images, deploy.width_multiple)
+    one = arrays(next(iter(subject.examples("validation", 1))))
     covered = found.uncovered["float32"] is None and engine_fault(found.float32, one) is None
     here = _forms(found, kernels.target_here() if covered else None)
     times = latencies(
@@ -165,7 +164,7 @@ def _forms(found: Models, target: kernels.Target | None) -> dict[str, tuple[Mode
 
 def _counted(
     ways: Mapping[str, tuple[ModelProto, Path | None]],
-    one: NDArray[np.generic],
+    one: Arrays,
     round_: Round,
     told: Callable[[str], None],
 ) -> dict[str, int]:
@@ -173,7 +172,7 @@ def _counted(
     counts = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.savez(folder / "inputs.npz", allow_pickle=False, inputs=one)
+        np.savez(folder / "inputs.npz", allow_pickle=False, **{f"inputs/{name}": each for name, each in one.items()})
         for way, (model, library) in ways.items():
             told(f"counting the instructions of round {round_.index}, {way}, on an emulated {BOARD.board}")
             file = folder / f"{way}.onnx"

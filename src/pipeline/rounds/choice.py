@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from pipeline.deploy.subject import Subject
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.tensors import unpacked
 from pipeline.rounds.job import Job, Site
@@ -94,3 +95,8 @@ def network_after(job: Job, site: Site, index: int) -> nn.Module:
     network = copy.deepcopy(job.network).cpu().eval()
     network.load_state_dict(unpacked(site.ledger_of(index).state(index).network))
     return network
+
+
+def subject_of(job: Job, site: Site, index: int) -> Subject:
+    """What is deployed of a complete round."""
+    return Subject(network_after(job, site, index), job.dataset, job.trainable, job.score)

@@ -316,7 +316,13 @@ class Deploy:
     reference: bool
     """Whether an int8 bundle carries the float model too, to compare with."""
     max_score_drop: ShareFromZero
-    """How much validation accuracy int8 may lose against float32 (0.01 is one point)."""
+    """How much of the validation score int8 may lose against float32: of one in percent so much (0.01 is one point), of
+    another such a share. Where int8 loses more, the fewest layers that hold it stay in float."""
+    input: Literal["auto", "image", "sound", "arrays"]
+    """What ``run.py predict`` makes the input of: an image file, a WAV file, or arrays as they are; auto: images where
+    the data are the pipeline's own images, else arrays. Of an image a float input gets values from 0 to 1."""
+    sample_rate: Count | None
+    """Samples a second of a sound; null for any."""
     max_bytes: Count | None
     """How big the bundle's model may be; null for no limit."""
     measure: Literal["outcome", "all"]

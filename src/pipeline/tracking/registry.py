@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -19,13 +20,14 @@ from pipeline.tracking.tracker import Tracker
 
 def log_bundle(tracker: Tracker, folder: Path, manifest: Manifest, digest: str) -> None:
     """Logs a bundle and its model to a run and registers the model, once a digest, as ``arm``."""
+    label = re.sub(r"\W+", "_", str(manifest.score["label"]))
     with tracker.store.told():
         figures = {
             **{f"bundle_{kind}_bytes": size for kind, size in manifest.size_bytes.items()},
             **{
-                f"bundle_{split}_accuracy_{kind}": accuracy
-                for split, by_kind in manifest.accuracy.items()
-                for kind, accuracy in by_kind.items()
+                f"bundle_{split}_{label}_{kind}": value
+                for split, by_kind in manifest.scores.items()
+                for kind, value in by_kind.items()
             },
         }
         tracker.store.send(tracker.run_id, metrics(figures, time.time_ns() // 1_000_000, manifest.round))
@@ -55,12 +57,18 @@ def _version(tracker: Tracker, folder: Path, name: str) -> str:
 def _log_model(tracker: Tracker, folder: Path, path: str) -> None:
     """Logs the bundle's model as MLflow's, with the golden inputs as example."""
     golden = np.load(folder / "golden.npz")
+    inputs, outputs = (
+        {key.removeprefix(part): golden[key] for key in golden.files if key.startswith(part)}
+        for part in ("inputs/", "model.onnx/")
+    )
+    example = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    answer = outputs if len(outputs) > 1 else next(iter(outputs.values()))
     with tempfile.TemporaryDirectory() as place:
         mlflow.onnx.save_model(
             onnx.load(folder / "model.onnx"),
             Path(place) / "model",
-            signature=mlflow.models.infer_signature(golden["inputs"], golden["model.onnx"]),
-            input_example=golden["inputs"],
+            signature=mlflow.models.infer_signature(example, answer),
+            input_example=example,
             pip_requirements=(folder / "requirements.txt").read_text().split(),
             onnx_execution_providers=["CPUExecutionProvider"],
             onnx_session_options={"extra_session_config": EXACT},

@@ -10,7 +10,7 @@ import io
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pipeline.data.dataset import Split
+from pipeline.data.dataset import Batch, Split
 from pipeline.ground.errors import PipelineError, one_line
 from pipeline.ground.randomness import derived_seed, seed_all
+from pipeline.ground.structures import each_tensor, leaves, rows_in
 from pipeline.ground.tensors import unpacked
 from pipeline.pruning.masks import Masks, kept
 from pipeline.training.alive import kept_dead
@@ -137,8 +138,19 @@ def train_round(
         return epochs.finish(trainer)
 
 
-def evaluate(trainable: Trainable, split: Split, state: State) -> dict[str, float]:
-    """What the module logs of a state on the validation or the test split; of validation where it has no test."""
+def evaluate(
+    trainable: Trainable,
+    split: Split,
+    state: State,
+    *,
+    forward: Callable[..., Any] | None = None,
+    rows: int | None = None,
+) -> dict[str, float]:
+    """What the module logs of a state on the validation or the test split; of validation where it has no test.
+
+    ``forward`` takes the place of the network's own. With ``rows``, of the first examples: of so many where batches can
+    be cut, else of whole batches.
+    """
     split = split if split in trainable.splits else "validation"
     if split not in trainable.splits:
         return {}
@@ -147,9 +159,66 @@ def evaluate(trainable: Trainable, split: Split, state: State) -> dict[str, floa
     again = [_AfterSetup(lambda: _load(trainable, state))] if trainable.own else []
     trainer = make_trainer(trainable.module, trainable.trainer, again, epochs=1)
     evaluation = trainer.validate if split == "validation" else trainer.test
-    seed_all("data module")
-    evaluation(trainable.module, datamodule=trainable.data((0, 0), Span(0, 0, 0, 0)), verbose=False)
+    data = trainable.data((0, 0), Span(0, 0, 0, 0))
+    loader = "val_dataloader" if split == "validation" else "test_dataloader"
+    whole = getattr(data, loader)
+    with (
+        _standing_in(trainable.network, "forward", forward),
+        _standing_in(data, loader, None if rows is None else lambda: _cut(whole(), rows)),
+    ):
+        seed_all("data module")
+        evaluation(trainable.module, datamodule=data, verbose=False)
     return figures(trainer)
+
+
+@contextmanager
+def _standing_in(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Has an object another attribute within the block; None for its own."""
+    before = dict(vars(owner))
+    if value is not None:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if value is not None:
+            delattr(owner, name)
+            vars(owner).update({name: before[name]} if name in before else {})
+
+
+def _cut(loaders: Any, rows: int) -> Any:
+    """Loaders that give the first examples; what else combines several gives all."""
+    if isinstance(loaders, list | tuple):
+        return [_cut(each, rows) for each in loaders]
+    if isinstance(loaders, Mapping):
+        return {name: _cut(each, rows) for name, each in loaders.items()}
+    return loaders if type(loaders).__name__ == "CombinedLoader" else _FirstRows(loaders, rows)
+
+
+class _FirstRows:
+    """A loader's first examples, in any number of goes."""
+
+    def __init__(self, loader: Any, rows: int) -> None:
+        self.loader, self.rows = loader, rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return first_rows(self.loader, self.rows)
+
+
+def first_rows(batches: Iterable[Any], rows: int) -> Iterator[Any]:
+    """The first batches, until they have so many examples; the last is cut where all of it has a row an example."""
+    left = rows
+    for batch in batches:
+        size = rows_in(batch)
+        parts = batch[:2] if isinstance(batch, Batch) else batch
+        if size > left and {
+            len(each) if isinstance(each, Tensor) and each.ndim else None for each in leaves(parts)
+        } == {size}:
+            cut = each_tensor(parts, lambda tensor, left=left: tensor[:left])  # type: ignore[misc]
+            batch = Batch(cut[0], cut[1], of=left) if isinstance(batch, Batch) else cut
+        yield batch
+        left -= size
+        if left <= 0:
+            return
 
 
 def renewed(trainable: Trainable, plan: RoundPlan, state: State) -> State:
@@ -168,12 +237,11 @@ def renewed(trainable: Trainable, plan: RoundPlan, state: State) -> State:
     again = [_AfterSetup(lambda: _load(trainable, state))] if trainable.own else []
     trainer = make_trainer(trainable.module, trainable.trainer, [*again, _TakesStatistics(layers)], epochs=1)
     data = trainable.data((plan.seed, plan.index), plan.span)
-    data.val_dataloader = data.train_dataloader
     try:
-        seed_all("data module")
-        trainer.validate(trainable.module, datamodule=data, verbose=False)
+        with _standing_in(data, "val_dataloader", data.train_dataloader):
+            seed_all("data module")
+            trainer.validate(trainable.module, datamodule=data, verbose=False)
     finally:
-        del data.val_dataloader
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     return State(capture(trainable.network).network, state.optimizer)
