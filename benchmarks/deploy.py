@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import library, target_here
-from pipeline.deploy.node import one_node
+from pipeline.deploy.node import with_nodes
 from pipeline.deploy.pack import packed
 from pipeline.deploy.runtime import answers, session
 from pipeline.networks import NETWORKS
@@ -71,7 +71,7 @@ def contestants(name: str, density: float, threads: Sequence[int]) -> dict[str, 
     assert target is not None, "no library is for this processor"
     made, image = network(name, density)
     model = exported(made, lambda pixels: pixels.float() / 255, torch.cat([image, image]))
-    node, reason = one_node(packed(lean(model))[0])
+    node, reason = with_nodes(packed(lean(model))[0])
     assert reason is None, reason
     found = {FLOAT: _timed(lean(model), image.numpy(), 1, None)}
     for count in threads:

@@ -267,9 +267,9 @@ BOARD = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import json
-import numpy, run
-manifest = {"input": {"shape": [None, 3, 32, 32], "image": {"mode": "RGB", "shorter_side": 36}}}
-print(json.dumps([run.pixels_of(manifest, file)[0].tolist() for file in sys.argv[2:]]))
+import pathlib, numpy, run
+told = {"kind": "image", "type": "uint8", "shape": [None, 3, 32, 32], "mode": "RGB", "shorter_side": 36}
+print(json.dumps([run.image_in(told, pathlib.Path(file))[0].tolist() for file in sys.argv[2:]]))
 """
 
 

@@ -29,7 +29,7 @@ from pipeline.deploy import card, kernels, signature
 from pipeline.deploy.manifest import Manifest, Origin
 from pipeline.deploy.mixed import within
 from pipeline.deploy.models import Models, check, engine_fault, form, models, positions, unrounded
-from pipeline.deploy.node import opened
+from pipeline.deploy.node import left_to_onnxruntime, opened
 from pipeline.deploy.pack import unpacked
 from pipeline.deploy.runtime import Arrays, answers, arrays, latencies, session, tolerance
 from pipeline.deploy.signature import signing_key
@@ -83,6 +83,7 @@ def make(subject: Subject, *, deploy: Deploy, origin: Origin, folder: Path, told
     told("timing")
     engine = {
         "uncovered": uncovered,
+        "beside": {name: left_to_onnxruntime(files[name]) for name, reason in uncovered.items() if reason is None},
         "libraries": {
             name: {
                 "machine": target.machine,

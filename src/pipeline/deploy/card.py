@@ -36,6 +36,8 @@ def readme(manifest: Manifest, *, signed: bool) -> str:
     for name, each in engine["libraries"].items():
         if each["precision"] == "float16":
             sparse += f"\n`{name}` computes in float16: scores differ by up to {each['tolerance']:.0%} of the largest."
+    if beside := dict.fromkeys(each for one in engine["beside"].values() for each in one):
+        sparse += f"\nBeside it ONNX Runtime computes what it does not know: {', '.join(beside)}."
     if uncovered:
         sparse = f"The sparse engine does not know all of this network ({'; '.join(sorted(uncovered))})."
     latency = manifest.latency["ratio"]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,15 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from pipeline.deploy import pack
 from pipeline.deploy.export import WEIGHTED
-from pipeline.deploy.program import CODINGS, Operation, Shape
+from pipeline.deploy.program import CODINGS, SIDE, Operation, Shape
 
 
 class NotCovered(Exception):
     """Why the engine cannot compute a network, in a phrase."""
+
+
+BATCHES = (5, 7)
+"""Two numbers of examples: what has as many rows as there are, has a row an example."""
 
 
 @dataclass(frozen=True)
@@ -31,48 +35,61 @@ class Weights:
     scale: str | None
 
 
-class Lowering:
-    """One model on its way to a program. Values are numbers, in the order they are made."""
+class Segment:
+    """Nodes of a model on their way to a program. Values are numbers, in the order they are made.
 
-    def __init__(self, model: ModelProto) -> None:
-        self.source = model
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.known = _known_shapes(model)
+    ``inputs`` and ``outputs`` are what they read of others and what others read of them, ``at`` is the node that is
+    lowered.
+    """
+
+    def __init__(self, graph: "Graph", nodes: Sequence[NodeProto]) -> None:
+        self.graph, self.nodes, self.at = graph, nodes, nodes[0]
+        self.constants, self.made, self.readers = graph.constants, graph.made, graph.readers
         self.shapes: list[Shape] = []
         self.operations: list[Operation] = []
         self.numbers: dict[str, int] = {}
-        self.before, self.constant, self.body = _parts(model)
-        self.boundary = self.body[0].input[0]
-        self.made = {name: node for node in self.constant for name in node.output}
-        self.coders = {node.output[0]: node.input[0] for node in self.body if node.op_type in _CODED}
-        self.readers = Counter(name for node in self.body for name in node.input)
-        self.readers.update(output.name for output in model.graph.output)
-        used = {name for node in (*self.constant, *self.body) for name in node.input}
-        self.inputs = [name for name in self.constants if name in used]
+        made = {name for node in nodes for name in node.output}
+        read = dict.fromkeys(name for node in nodes for name in node.input)
+        self.inputs = [name for name in read if name in graph.running and name not in made]
+        outside = graph.readers - Counter(name for node in nodes for name in node.input)
+        self.outputs = [name for node in nodes for name in node.output if outside[name]]
+        self.coders = {node.output[0]: node.input[0] for node in nodes if node.op_type in CODED}
+        self.constant = graph.constant_nodes(nodes)
+        used = {name for node in (*self.constant, *nodes) for name in node.input}
+        self.used = [name for name in self.constants if name in used]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether there are weights in it, which is what the engine is for."""
+        return any(step.kind in ("convolution", "linear") for step in self.operations)
 
     def lower(self) -> None:
-        """Makes the steps.
+        """Makes the operations.
 
         Raises:
-            NotCovered: if the engine cannot compute the network.
+            NotCovered: if the engine cannot compute the nodes.
         """
-        shape = self.known.get(self.boundary, [])
-        if len(shape) not in (2, 4):
-            raise NotCovered(f"an input of {len(shape)} dimensions")
-        channels, *plane = shape[1:]
-        first = self._new((channels, *plane) if plane else (channels, 0, 0))  # type: ignore[arg-type]
-        self.operations.append(Operation("input", first, first))
-        self.numbers[self.boundary] = first
-        for node in self.body:
+        if max(len(self.inputs), len(self.outputs)) > SIDE:
+            raise NotCovered(f"{max(len(self.inputs), len(self.outputs))} inputs or outputs")
+        for place, name in enumerate(self.inputs):
+            number = self._new(self.graph.shape(name))
+            self.operations.append(Operation("input", number, number, weights=place))
+            self.numbers[name] = number
+        for node in self.nodes:
+            self.at = node
             lower = _OPERATORS.get(node.op_type)
-            if lower is None:
+            if lower is None or node.domain:
                 raise NotCovered(f"the operator {node.op_type}")
             lower(self, node)
-        result = self.source.graph.output[0]
-        last = self.numbers[result.name]
-        if self.shapes[last][1] or len(result.type.tensor_type.shape.dim) != 2:
-            raise NotCovered("a result that is not a vector")
-        self.operations.append(Operation("output", last, last))
+        for place, name in enumerate(self.outputs):
+            self.at = self.graph.makers[name]
+            number, asked = self.numbers[name], self.graph.shape(name)
+            if self.shapes[number] == (asked[0], 0, 0) and asked[1:] == (1, 1):
+                self.operations.append(Operation("flatten", number, self._new(asked)))
+                number = self.operations[-1].to
+            if self.shapes[number] != asked:
+                raise NotCovered(f"a {self.graph.makers[name].op_type} of another form")
+            self.operations.append(Operation("output", number, number, weights=place))
 
     def _new(self, shape: Shape) -> int:
         self.shapes.append(shape)
@@ -95,7 +112,8 @@ class Lowering:
         if node.op_type == "QuantizeLinear":
             scale, zero = (numpy_helper.to_array(self.constants[name]) for name in node.input[1:3])
             producer = self._producer(source)
-            if zero == 0 and zero.dtype == np.uint8 and not producer.relu and producer.kind != "input":
+            prepared = producer.kind == "input" and node.input[0] in self.graph.prepared
+            if zero == 0 and zero.dtype == np.uint8 and not producer.relu and not prepared:
                 self._bound(node, 255 * float(scale))
 
     def _producer(self, value: int) -> Operation:
@@ -190,7 +208,7 @@ class Lowering:
         bias, bias_scale = (*node.input, "")[2], None
         if bias in self.made:
             bias, bias_scale, *_ = self.made[bias].input
-        places = {name: place + 1 for place, name in enumerate(self.inputs)}
+        places = {name: place for place, name in enumerate(self.used, start=len(self.inputs))}
         if [places[name] - places[weights.streams[0]] for name in weights.streams] != list(range(len(weights.streams))):
             raise NotCovered("weights that are scattered over the file")
         return replace(
@@ -270,7 +288,11 @@ class Lowering:
     def flatten(self, node: NodeProto) -> None:
         source = self.numbers[node.input[0]]
         channels, height, width = self.shapes[source]
-        if _attributes(node).get("axis", 1) != 1 or len(self.known.get(node.output[0], [])) != 2:
+        if _attributes(node).get("axis", 1) != 1 or self.graph.shape(node.output[0]) != (
+            channels * max(height, 1) * max(width, 1),
+            0,
+            0,
+        ):
             raise NotCovered(f"a {node.op_type} that does not make a vector")
         if height:
             self._emit(node, Operation("flatten", source, self._new((channels * height * width, 0, 0))))
@@ -278,47 +300,137 @@ class Lowering:
             self.numbers[node.output[0]] = source
 
 
-_CODED = ("QuantizeLinear", "DequantizeLinear")
+CODED = ("QuantizeLinear", "DequantizeLinear")
 _OPERATORS = {
-    "QuantizeLinear": Lowering.coded,
-    "DequantizeLinear": Lowering.coded,
-    "Conv": Lowering.conv,
-    "Gemm": Lowering.gemm,
-    "Relu": Lowering.relu,
-    "Clip": Lowering.clip,
-    "Add": Lowering.add,
-    "MaxPool": Lowering.pool,
-    "AveragePool": Lowering.pool,
-    "GlobalAveragePool": Lowering.mean,
-    "ReduceMean": Lowering.mean,
-    "Flatten": Lowering.flatten,
-    "Reshape": Lowering.flatten,
+    "QuantizeLinear": Segment.coded,
+    "DequantizeLinear": Segment.coded,
+    "Conv": Segment.conv,
+    "Gemm": Segment.gemm,
+    "Relu": Segment.relu,
+    "Clip": Segment.clip,
+    "Add": Segment.add,
+    "MaxPool": Segment.pool,
+    "AveragePool": Segment.pool,
+    "GlobalAveragePool": Segment.mean,
+    "ReduceMean": Segment.mean,
+    "Flatten": Segment.flatten,
+    "Reshape": Segment.flatten,
 }
 
 
-def _parts(model: ModelProto) -> tuple[list[NodeProto], list[NodeProto], list[NodeProto]]:
-    """Nodes of the preprocessing, those that depend on constants alone, and the network itself."""
-    running = {model.graph.input[0].name}
-    constant, dynamic = [], []
-    for node in model.graph.node:
-        if running.isdisjoint(node.input):
-            constant.append(node)
-        else:
-            dynamic.append(node)
-            running |= set(node.output)
-    first = next((place for place, node in enumerate(dynamic) if node.op_type in WEIGHTED), None)
-    if first is None:
-        raise NotCovered("a network without layers")
-    while first and dynamic[first - 1].op_type in _CODED:
-        first -= 1
-    before, body = dynamic[:first], dynamic[first:]
-    made = {name for node in before for name in node.output} | {model.graph.input[0].name}
-    if {name for node in body for name in node.input} & made != {body[0].input[0]} or len(model.graph.output) != 1:
-        raise NotCovered("a network of several inputs or outputs")
-    needed = {name for node in before for name in node.input}
-    if any(needed & set(node.output) for node in constant):
-        raise NotCovered("preprocessing with packed constants")
-    return before, constant, body
+class Graph:
+    """A packed model, and which of its nodes the engine computes: ``segments``, none of which waits for itself.
+
+    ``left`` are the other nodes that depend on the inputs, ``reasons`` why they are not computed, a phrase each.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.source = model
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.running = {each.name for each in model.graph.input}
+        self.nodes: list[NodeProto] = []
+        self.made: dict[str, NodeProto] = {}
+        for node in model.graph.node:
+            if self.running.isdisjoint(node.input):
+                self.made |= dict.fromkeys(node.output, node)
+            else:
+                self.nodes.append(node)
+                self.running |= set(node.output)
+        self.makers = {name: node for node in self.nodes for name in node.output}
+        self.readers = Counter(name for node in self.nodes for name in node.input)
+        self.readers.update(output.name for output in model.graph.output)
+        self._shapes = _shapes(model)
+        self.prepared = {each.name for each in model.graph.input}
+        self.reasons: dict[str, None] = {}
+        self.segments = self._segments()
+        taken = {id(node) for segment in self.segments for node in segment.nodes}
+        self.left = [node for node in self.nodes if id(node) not in taken]
+
+    def shape(self, name: str) -> Shape:
+        """Channels, height and width of an activation.
+
+        Raises:
+            NotCovered: if it is no batch of planes or of vectors of floats, of a size that is known.
+        """
+        sides = self._shapes.get(name)
+        if sides is None:
+            raise NotCovered("a value whose size is not known, or that has no row an example")
+        if len(sides) not in (1, 3):
+            raise NotCovered(f"a value of {len(sides) + 1} dimensions")
+        channels, height, width = (*sides, 0, 0)[:3]
+        return channels, height, width
+
+    def constant_nodes(self, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+        """The nodes that depend on constants alone and that these nodes need, in order."""
+        needed: set[int] = set()
+        asked = [name for node in nodes for name in node.input]
+        while asked:
+            node = self.made.get(asked.pop())
+            if node is not None and id(node) not in needed:
+                needed.add(id(node))
+                asked += node.input
+        return [node for node in self.source.graph.node if id(node) in needed]
+
+    def _segments(self) -> list[Segment]:
+        """Greatest sets of nodes that the engine computes, apart wherever one waits for a node that it does not."""
+        first = next((place for place, node in enumerate(self.nodes) if node.op_type in WEIGHTED), None)
+        if first is None:
+            self.reasons["a network without layers"] = None
+            return []
+        while first and self.nodes[first - 1].op_type in CODED:
+            first -= 1
+        self.prepared |= {name for node in self.nodes[:first] for name in node.output}
+        known = {id(node) for node in self.nodes[first:] if self._known(node)}
+        while True:
+            segments = [Segment(self, nodes) for nodes in self._apart(known)]
+            refused = [fault for segment in segments if (fault := self._fault(segment)) is not None]
+            if not refused:
+                return [segment for segment in segments if segment.weighted]
+            known -= {id(node) for node in refused}
+
+    def _apart(self, known: Collection[int]) -> list[list[NodeProto]]:
+        """The nodes that are known, apart where one waits for another that is not, or where nothing connects them."""
+        levels: dict[str, int] = {}
+        by_level: dict[int, list[NodeProto]] = {}
+        for node in self.nodes:  # known ones are on odd levels, others on even ones
+            level = max((levels.get(name, 0) for name in node.input), default=0)
+            level += (level % 2 == 1) != (id(node) in known)
+            levels |= dict.fromkeys(node.output, level)
+            if id(node) in known:
+                by_level.setdefault(level, []).append(node)
+        return [part for level in sorted(by_level) for part in _connected(by_level[level])]
+
+    def _fault(self, segment: Segment) -> NodeProto | None:
+        """Lowers a segment; the node for which that cannot be."""
+        try:
+            segment.lower()
+        except NotCovered as reason:
+            self.reasons[str(reason)] = None
+            return segment.at
+        return None
+
+    def _known(self, node: NodeProto) -> bool:
+        """Whether the engine computes a node, were it alone."""
+        try:
+            if node.op_type in CODED:  # what is between the two is no float
+                self.shape(node.input[0] if node.op_type == "QuantizeLinear" else node.output[0])
+                return node.op_type == "QuantizeLinear" or self.makers[node.input[0]].op_type == "QuantizeLinear"
+            Segment(self, [node]).lower()
+        except NotCovered as reason:
+            self.reasons[str(reason)] = None
+            return False
+        return True
+
+
+def _connected(nodes: Sequence[NodeProto]) -> list[list[NodeProto]]:
+    """Nodes in order, apart where no value leads from some to others."""
+    groups: list[tuple[set[str], list[NodeProto]]] = []
+    for node in nodes:
+        touched = [group for group in groups if not group[0].isdisjoint(node.input)]
+        names = set(node.output).union(*(group[0] for group in touched))
+        members = [each for each in nodes if any(each in group[1] for group in touched)]
+        groups = [group for group in groups if group not in touched] + [(names, [*members, node])]
+    return [members for _, members in groups]
 
 
 def _attributes(node: NodeProto) -> Mapping[str, Any]:
@@ -332,10 +444,25 @@ def _even(values: Sequence[int], what: str) -> int:
     return values[0]
 
 
-def _known_shapes(model: ModelProto) -> dict[str, list[int]]:
-    """Shapes of values by name; the batch and what is not known are 0."""
-    inferred = onnx.shape_inference.infer_shapes(pack.unpacked(model)).graph
+def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
+    """Sides of an example of the values that are floats, a row an example, and of a size that is known."""
+    few, more = (_sides(model, batch) for batch in BATCHES)
     return {
-        value.name: [each.dim_value for each in value.type.tensor_type.shape.dim]
+        name: sides[1:]
+        for name, sides in few.items()
+        if sides[:1] == BATCHES[:1] and more.get(name) == (BATCHES[1], *sides[1:]) and all(sides)
+    }
+
+
+def _sides(model: ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
+    """Sides of the values that are floats, for a batch of so many; 0 where they are not known."""
+    fixed = pack.unpacked(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        if (sides := value.type.tensor_type.shape.dim) and not sides[0].HasField("dim_value"):
+            sides[0].dim_value = batch
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    return {
+        value.name: tuple(each.dim_value for each in value.type.tensor_type.shape.dim)
         for value in (*inferred.value_info, *inferred.input, *inferred.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }

@@ -64,7 +64,8 @@ class Manifest(Origin):
     onnxruntime: Mapping[str, str]
     """``oldest`` and ``newest`` version."""
     engine: Mapping[str, Any]
-    """Of the sparse engine: why a model is ``uncovered``, ``libraries`` by file, why some are ``missing``, and the
+    """Of the sparse engine: why a model is ``uncovered``, or the operators that ONNX Runtime computes ``beside`` it,
+    ``libraries`` by file, why some are ``missing``, and the
     versions of ``onnxruntime`` that they were tried with."""
     versions: Mapping[str, str]
 

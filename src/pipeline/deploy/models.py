@@ -13,7 +13,7 @@ from pipeline.deploy import kernels
 from pipeline.deploy.board.run import difference
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.folding import folded
-from pipeline.deploy.node import one_node, opened
+from pipeline.deploy.node import computed_by_the_engine, opened, with_nodes
 from pipeline.deploy.pack import PackedTensor, packed, unpacked
 from pipeline.deploy.quantize import Calibrated, with_float_activations
 from pipeline.deploy.runtime import BATCH, Arrays, answers, arrays, optimised_operators, session
@@ -66,7 +66,7 @@ def models(
     plain, smallest, smaller = _exports(subject, calibration[0], multiple)
     source = folded(smallest)
     float32, facts = packed(lean(source, metadata))
-    float32, fault = one_node(float32)
+    float32, fault = with_nodes(float32)
     try:
         calibrated = Calibrated(source, map(arrays, calibration))
     except Exception as error:  # ONNX Runtime's tools for int8 have no class of their own for what they cannot do
@@ -100,7 +100,7 @@ def with_float_layers(found: Models, layers: Collection[str]) -> Models:
     except Exception as error:
         raise PipelineError(f"the network cannot be brought to int8: {one_line(first_cause(error))}") from error
     model, facts = packed(int8)
-    model, fault = one_node(model)
+    model, fault = with_nodes(model)
     uncovered = {**found.uncovered, "int8": fault}
     return replace(found, int8=model, int8_facts=facts, uncovered=uncovered, float_layers=tuple(layers))
 
@@ -140,7 +140,12 @@ def check(found: Models, subject: Subject, inputs: Any) -> list[str]:
 
 def unrounded(model: ModelProto, inputs: Arrays) -> Arrays:
     """What the sparse engine has to answer: outputs of a packed model with activations that are not rounded."""
-    return answers(session(with_float_activations(unpacked(opened(model)))), inputs)
+    return answers(session(unrounded_model(model)), inputs)
+
+
+def unrounded_model(model: ModelProto) -> ModelProto:
+    """The dense graph that computes what a packed model does by the sparse engine."""
+    return with_float_activations(unpacked(opened(model)), computed_by_the_engine(model))
 
 
 def engine_fault(model: ModelProto, inputs: Arrays) -> str | None:

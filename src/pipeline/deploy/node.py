@@ -1,66 +1,120 @@
-"""A packed model as one node: its graph is the node's body, and beside it is a program for the sparse engine.
+"""A packed model with nodes for the sparse engine: each has a part of the graph as its body, and a program beside it.
 
-ONNX Runtime that knows nothing of the node runs the body, which is the graph as it was. With the engine's library
-registered (``kernels``) it hands the node to that, which reads the same packed weights.
+ONNX Runtime that knows nothing of such a node runs the body, which is the graph as it was. With the engine's library
+registered (``kernels``) it hands the node to that, which reads the same packed weights. What the engine does not know
+stands between the nodes as it was.
 """
 
 from onnx import FunctionProto, ModelProto, NodeProto, helper
 
-from pipeline.deploy.lowering import Lowering, NotCovered
+from pipeline.deploy.lowering import Graph, Segment
 from pipeline.deploy.program import integers
 from pipeline.ground.errors import one_line
 
-DOMAIN, OPERATOR = "rewind.engine", "Net"
+DOMAIN, OPERATOR, MOST = "rewind.engine", "Net", 100
+"""Of the engine's nodes; they are called Net, Net1, and so on."""
 
 
-def one_node(model: ModelProto) -> tuple[ModelProto, str | None]:
-    """The packed model with its network as one node, and why the engine does not cover it (then it is as it was)."""
+def with_nodes(model: ModelProto) -> tuple[ModelProto, str | None]:
+    """The packed model with the engine's nodes, and why there is none (then it is as it was)."""
     try:
-        lowered = Lowering(model)
-        lowered.lower()
-    except NotCovered as reason:
-        return model, str(reason)
+        graph = Graph(model)
     except Exception as error:  # a graph as no exporter here has made one; ONNX Runtime computes it
         return model, f"a form of operator that it was not made for ({one_line(error)})"
+    segments = graph.segments[:MOST]
+    if not segments:
+        return model, next(iter(graph.reasons), "a network without layers")
     result = ModelProto()
     result.CopyFrom(model)
-    node = helper.make_node(
-        OPERATOR,
-        [lowered.boundary, *lowered.inputs],
-        [model.graph.output[0].name],
-        domain=DOMAIN,
-        program=integers(lowered.shapes, lowered.operations),
-    )
+    taken = {id(node): segment for segment in segments for node in segment.nodes}
+    left = [node for node in graph.nodes if id(node) not in taken]
+    nodes = [*graph.constant_nodes([*left, _reading(graph)]), *left]
+    for number, segment in enumerate(segments):
+        name = OPERATOR + (str(number) if number else "")
+        nodes.append(
+            helper.make_node(
+                name,
+                [*segment.inputs, *segment.used],
+                segment.outputs,
+                domain=DOMAIN,
+                program=integers(segment.shapes, segment.operations),
+            )
+        )
+        result.functions.append(_function(name, segment, model))
     del result.graph.node[:]
-    result.graph.node.extend([*lowered.before, node])
-    result.functions.append(_function(lowered))
+    result.graph.node.extend(_in_order(nodes, {each.name for each in (*model.graph.input, *model.graph.initializer)}))
     result.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return result, None
 
 
+def _reading(graph: Graph) -> NodeProto:
+    """A node that reads what the graph answers: its outputs may be constants."""
+    return helper.make_node("Identity", [each.name for each in graph.source.graph.output], [])
+
+
+def _in_order(nodes: list[NodeProto], known: set[str]) -> list[NodeProto]:
+    """Nodes, each behind those that make what it reads."""
+    waiting, found = list(nodes), []
+    while waiting:
+        ready = [node for node in waiting if all(name in known or not name for name in node.input)]
+        assert ready, "no part of a network waits for itself"
+        for node in ready:
+            known |= set(node.output)
+        found += ready
+        waiting = [node for node in waiting if not any(node is each for each in ready)]
+    return found
+
+
+def left_to_onnxruntime(model: ModelProto) -> list[str]:
+    """Operators that a model has behind and between the engine's nodes, in order of their first node."""
+    behind: set[str] = set()
+    found: dict[str, None] = {}
+    for node in model.graph.node:
+        if node.domain == DOMAIN or not behind.isdisjoint(node.input):
+            behind |= set(node.output)
+            if node.domain != DOMAIN:
+                found[node.op_type] = None
+    return list(found)
+
+
+def computed_by_the_engine(model: ModelProto) -> set[str]:
+    """Names of the values that the engine's nodes compute, as ``opened`` names them."""
+    bodies = (function for function in model.functions if function.domain == DOMAIN)
+    return {name.removeprefix("_") for body in bodies for node in body.node for name in node.output}
+
+
 def opened(model: ModelProto) -> ModelProto:
-    """The packed model that ``one_node`` made a model of; any other model is as it was."""
-    if not model.functions or model.functions[-1].domain != DOMAIN:
-        return model
+    """The packed model that ``with_nodes`` made a model of; any other model is as it was."""
+    bodies = {function.name: function for function in model.functions if function.domain == DOMAIN}
     result = ModelProto()
     result.CopyFrom(model)
-    body = result.functions.pop()
-    for node in body.node:
-        for side in (node.input, node.output):
-            side[:] = [name.removeprefix("_") for name in side]
-    around = [node for node in result.graph.node if node.domain != DOMAIN]
+    others = [each for each in result.functions if each.domain != DOMAIN]
+    del result.functions[:]
+    result.functions.extend(others)
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        for each in bodies[node.op_type].node:
+            copy = NodeProto()
+            copy.CopyFrom(each)
+            for side in (copy.input, copy.output):
+                side[:] = [name.removeprefix("_") for name in side]
+            if not any(set(copy.output) <= set(other.output) for other in nodes):  # constants of two bodies
+                nodes.append(copy)
     del result.graph.node[:]
-    result.graph.node.extend([*around, *body.node])
+    result.graph.node.extend(nodes)
     opsets = [each for each in result.opset_import if each.domain != DOMAIN]
     del result.opset_import[:]
     result.opset_import.extend(opsets)
     return result
 
 
-def _function(lowered: Lowering) -> FunctionProto:
-    """The node's body. Its names are in one scope with those around the node, so each has a mark."""
+def _function(name: str, segment: Segment, model: ModelProto) -> FunctionProto:
+    """A node's body. Its names are in one scope with those around the node, so each has a mark."""
     nodes = []
-    for node in (*lowered.constant, *lowered.body):
+    for node in (*segment.constant, *segment.nodes):
         copy = NodeProto()
         copy.CopyFrom(node)
         inputs, outputs = ([name and f"_{name}" for name in side] for side in (node.input, node.output))
@@ -70,10 +124,10 @@ def _function(lowered: Lowering) -> FunctionProto:
         nodes.append(copy)
     return helper.make_function(
         DOMAIN,
-        OPERATOR,
-        [f"_{name}" for name in (lowered.boundary, *lowered.inputs)],
-        [f"_{lowered.source.graph.output[0].name}"],
+        name,
+        [f"_{each}" for each in (*segment.inputs, *segment.used)],
+        [f"_{each}" for each in segment.outputs],
         nodes,
-        [each for each in lowered.source.opset_import if each.domain != DOMAIN],
+        [each for each in model.opset_import if each.domain != DOMAIN],
         ["program"],
     )

@@ -1,7 +1,8 @@
 """What the sparse engine is told to compute: operations on activations, and the integers that it reads of them.
 
-A program is a list of integers: how many there are of both, the activations' shapes, then the operations, as the engine
-declares them.
+A program is a list of integers: how many there are of activations, operations, inputs and outputs; the activations'
+shapes; then the operations, as the engine declares them. Inputs come first and outputs last, and their ``weights`` says
+which they are.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import numpy as np
 KINDS = (
     "input", "output", "split", "convolution", "linear", "add", "max_pool", "average_pool", "mean", "flatten",
 )  # fmt: skip
+SIDE = 64
+"""Inputs, and outputs, that a program has at most."""
 CODINGS = ("", "Mask", "Gaps", "Rice")
 
 
@@ -54,6 +57,7 @@ Shape = tuple[int, int, int]
 
 def integers(shapes: Sequence[Shape], steps: Sequence[Operation]) -> list[int]:
     """A program as the engine reads it; activations that do not live at once share a place."""
+    sides = [sum(step.kind == kind for step in steps) for kind in ("input", "output")]
     pads: dict[tuple[int, int], int] = {}
     for step in steps:
         if step.kind == "convolution":
@@ -75,7 +79,7 @@ def integers(shapes: Sequence[Shape], steps: Sequence[Operation]) -> list[int]:
                 free.remove(place)
             places[step.to] = place
         free += [places[value] for value in {step.source, step.residual} - {None} if last[value] == number]  # type: ignore[index]
-    integers = [len(found), len(steps)]
+    integers = [len(found), len(steps), *sides]
     for (channels, height, width), _ in found:
         integers += _record([channels, height, width, pads.get((height, width), 0)])
     for step in steps:

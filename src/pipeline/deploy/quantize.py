@@ -108,8 +108,9 @@ def quantised(model: ModelProto, batches: Iterable[Mapping[str, NDArray[Any]]]) 
     return Calibrated(model, batches).quantised()
 
 
-def with_float_activations(model: ModelProto) -> ModelProto:
-    """The int8 model with its weights as they are and activations that are not rounded, as the sparse engine computes.
+def with_float_activations(model: ModelProto, names: Collection[str]) -> ModelProto:
+    """The int8 model with its weights as they are and activations of these names not rounded, as the sparse engine
+    computes them.
 
     Quantised and back is a clamp where the range begins at 0, and else nothing.
     """
@@ -117,21 +118,23 @@ def with_float_activations(model: ModelProto) -> ModelProto:
     result.CopyFrom(model)
     graph = result.graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    names: dict[str, str] = {}
+    sources: dict[str, str] = {}
     others = []
     for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        if node.op_type == "QuantizeLinear" and tensors[node.input[2]] == 0:
+        node.input[:] = [sources.get(name, name) for name in node.input]
+        if not set(node.output) <= set(names):
+            others.append(node)
+        elif node.op_type == "QuantizeLinear" and tensors[node.input[2]] == 0:
             high = 255 * tensors[node.input[1]]
             bounds = [numpy_helper.from_array(each, f"{node.output[0]}.{each}") for each in (0 * high, high)]
             graph.initializer.extend(bounds)
             others.append(helper.make_node("Clip", [node.input[0], *(each.name for each in bounds)], [node.output[0]]))
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in tensors:
-            names[node.output[0]] = node.input[0]
+            sources[node.output[0]] = node.input[0]
         else:
             others.append(node)
     others += [
-        helper.make_node("Identity", [names[each.name]], [each.name]) for each in graph.output if each.name in names
+        helper.make_node("Identity", [sources[each.name]], [each.name]) for each in graph.output if each.name in sources
     ]
     del graph.node[:]
     graph.node.extend(others)

@@ -26,10 +26,7 @@ from pipeline.deploy import arm
 from pipeline.deploy.board.run import Refused, checked_manifest, difference
 from pipeline.deploy.bundle import DENSE, PROGRAM
 from pipeline.deploy.manifest import Manifest, read
-from pipeline.deploy.models import form, structured, unrounded
-from pipeline.deploy.node import opened
-from pipeline.deploy.pack import unpacked
-from pipeline.deploy.quantize import with_float_activations
+from pipeline.deploy.models import form, structured, unrounded, unrounded_model
 from pipeline.deploy.runtime import Arrays, answers, arrays, session
 from pipeline.deploy.subject import RECORDED, Form, Subject
 from pipeline.ground.errors import PipelineError
@@ -131,7 +128,7 @@ def tried(bundle: Path, subject: Subject, manifest: Manifest, rows: int | None) 
 
     forms = {name: form(model, subject) for name, model in loaded.items()}
     forms |= {
-        f"{name}, sparse": form(with_float_activations(unpacked(opened(model))), subject)
+        f"{name}, sparse": form(unrounded_model(model), subject)
         for name, model in loaded.items()
         if manifest.engine["uncovered"][name] is None
     }

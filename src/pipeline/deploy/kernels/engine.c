@@ -49,24 +49,32 @@ static void worked(void *given, size_t part) {
         case MAX_POOL:
         case AVERAGE_POOL: pooled(s, from, to, in, out, begin, end); break;
         case MEAN: averaged(s, from, in, out, begin, end); break;
-        case FLATTEN: flattened(from, in, out, begin, end); break;
+        case FLATTEN: flattened(from, to, in, out, begin, end); break;
     }
 }
 
 enum { PARTS = 16, WORTH_A_THREAD = 1 << 18 }; /* multiply-adds below which a step stays on its thread */
 
-/* From `in` (input of one image) to `out` (its scores). With a context, long steps are shared among its threads. */
-static status *inferred(const network *net, number **activations, const float *in, float *out, const kernel_context *context) {
+enum { SIDE = 64 }; /* inputs that are no constants, and outputs: at most so many */
+
+typedef struct { /* where a network's inputs and outputs lie, and how many numbers an image has in each */
+    const float *in[SIDE];
+    float *out[SIDE];
+    int64_t in_size[SIDE], out_size[SIDE];
+} ends;
+
+/* One image of a batch. With a context, long steps are shared among its threads. */
+static status *inferred(const network *net, number **activations, const ends *e, size_t image, const kernel_context *context) {
     for (int64_t i = 0; i < net->step_count; i++) {
         const step *s = net->steps + i;
         const layer *l = net->layers + i;
         const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
         if (s->kind == INPUT) {
-            copied_in(to, in, activations[s->to]);
+            copied_in(to, e->in[s->weights] + image * e->in_size[s->weights], activations[s->to]);
             continue;
         }
         if (s->kind == OUTPUT) {
-            for (int64_t o = 0; o < from->shape.channels; o++) out[o] = activations[s->from][o];
+            copied_out(from, activations[s->from], e->out[s->weights] + image * e->out_size[s->weights]);
             continue;
         }
         int64_t units = s->kind == FLATTEN || s->kind == SPLIT ? from->shape.channels : to->shape.channels;
@@ -118,9 +126,7 @@ static void returned(network *net, workspace *space) {
 
 typedef struct {
     network *net;
-    const float *in;
-    float *out;
-    int64_t input_size, output_size;
+    ends ends;
     int failed;
 } batch;
 
@@ -131,41 +137,55 @@ static void one_of(void *given, size_t i) {
         __atomic_store_n(&b->failed, 1, __ATOMIC_RELAXED);
         return;
     }
-    inferred(b->net, space->activations, b->in + i * b->input_size, b->out + i * b->output_size, NULL);
+    inferred(b->net, space->activations, &b->ends, i, NULL);
     returned(b->net, space);
+}
+
+/* Where input `i` lies, whose `images` must be those of the first. */
+static status *found(network *net, kernel_context *context, int64_t i, ends *e, int64_t *images) {
+    const api *api = net->api;
+    const value *input;
+    tensor_shape *shape;
+    int64_t dimensions[4] = {0};
+    size_t count, size = 0;
+    int type = 0;
+    status *failed = api->input(context, i, &input);
+    if (failed || (failed = api->shape_of(input, &shape))) return failed;
+    failed = api->dimension_count(shape, &count);
+    if (!failed) failed = api->dimensions(shape, dimensions, count < 4 ? count : 4);
+    if (!failed) failed = api->element_count(shape, &size);
+    if (!failed) failed = api->element_type(shape, &type);
+    api->release_shape(shape);
+    if (failed) return failed;
+    if (i == 0) *images = dimensions[0];
+    e->in_size[i] = elements(net->layouts[net->steps[i].to].shape);
+    if (type != FLOAT || dimensions[0] != *images || (int64_t)size != *images * e->in_size[i])
+        return api->create_status(FAILED, "rewind sparse engine: an input has another shape than the network takes");
+    return api->tensor_data((value *)input, (void **)&e->in[i]);
 }
 
 static status *compute(void *kernel, kernel_context *context) {
     network *net = kernel;
     const api *api = net->api;
-    const value *input;
-    value *output;
-    tensor_shape *shape;
-    int64_t dimensions[4] = {0};
-    size_t count;
-    batch b = {.net = net,
-               .input_size = elements(net->layouts[net->steps[0].to].shape),
-               .output_size = elements(net->layouts[net->steps[net->step_count - 1].from].shape)};
-    status *failed = api->input(context, 0, &input);
-    if (failed || (failed = api->shape_of(input, &shape))) return failed;
-    failed = api->dimension_count(shape, &count);
-    if (!failed) failed = api->dimensions(shape, dimensions, count < 4 ? count : 4);
-    size_t size = 0;
-    if (!failed) failed = api->element_count(shape, &size);
-    api->release_shape(shape);
+    batch b = {.net = net};
+    int64_t images = 0;
+    status *failed = NULL;
+    for (int64_t i = 0; i < net->given && !failed; i++) failed = found(net, context, i, &b.ends, &images);
+    for (int64_t i = 0; i < net->asked && !failed; i++) {
+        shape s = net->layouts[net->steps[net->step_count - net->asked + i].from].shape;
+        int64_t dimensions[4] = {images, s.channels, s.height, s.width};
+        value *output;
+        b.ends.out_size[i] = elements(s);
+        failed = api->output(context, i, dimensions, s.height ? 4 : 2, &output);
+        if (!failed) failed = api->tensor_data(output, (void **)&b.ends.out[i]);
+    }
     if (failed) return failed;
-    if ((int64_t)size != dimensions[0] * b.input_size)
-        return api->create_status(FAILED, "rewind sparse engine: the input has another shape than the network takes");
-    int64_t scores[2] = {dimensions[0], b.output_size};
-    if ((failed = api->output(context, 0, scores, 2, &output))) return failed;
-    if ((failed = api->tensor_data((value *)input, (void **)&b.in))) return failed;
-    if ((failed = api->tensor_data(output, (void **)&b.out))) return failed;
-    if (dimensions[0] > 1) {
-        failed = api->parallel_for(context, one_of, dimensions[0], 0, &b);
-    } else if (dimensions[0] == 1) {
+    if (images > 1) {
+        failed = api->parallel_for(context, one_of, images, 0, &b);
+    } else if (images == 1) {
         workspace *space = borrowed(net);
         b.failed = !space;
-        if (space) failed = inferred(net, space->activations, b.in, b.out, context), returned(net, space);
+        if (space) failed = inferred(net, space->activations, &b.ends, 0, context), returned(net, space);
     }
     if (!failed && b.failed) failed = api->create_status(FAILED, "rewind sparse engine: out of memory");
     return failed;
@@ -189,7 +209,7 @@ static status *create(const custom_operator *self, const api *api, const kernel_
     size_t size = 0, inputs = 0;
     status *failed = api->integers(info, "program", NULL, &size);
     if (failed || (failed = api->input_count(info, &inputs))) return failed;
-    int64_t *program = calloc(size + 2, sizeof *program);
+    int64_t *program = calloc(size + 4, sizeof *program);
     constant *constants = calloc(inputs, sizeof *constants);
     network *net = calloc(1, sizeof *net);
     const char *wrong = "rewind sparse engine: out of memory";
@@ -197,14 +217,16 @@ static status *create(const custom_operator *self, const api *api, const kernel_
     pthread_mutex_init(&net->lock, NULL);
     if ((failed = api->integers(info, "program", program, &size))) goto refuse;
     net->api = api;
-    net->activation_count = program[0], net->step_count = program[1];
+    net->activation_count = program[0], net->step_count = program[1], net->given = program[2], net->asked = program[3];
     wrong = "rewind sparse engine: the program is not one that this library knows";
-    if (!in_range(program[0], 1, 1 << 16) || !in_range(program[1], 2, 1 << 16)) goto refuse;
+    if (!in_range(program[0], 1, 1 << 16) || !in_range(program[1], 2, 1 << 16) || !in_range(program[2], 1, SIDE) ||
+        !in_range(program[3], 1, SIDE) || program[2] + program[3] > program[1] || (size_t)program[2] > inputs)
+        goto refuse;
     net->layouts = calloc(net->activation_count, sizeof *net->layouts);
     net->steps = calloc(net->step_count, sizeof *net->steps);
     net->layers = calloc(net->step_count, sizeof *net->layers);
     if (!net->layouts || !net->steps || !net->layers) goto refuse;
-    const int64_t *at = program + 2, *end = program + size;
+    const int64_t *at = program + 4, *end = program + size;
     for (int64_t i = 0; i < net->activation_count; i++) at = told(at, end, &net->layouts[i].shape, SHAPE_FIELDS);
     for (int64_t i = 0; i < net->step_count; i++) at = told(at, end, net->steps + i, STEP_FIELDS);
     if (at != end || !fits(net, inputs)) goto refuse;
@@ -212,7 +234,7 @@ static status *create(const custom_operator *self, const api *api, const kernel_
         net->layouts[i] = laid_out(net->layouts[i].shape);
         if (!masked(net->layouts + i)) goto refuse;
     }
-    for (size_t i = 1; i < inputs; i++) {
+    for (size_t i = net->given; i < inputs; i++) {
         const value *tensor = NULL;
         tensor_shape *shape;
         int is_constant = 0;
@@ -240,17 +262,26 @@ refuse:
     return failed ? failed : api->create_status(FAILED, wrong);
 }
 
-static const char *name(const custom_operator *self) { return "Net"; }
+/* A model has a node for each part of its network that is computed here: Net, Net1, Net2, ... */
+
+enum { NODES = 100 };
+typedef struct {
+    custom_operator operator;
+    char name[8];
+} named;
+
+static const char *name(const custom_operator *self) { return ((const named *)self)->name; }
 static const char *provider(const custom_operator *self) { return NULL; }
 static size_t two(const custom_operator *self) { return 2; }
 static size_t one(const custom_operator *self) { return 1; }
 static int input_type(const custom_operator *self, size_t i) { return i ? ANY : FLOAT; }
 static int output_type(const custom_operator *self, size_t i) { return FLOAT; }
 static int input_characteristic(const custom_operator *self, size_t i) { return i ? VARIADIC : REQUIRED; }
-static int output_characteristic(const custom_operator *self, size_t i) { return REQUIRED; }
+static int output_characteristic(const custom_operator *self, size_t i) { return VARIADIC; }
 static int in_memory(const custom_operator *self, size_t i) { return 0; }
 static int at_least_one(const custom_operator *self) { return 1; }
 static int never(const custom_operator *self) { return 0; }
+static int always(const custom_operator *self) { return 1; }
 
 static const custom_operator NET = {
     .version = OPERATOR_INTERFACE,
@@ -267,16 +298,25 @@ static const custom_operator NET = {
     .fewest_inputs = at_least_one,
     .inputs_of_one_type = never,
     .fewest_outputs = at_least_one,
-    .outputs_of_one_type = never,
+    .outputs_of_one_type = always,
     .create_or_fail = create,
     .compute_or_fail = compute,
 };
+static named OPERATORS[NODES];
 
 __attribute__((visibility("default"))) status *RegisterCustomOps(session_options *options, const api_base *base) {
     const api *api = base->api_of(INTERFACE);
     domain *ours;
     if (!api) return NULL; /* too old: the operator's body in the model computes */
     status *failed = api->create_domain("rewind.engine", &ours);
-    if (failed || (failed = api->domain_add(ours, &NET))) return failed;
+    for (int i = 0; i < NODES && !failed; i++) {
+        OPERATORS[i].operator = NET;
+        int length = 0;
+        for (const char *letter = "Net"; *letter; letter++) OPERATORS[i].name[length++] = *letter;
+        if (i >= 10) OPERATORS[i].name[length++] = (char)('0' + i / 10);
+        if (i >= 1) OPERATORS[i].name[length++] = (char)('0' + i % 10);
+        failed = api->domain_add(ours, &OPERATORS[i].operator);
+    }
+    if (failed) return failed;
     return api->add_domain(options, ours);
 }

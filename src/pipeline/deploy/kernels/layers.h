@@ -37,6 +37,14 @@ static void copied_in(const layout *to, const float *in, number *out) {
                 out[to->first + c * to->plane + y * to->row + x] = in[(c * rows + y) * width + x];
 }
 
+static void copied_out(const layout *from, const number *in, float *out) {
+    int64_t rows = from->shape.height ? from->shape.height : 1, width = from->shape.height ? from->shape.width : 1;
+    for (int64_t c = 0; c < from->shape.channels; c++)
+        for (int64_t y = 0; y < rows; y++)
+            for (int64_t x = 0; x < width; x++)
+                out[(c * rows + y) * width + x] = in[from->first + c * from->plane + y * from->row + x];
+}
+
 static vector every_second(const number *in) {
     const vector *pair = (const vector *)in;
     return __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
@@ -135,7 +143,11 @@ static void averaged(const step *s, const layout *from, const number *in, number
     }
 }
 
-static void flattened(const layout *from, const number *in, number *out, int64_t begin, int64_t end) {
+static void flattened(const layout *from, const layout *to, const number *in, number *out, int64_t begin, int64_t end) {
+    if (to->shape.height) { /* a vector as planes of one place */
+        for (int64_t c = begin; c < end; c++) out[to->first + c * to->plane] = in[c];
+        return;
+    }
     for (int64_t c = begin; c < end; c++)
         for (int64_t y = 0; y < from->shape.height; y++)
             memcpy(out + (c * from->shape.height + y) * from->shape.width, in + from->first + c * from->plane + y * from->row,

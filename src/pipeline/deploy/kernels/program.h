@@ -12,7 +12,7 @@ typedef struct {
     int64_t kernel_height, kernel_width, stride, pad, groups;
     int64_t count_padding;             /* zeros of the padding count in an average */
     int64_t relu, ceiling;             /* nothing below 0; nothing above: bits of a float32, 0: none */
-    int64_t coding, weights, low_bits; /* of the weights, the first input that has them, Rice's k */
+    int64_t coding, weights, low_bits; /* of the weights, the first input that has them (of INPUT and OUTPUT: which), Rice's k */
     int64_t is_int8, scale, bias, bias_scale; /* inputs; 0: none */
 } step;
 
@@ -40,7 +40,7 @@ typedef struct workspace {
 
 typedef struct {
     const api *api;
-    int64_t activation_count, step_count;
+    int64_t activation_count, step_count, given, asked; /* inputs that are no constants; outputs */
     layout *layouts;
     step *steps;
     layer *layers;

@@ -17,6 +17,10 @@ static int reaches(const step *s, const layout *from) {
            floored(s->kernel_width - 1 - s->pad, s->stride) <= pad;
 }
 
+static int constant_or_none(const network *net, int64_t input, int64_t inputs) {
+    return !input || in_range(input, net->given, inputs - 1);
+}
+
 static int fitting(const step *s, const network *net, int64_t inputs) {
     const layout *from = net->layouts + s->from;
     shape in = from->shape, out = net->layouts[s->to].shape;
@@ -26,8 +30,8 @@ static int fitting(const step *s, const network *net, int64_t inputs) {
     if (s->residual && !same(net->layouts[s->residual - 1].shape, out)) return 0;
     if (s->ceiling && !s->relu) return 0;
     if (weighted && out.channels * (in.channels / part) >= INT32_MAX / area) return 0;
-    if (weighted && (s->weights < 1 || s->weights + streams > inputs || !in_range(s->scale, 0, inputs - 1) ||
-                     !in_range(s->bias, 0, inputs - 1) || !in_range(s->bias_scale, 0, inputs - 1)))
+    if (weighted && (s->weights < net->given || s->weights + streams > inputs || !constant_or_none(net, s->scale, inputs) ||
+                     !constant_or_none(net, s->bias, inputs) || !constant_or_none(net, s->bias_scale, inputs)))
         return 0;
     switch (s->kind) {
         case SPLIT:
@@ -46,7 +50,8 @@ static int fitting(const step *s, const network *net, int64_t inputs) {
                    out.height == (in.height + 2 * s->pad - s->kernel_height) / s->stride + 1 &&
                    out.width == (in.width + 2 * s->pad - s->kernel_width) / s->stride + 1;
         case MEAN: return in.height && !out.height && in.channels == out.channels;
-        case FLATTEN: return in.height && !out.height && out.channels == elements(in);
+        case FLATTEN:
+            return !in.height == !!out.height && elements(out) == elements(in) && (in.height || out.channels == in.channels);
     }
     return 0;
 }
@@ -61,11 +66,15 @@ static int fits(const network *net, int64_t inputs) {
             !in_range(s->residual, 0, net->activation_count) || !in_range(s->kernel_height, 1, 64) ||
             !in_range(s->kernel_width, 1, 64) || !in_range(s->stride, 1, 64) || !in_range(s->pad, 0, 64) ||
             !in_range(s->groups, 1, 1 << 24) || !in_range(s->coding, PLAIN, RICE) || !in_range(s->low_bits, 0, 30) ||
-            !in_range(s->weights, 0, inputs - 1))
+            !in_range(s->weights, 0, inputs > net->asked ? inputs - 1 : net->asked - 1))
             return 0;
-        if (i == 0 ? s->kind != INPUT : i == net->step_count - 1 ? s->kind != OUTPUT : !fitting(s, net, inputs)) return 0;
+        int64_t last = i - (net->step_count - net->asked);
+        if (i < net->given ? s->kind != INPUT || s->weights != i
+            : last >= 0    ? s->kind != OUTPUT || s->weights != last
+                           : !fitting(s, net, inputs))
+            return 0;
     }
-    return net->layouts[net->steps[net->step_count - 1].from].shape.height == 0;
+    return 1;
 }
 
 /* Reads a record: which of its fields are not 0, a bit each, and then those. Returns where the next one is; null at the end. */
