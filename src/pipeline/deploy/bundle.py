@@ -28,7 +28,7 @@ from pipeline.data.dataset import Split
 from pipeline.deploy import card, kernels, signature
 from pipeline.deploy.manifest import Manifest, Origin
 from pipeline.deploy.mixed import within
-from pipeline.deploy.models import Models, check, engine_fault, form, models, positions, unrounded
+from pipeline.deploy.models import Models, between, check, engine_fault, form, models, positions, unrounded
 from pipeline.deploy.node import left_to_onnxruntime, opened
 from pipeline.deploy.pack import unpacked
 from pipeline.deploy.runtime import Arrays, answers, arrays, latencies, session, tolerance
@@ -113,6 +113,7 @@ def make(subject: Subject, *, deploy: Deploy, origin: Origin, folder: Path, told
             name: {
                 "kind": kind,
                 "tolerance": tolerance(files[name], kind),
+                "between": between(files[name]),
                 "sha256": hashlib.sha256(content[name]).hexdigest(),
             }
             for name, kind in kinds.items()

@@ -81,7 +81,8 @@ class Segment:
             if lower is None or node.domain:
                 raise NotCovered(f"the operator {node.op_type}")
             lower(self, node)
-        for place, name in enumerate(self.outputs):
+        results = []
+        for name in self.outputs:
             self.at = self.graph.makers[name]
             number, asked = self.numbers[name], self.graph.shape(name)
             if self.shapes[number] == (asked[0], 0, 0) and asked[1:] == (1, 1):
@@ -89,7 +90,8 @@ class Segment:
                 number = self.operations[-1].to
             if self.shapes[number] != asked:
                 raise NotCovered(f"a {self.graph.makers[name].op_type} of another form")
-            self.operations.append(Operation("output", number, number, weights=place))
+            results.append(number)
+        self.operations += [Operation("output", each, each, weights=place) for place, each in enumerate(results)]
 
     def _new(self, shape: Shape) -> int:
         self.shapes.append(shape)

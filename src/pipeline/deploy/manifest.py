@@ -47,7 +47,8 @@ class Manifest(Origin):
     outputs: Sequence[Mapping[str, Any]]
     """``name``, ``shape`` (None: any size) and ``type``."""
     models: Mapping[str, Mapping[str, Any]]
-    """By file: ``kind``, ``tolerance`` of its golden outputs (relative to the largest), ``sha256``."""
+    """By file: ``kind``, ``tolerance`` of its golden outputs (relative to the largest), ``between``: that of the
+    sparse engine's for what ONNX Runtime computes between its parts, ``sha256``."""
     size_bytes: Mapping[str, int]
     gzip_bytes: Mapping[str, int]
     positions: Mapping[str, float]

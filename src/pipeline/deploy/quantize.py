@@ -94,6 +94,7 @@ class Calibrated:
             )
             self._ranges = ranges.read_text()
             int8 = onnx.load(made)
+        _keep_biases_of_dead_filters(int8, self.model)
         if changed := zeros_lost(self.model, int8):
             raise PipelineError(f"int8: pruned weights of {', '.join(changed)} are not zero any more")
         return int8
@@ -106,6 +107,37 @@ def quantised(model: ModelProto, batches: Iterable[Mapping[str, NDArray[Any]]]) 
         PipelineError: as ``Calibrated.quantised``.
     """
     return Calibrated(model, batches).quantised()
+
+
+def _keep_biases_of_dead_filters(int8: ModelProto, plain: ModelProto) -> None:
+    """Gives filters without weights a scale of their layer's order: 1, which they get, rounds their biases to nothing.
+
+    A bias has the scale of its layer's input times that of its filter.
+    """
+    tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
+    exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in plain.graph.initializer}
+    made = {node.output[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"}
+    for node in int8.graph.node:
+        parts = [made[name] for name in node.input if name in made]
+        if node.op_type not in WEIGHTED or len(parts) != 3 or parts[1].input[0] not in tensors:
+            continue
+        (_, step, *_), (weight, scale, *_), (bias, bias_scale, *_) = (part.input for part in parts)
+        values, scales = (numpy_helper.to_array(tensors[name]).copy() for name in (weight, scale))
+        dead = ~values.reshape(len(values), -1).any(1)
+        right = exact.get(bias.removesuffix("_quantized"))
+        if right is None or scales.shape != dead.shape or not dead.any():
+            continue
+        unit = float(numpy_helper.to_array(tensors[step]))
+        least = np.abs(right[dead]).max() / (unit * 2**30)
+        usual = scales[~dead].min() if not dead.all() else least * 2**15
+        scales[dead] = max(usual, least) or 1
+        steps = scales * np.float32(unit)
+        biases = numpy_helper.to_array(tensors[bias]).copy()
+        biases[dead] = np.rint(right[dead] / steps[dead])
+        units = numpy_helper.to_array(tensors[bias_scale]).copy()
+        units[dead] = steps[dead]
+        for name, content in ((scale, scales), (bias, biases), (bias_scale, units)):
+            tensors[name].CopyFrom(numpy_helper.from_array(content, name))
 
 
 def with_float_activations(model: ModelProto, names: Collection[str]) -> ModelProto:

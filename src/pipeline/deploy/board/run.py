@@ -242,7 +242,8 @@ def sparse(manifest: dict[str, Any], name: str) -> Way:
     except Exception as error:  # onnxruntime has no class of its own for a library that does not load
         raise Refused(f"{library.name} cannot be used: {str(error).splitlines()[0]}") from error
     differing = difference(answers, expected)
-    if not differing <= manifest["engine"]["libraries"][library.name]["tolerance"]:
+    tolerance = max(manifest["engine"]["libraries"][library.name]["tolerance"], manifest["models"][name]["between"])
+    if not differing <= tolerance:
         raise Refused(
             f"{library.name} computes something else: the golden outputs of {name} differ by {differing:.3g} "
             "of the largest"
