@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from pipeline.deploy import pack
 from pipeline.deploy.export import WEIGHTED
-from pipeline.deploy.program import CODINGS, SIDE, Operation, Shape
+from pipeline.deploy.program import CODINGS, FUNCTIONS, SIDE, Operation, Shape
 
 
 class NotCovered(Exception):
@@ -90,8 +90,9 @@ class Segment:
                 number = self.operations[-1].to
             if self.shapes[number] != asked:
                 raise NotCovered(f"a {self.graph.makers[name].op_type} of another form")
-            results.append(number)
-        self.operations += [Operation("output", each, each, weights=place) for place, each in enumerate(results)]
+            results.append((number, 3 if len(self.graph.sides(name)) == 3 else 1))
+        for place, (each, rank) in enumerate(results):
+            self.operations.append(Operation("output", each, each, weights=place, kernel_height=rank))
 
     def _new(self, shape: Shape) -> int:
         self.shapes.append(shape)
@@ -114,9 +115,9 @@ class Segment:
         if node.op_type == "QuantizeLinear":
             scale, zero = (numpy_helper.to_array(self.constants[name]) for name in node.input[1:3])
             producer = self._producer(source)
-            prepared = producer.kind == "input" and node.input[0] in self.graph.prepared
-            if zero == 0 and zero.dtype == np.uint8 and not producer.relu and not prepared:
-                self._bound(node, 255 * float(scale))
+            highest = 255 * float(scale)
+            if zero == 0 and zero.dtype == np.uint8 and (producer.ceiling is None or producer.ceiling > highest):
+                self._bound(node, highest)
 
     def _producer(self, value: int) -> Operation:
         return next(step for step in reversed(self.operations) if step.to == value)
@@ -125,9 +126,14 @@ class Segment:
         """Clamps a value, in the step that makes it where nothing else reads it."""
         source = self.numbers[node.input[0]]
         producer = self._producer(source)
-        clamping = ("convolution", "linear", "add", "max_pool", "average_pool", "mean")
-        if self._alone(node.input[0]) and producer.kind in clamping and producer.ceiling is None:
-            self.operations[self.operations.index(producer)] = replace(producer, relu=True, ceiling=ceiling)
+        clamping = (
+            "input", "convolution", "linear", "add", "max_pool", "average_pool", "mean", "multiply", "function",
+            "affine",
+        )  # fmt: skip
+        known = [each for each in (producer.ceiling, ceiling) if each is not None]
+        if self._alone(node.input[0]) and producer.kind in clamping:
+            bounded = replace(producer, relu=True, ceiling=min(known, default=None))
+            self.operations[self.operations.index(producer)] = bounded
             self.numbers[node.output[0]] = source
         else:
             self._emit(node, Operation("add", source, self._new(self.shapes[source]), relu=True, ceiling=ceiling))
@@ -157,27 +163,31 @@ class Segment:
     def conv(self, node: NodeProto) -> None:
         told = _attributes(node)
         weights = self._weights(node.input[1])
-        if len(weights.shape) != 4:
+        if len(weights.shape) not in (3, 4):
             raise NotCovered(f"a convolution of {len(weights.shape) - 2} dimensions")
-        tall, wide = weights.shape[2:]
-        stride, pad = _even(told.get("strides", [1, 1]), "strides"), _even(told.get("pads", [0] * 4), "pads")
-        if _even(told.get("dilations", [1, 1]), "dilations") != 1 or "auto_pad" in told:
-            raise NotCovered("a dilated or automatically padded convolution")
+        if "auto_pad" in told:
+            raise NotCovered("an automatically padded convolution")
+        tall, wide = (1, *weights.shape[2:])[-2:]
+        window = _Window(told, tall, wide)
         source = self.numbers[node.input[0]]
         _, height, width = self.shapes[source]
         if not height:
-            self._emit(node, self._weighted(node, weights, self._on_means(source, weights, pad, told)))
+            self._emit(node, self._weighted(node, weights, self._on_means(source, weights, window.top, told)))
             return
-        plane = ((height + 2 * pad - tall) // stride + 1, (width + 2 * pad - wide) // stride + 1)
-        if plane != (math.ceil(height / stride), math.ceil(width / stride)):
-            raise NotCovered(f"a {tall}x{wide} convolution with padding {pad}, which changes the plane")
-        if tall == wide == 1 and pad % stride:
-            raise NotCovered(f"a 1x1 convolution with padding {pad} and stride {stride}")
+        stride, asked = window.stride, self.graph.shape(node.output[0])
+        plane = (math.ceil(height / stride), math.ceil(width / stride))
+        if asked[1] > plane[0] or asked[2] > plane[1]:
+            raise NotCovered(f"a {tall}x{wide} convolution with padding {window.top}, which makes the plane larger")
+        if tall == wide == 1 and (window.top % stride or window.left % stride):
+            raise NotCovered(f"a 1x1 convolution with padding {window.top} and stride {stride}")
         if stride > 1:
             source = self._split(source, stride, 1 if tall == wide == 1 else stride**2)
         to, groups = self._new((weights.shape[0], *plane)), told.get("group", 1)
-        step = Operation("convolution", source, to, None, tall, wide, stride, pad, groups)
+        step = Operation("convolution", source, to, None, tall, wide, stride, window.top, groups)
+        step = replace(step, left=window.left - window.top, spread=window.spread)
         self._emit(node, self._weighted(node, weights, step))
+        if asked[1:] != plane:  # less padding than keeps the plane: its first places are right
+            self._emit(node, Operation("resize", to, self._new(asked)))
 
     def _on_means(self, source: int, weights: Weights, pad: int, told: Mapping[str, Any]) -> Operation:
         """A 1x1 convolution of a plane's means, which are a vector: a linear layer."""
@@ -247,41 +257,144 @@ class Segment:
 
     def add(self, node: NodeProto) -> None:
         if any(name not in self.numbers for name in node.input):
-            raise NotCovered("the sum of an activation and a constant")
+            self._scaled(node, "bias")
+            return
         pairs = [(name, self.numbers[name]) for name in node.input]
-        if self.shapes[pairs[0][1]] != self.shapes[pairs[1][1]] or pairs[0][1] == pairs[1][1]:
-            raise NotCovered("a sum of different shapes")
+        same = self.shapes[pairs[0][1]] == self.shapes[pairs[1][1]] and pairs[0][1] != pairs[1][1]
         for (name, one), (_, other) in (pairs, pairs[::-1]):
             producer = self._producer(one)
             free = producer.kind == "convolution" and not producer.relu and producer.residual is None
-            if free and self._alone(name):
+            if same and free and self._alone(name):
                 self.operations.remove(producer)
                 self._emit(node, replace(producer, residual=other))
                 return
-        self._emit(node, Operation("add", pairs[0][1], self._new(self.shapes[pairs[0][1]]), pairs[1][1]))
+        self._joined(node, "add")
+
+    def multiply(self, node: NodeProto) -> None:
+        if any(name not in self.numbers for name in node.input):
+            self._scaled(node, "weights")
+            return
+        pairs = [(name, self.numbers[name]) for name in node.input]
+        for (name, one), (_, other) in (pairs, pairs[::-1]):  # x times a function of x
+            producer = self._producer(one)
+            fused = {"Sigmoid": "SiLU", "HardSigmoid": "HardSwish"}.get(FUNCTIONS[producer.function])
+            if fused and producer.source == other and not producer.relu and self._alone(name):
+                self.operations.remove(producer)
+                self._emit(node, replace(producer, function=FUNCTIONS.index(fused)))
+                return
+        self._joined(node, "multiply")
+
+    def _joined(self, node: NodeProto, kind: str) -> None:
+        """A sum or product place by place, or with one value a channel."""
+        one, other = (self.numbers[name] for name in node.input)
+        if self.shapes[one] != self.graph.shape(node.output[0]):
+            one, other = other, one
+        large, small = self.shapes[one], self.shapes[other]
+        if small != large and not (large[1] and small[0] == large[0] and small[1:] in ((0, 0), (1, 1))):
+            raise NotCovered(f"a {node.op_type} of {small} and {large}")
+        if one == other:
+            raise NotCovered(f"a {node.op_type} of a value with itself")
+        self._emit(node, Operation(kind, one, self._new(large), other))
+
+    def _scaled(self, node: NodeProto, place: str) -> None:
+        """A sum or product with a constant: a number, or one a channel."""
+        sources = [name for name in node.input if name in self.numbers]
+        names = [name for name in node.input if name in self.constants]
+        if len(sources) != 1 or len(names) != 1 or self.constants[names[0]].data_type != TensorProto.FLOAT:
+            raise NotCovered(f"a {node.op_type} with what is no constant float")
+        shape = self.shapes[self.numbers[sources[0]]]
+        sides = dims = list(self.constants[names[0]].dims)
+        if sides[-1:] == [1] and shape[1]:  # behind the channels
+            sides = sides[: -2 if len(self.graph.sides(sources[0])) == 4 else -1]
+        elif shape[1] and math.prod(sides) > 1:
+            raise NotCovered(f"a {node.op_type} with one constant a place")
+        if math.prod(sides) not in (1, shape[0]) or math.prod(sides) != math.prod(dims):
+            raise NotCovered(f"a {node.op_type} with constants of {dims}")
+        if shape != self.graph.shape(node.output[0]):
+            raise NotCovered(f"a {node.op_type} that makes its value larger")
+        step = Operation("affine", self.numbers[sources[0]], self._new(shape))
+        constant = self._place(names[0])
+        self._emit(node, replace(step, weights=constant) if place == "weights" else replace(step, bias=constant))
+
+    def _place(self, name: str) -> int:
+        """Which input of the node a constant is."""
+        if name not in self.constants:
+            raise NotCovered("a constant that is computed")
+        return len(self.inputs) + self.used.index(name)
+
+    def normalisation(self, node: NodeProto) -> None:
+        source = self.numbers[node.input[0]]
+        scale, shift, mean, variance = (self._place(name) for name in node.input[1:5])
+        epsilon = float(_attributes(node).get("epsilon", 1e-5))
+        step = Operation("affine", source, self._new(self.shapes[source]), weights=scale, scale=mean, bias=shift)
+        self._emit(node, replace(step, bias_scale=variance, first=epsilon))
+
+    def function(self, node: NodeProto) -> None:
+        told = _attributes(node)
+        numbers = {
+            "HardSigmoid": (told.get("alpha", 0.2), told.get("beta", 0.5)),
+            "HardSwish": (1 / 6, 0.5),
+            "LeakyRelu": (told.get("alpha", 0.01), None),
+        }.get(node.op_type, (None, None))
+        if told.get("approximate", b"none") != b"none":
+            raise NotCovered(f"a {node.op_type} that is approximated")
+        source = self.numbers[node.input[0]]
+        step = Operation("function", source, self._new(self.shapes[source]), function=FUNCTIONS.index(node.op_type))
+        self._emit(node, replace(step, first=numbers[0], second=numbers[1]))
+
+    def concat(self, node: NodeProto) -> None:
+        if any(name not in self.numbers for name in node.input) or len(node.input) < 2:
+            raise NotCovered("a Concat with constants")
+        if _attributes(node)["axis"] % len(self.graph.sides(node.output[0])) != 1:
+            raise NotCovered("a Concat along another dimension than channels")
+        first, *others = (self.numbers[name] for name in node.input)
+        for other in others:
+            channels, *plane = self.shapes[first]
+            to = self._new((channels + self.shapes[other][0], *plane))  # type: ignore[arg-type]
+            self._emit(node, Operation("concat", first, to, other))
+            first = to
+
+    def resize(self, node: NodeProto) -> None:
+        told, source = _attributes(node), self.numbers[node.input[0]]
+        before, after = self.shapes[source], self.graph.shape(node.output[0])
+        mode, where = told.get("mode", b"nearest"), told.get("coordinate_transformation_mode", b"half_pixel")
+        nearest = {b"asymmetric": (b"floor",), b"half_pixel": (b"round_prefer_floor", b"round_prefer_ceil")}
+        rounding = told.get("nearest_mode", b"round_prefer_floor")
+        if mode != b"nearest" or rounding not in nearest.get(where, ()) or not before[1]:
+            raise NotCovered(f"a Resize by {mode.decode()}, {where.decode()}")
+        factor = after[1] // before[1]
+        if after != (before[0], before[1] * factor, before[2] * factor):
+            raise NotCovered("a Resize by no whole factor")
+        self._emit(node, Operation("resize", source, self._new(after), stride=factor))
 
     def pool(self, node: NodeProto) -> None:
         told = _attributes(node)
-        stride, pad = _even(told.get("strides", [1, 1]), "strides"), _even(told.get("pads", [0] * 4), "pads")
-        if _even(told.get("dilations", [1, 1]), "dilations") != 1 or told.get("ceil_mode", 0) or "auto_pad" in told:
-            raise NotCovered(f"a {node.op_type} with dilation, ceil_mode or auto_pad")
-        source, (tall, wide) = self.numbers[node.input[0]], told["kernel_shape"]
+        window = _Window(told, *(1, *told["kernel_shape"])[-2:])
+        if window.spread or told.get("ceil_mode", 0) or "auto_pad" in told or len(node.output) > 1:
+            raise NotCovered(f"a {node.op_type} with dilation, ceil_mode, auto_pad or indices")
+        source = self.numbers[node.input[0]]
         channels, height, width = self.shapes[source]
         if not height:
             raise NotCovered(f"a {node.op_type} of a vector")
-        plane = ((height + 2 * pad - tall) // stride + 1, (width + 2 * pad - wide) // stride + 1)
+        asked = self.graph.shape(node.output[0])
+        plane = tuple(
+            (side + 2 * pad - length) // window.stride + 1
+            for side, pad, length in ((height, window.top, window.tall), (width, window.left, window.wide))
+        )
+        if asked != (channels, *plane):
+            raise NotCovered(f"a {node.op_type} with other padding on each side")
         kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"
         counted = bool(told.get("count_include_pad", 0))
-        self._emit(
-            node, Operation(kind, source, self._new((channels, *plane)), None, tall, wide, stride, pad, 1, counted)
-        )
+        step = Operation(kind, source, self._new(asked), None, window.tall, window.wide, window.stride, window.top)
+        self._emit(node, replace(step, left=window.left - window.top, count_padding=counted))
 
     def mean(self, node: NodeProto) -> None:
         source = self.numbers[node.input[0]]
         if node.op_type == "ReduceMean":
             named = self.constants.get((*node.input, "")[1])
             axes = None if named is None else numpy_helper.to_array(named).tolist()
-            if axes is None or sorted(axis % 4 for axis in axes) != [2, 3]:
+            rank = len(self.graph.sides(node.input[0]))
+            if axes is None or sorted(axis % rank for axis in axes) != list(range(2, rank)):
                 raise NotCovered(f"a mean over {axes}")
         if not self.shapes[source][1]:
             raise NotCovered("a mean of a vector")
@@ -311,6 +424,11 @@ _OPERATORS = {
     "Relu": Segment.relu,
     "Clip": Segment.clip,
     "Add": Segment.add,
+    "Mul": Segment.multiply,
+    "BatchNormalization": Segment.normalisation,
+    "Concat": Segment.concat,
+    "Resize": Segment.resize,
+    **dict.fromkeys(("Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Gelu"), Segment.function),
     "MaxPool": Segment.pool,
     "AveragePool": Segment.pool,
     "GlobalAveragePool": Segment.mean,
@@ -318,6 +436,17 @@ _OPERATORS = {
     "Flatten": Segment.flatten,
     "Reshape": Segment.flatten,
 }
+
+
+class _Window:
+    """What a convolution or pooling looks at from each place: one stride, spread and padding at most a direction."""
+
+    def __init__(self, told: Mapping[str, Any], tall: int, wide: int) -> None:
+        self.tall, self.wide = tall, wide
+        strides, pads, dilations = ([*told.get(name, ())] for name in ("strides", "pads", "dilations"))
+        self.stride = _even(strides or [1], "strides")
+        self.spread = _even(dilations or [1], "dilations") - 1
+        self.top, self.left = (0, *pads[: len(pads) // 2])[-2:] if pads else (0, 0)
 
 
 class Graph:
@@ -342,7 +471,6 @@ class Graph:
         self.readers = Counter(name for node in self.nodes for name in node.input)
         self.readers.update(output.name for output in model.graph.output)
         self._shapes = _shapes(model)
-        self.prepared = {each.name for each in model.graph.input}
         self.reasons: dict[str, None] = {}
         self.segments = self._segments()
         taken = {id(node) for segment in self.segments for node in segment.nodes}
@@ -357,10 +485,18 @@ class Graph:
         sides = self._shapes.get(name)
         if sides is None:
             raise NotCovered("a value whose size is not known, or that has no row an example")
-        if len(sides) not in (1, 3):
-            raise NotCovered(f"a value of {len(sides) + 1} dimensions")
-        channels, height, width = (*sides, 0, 0)[:3]
-        return channels, height, width
+        match sides:
+            case (channels,):
+                return channels, 0, 0
+            case (channels, width):
+                return channels, 1, width
+            case (channels, height, width):
+                return channels, height, width
+        raise NotCovered(f"a value of {len(sides) + 1} dimensions")
+
+    def sides(self, name: str) -> tuple[int, ...]:
+        """Sides of an activation, the batch's as 1."""
+        return (1, *self._shapes.get(name, ()))
 
     def constant_nodes(self, nodes: Sequence[NodeProto]) -> list[NodeProto]:
         """The nodes that depend on constants alone and that these nodes need, in order."""
@@ -381,7 +517,6 @@ class Graph:
             return []
         while first and self.nodes[first - 1].op_type in CODED:
             first -= 1
-        self.prepared |= {name for node in self.nodes[:first] for name in node.output}
         known = {id(node) for node in self.nodes[first:] if self._known(node)}
         while True:
             segments = [Segment(self, nodes) for nodes in self._apart(known)]

@@ -7,14 +7,17 @@ which they are.
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 KINDS = (
     "input", "output", "split", "convolution", "linear", "add", "max_pool", "average_pool", "mean", "flatten",
+    "multiply", "function", "affine", "concat", "resize",
 )  # fmt: skip
 SIDE = 64
 """Inputs, and outputs, that a program has at most."""
+FUNCTIONS = ("", "Sigmoid", "SiLU", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Gelu")
 CODINGS = ("", "Mask", "Gaps", "Rice")
 
 
@@ -41,13 +44,21 @@ class Operation:
     scale: int = 0
     bias: int = 0
     bias_scale: int = 0
+    left: int = 0
+    spread: int = 0
+    function: int = 0
+    first: float | None = None
+    second: float | None = None
 
     @property
     def integers(self) -> list[int]:
         """The step as the engine reads it."""
-        ceiling = 0 if self.ceiling is None else int(np.float32(self.ceiling).view(np.uint32))
+        numbers: dict[str, Any] = {
+            name: 0 if (value := getattr(self, name)) is None else int(np.float32(value).view(np.uint32))
+            for name in ("ceiling", "first", "second")
+        }
         residual = 0 if self.residual is None else self.residual + 1
-        own = replace(self, residual=residual, ceiling=ceiling)
+        own = replace(self, residual=residual, **numbers)
         return [KINDS.index(self.kind), *(int(each) for each in astuple(own)[1:])]
 
 
@@ -61,8 +72,10 @@ def integers(shapes: Sequence[Shape], steps: Sequence[Operation]) -> list[int]:
     pads: dict[tuple[int, int], int] = {}
     for step in steps:
         if step.kind == "convolution":
-            plane, side = shapes[step.to][1:], max(step.kernel_height, step.kernel_width)
-            reach = max(-(-step.pad // step.stride), (side - 1 - step.pad) // step.stride)
+            plane, reach = shapes[step.to][1:], 0
+            for side, pad in ((step.kernel_height, step.pad), (step.kernel_width, step.pad + step.left)):
+                last_tap = (side - 1) * (step.spread + 1) - pad
+                reach = max(reach, -(-pad // step.stride), last_tap // step.stride)
             pads[plane] = max(pads.get(plane, 0), reach)
     last = {value: place for place, step in enumerate(steps) for value in (step.source, step.residual)}
     places: dict[int, int] = {}

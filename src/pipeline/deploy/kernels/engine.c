@@ -22,6 +22,7 @@
 #include "weights.h"
 #include "convolution.h"
 #include "layers.h"
+#include "functions.h"
 #include "validation.h"
 
 /* A whole inference */
@@ -45,7 +46,14 @@ static void worked(void *given, size_t part) {
         case SPLIT: split(s, from, to, in, out, begin, end); break;
         case CONVOLUTION: convolved(w->net, s, w->layer, w->activations, begin, end); break;
         case LINEAR: multiplied(w->net, s, w->layer, w->activations, begin, end); break;
-        case ADD: added(s, to, in, other, out, begin, end); break;
+        case ADD:
+        case MULTIPLY:
+        case FUNCTION:
+        case AFFINE:
+            placed(s, w->layer, to, other ? w->net->layouts + s->residual - 1 : NULL, in, other, out, begin, end);
+            break;
+        case CONCAT: strung(from, to, in, other, out, begin, end); break;
+        case RESIZE: resized(s, from, to, in, out, begin, end); break;
         case MAX_POOL:
         case AVERAGE_POOL: pooled(s, from, to, in, out, begin, end); break;
         case MEAN: averaged(s, from, in, out, begin, end); break;
@@ -70,7 +78,7 @@ static status *inferred(const network *net, number **activations, const ends *e,
         const layer *l = net->layers + i;
         const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
         if (s->kind == INPUT) {
-            copied_in(to, e->in[s->weights] + image * e->in_size[s->weights], activations[s->to]);
+            copied_in(s, to, e->in[s->weights] + image * e->in_size[s->weights], activations[s->to]);
             continue;
         }
         if (s->kind == OUTPUT) {
@@ -172,11 +180,13 @@ static status *compute(void *kernel, kernel_context *context) {
     status *failed = NULL;
     for (int64_t i = 0; i < net->given && !failed; i++) failed = found(net, context, i, &b.ends, &images);
     for (int64_t i = 0; i < net->asked && !failed; i++) {
-        shape s = net->layouts[net->steps[net->step_count - net->asked + i].from].shape;
-        int64_t dimensions[4] = {images, s.channels, s.height, s.width};
+        const step *last = net->steps + net->step_count - net->asked + i;
+        shape s = net->layouts[last->from].shape;
+        int lines = last->kernel_height == 3; /* planes of one row */
+        int64_t dimensions[4] = {images, s.channels, lines ? s.width : s.height, s.width};
         value *output;
         b.ends.out_size[i] = elements(s);
-        failed = api->output(context, i, dimensions, s.height ? 4 : 2, &output);
+        failed = api->output(context, i, dimensions, lines ? 3 : s.height ? 4 : 2, &output);
         if (!failed) failed = api->tensor_data(output, (void **)&b.ends.out[i]);
     }
     if (failed) return failed;
@@ -250,8 +260,9 @@ static status *create(const custom_operator *self, const api *api, const kernel_
     }
     wrong = "rewind sparse engine: weights do not fit to the program";
     for (int64_t i = 0; i < net->step_count; i++)
-        if ((net->steps[i].kind == CONVOLUTION || net->steps[i].kind == LINEAR) &&
-            !weighted(net, net->steps + i, constants, net->layers + i))
+        if (((net->steps[i].kind == CONVOLUTION || net->steps[i].kind == LINEAR) &&
+             !weighted(net, net->steps + i, constants, net->layers + i)) ||
+            (net->steps[i].kind == AFFINE && !scaled(net, net->steps + i, constants, net->layers + i)))
             goto refuse;
     free(program), free(constants);
     *kernel = net;

@@ -29,12 +29,12 @@ static void multiplied(const network *net, const step *s, const layer *l, number
 
 /* All that has no weights, for channels `begin` to `end` of the result; split and flattened: of what they read */
 
-static void copied_in(const layout *to, const float *in, number *out) {
+static void copied_in(const step *s, const layout *to, const float *in, number *out) {
     int64_t rows = to->shape.height ? to->shape.height : 1, width = to->shape.height ? to->shape.width : 1;
     for (int64_t c = 0; c < to->shape.channels; c++)
         for (int64_t y = 0; y < rows; y++)
             for (int64_t x = 0; x < width; x++)
-                out[to->first + c * to->plane + y * to->row + x] = in[(c * rows + y) * width + x];
+                out[to->first + c * to->plane + y * to->row + x] = clamped(s, in[(c * rows + y) * width + x]);
 }
 
 static void copied_out(const layout *from, const number *in, float *out) {
@@ -80,15 +80,6 @@ static void split(const step *s, const layout *from, const layout *to, const num
         }
 }
 
-static void added(const step *s, const layout *to, const number *in, const number *other, number *out, int64_t begin,
-                  int64_t end) {
-    for (int64_t c = begin; c < end; c++)
-        for (int64_t y = 0; y < (to->shape.height ? to->shape.height : 1); y++) {
-            int64_t at = to->first + c * to->plane + y * to->row, width = to->shape.height ? to->shape.width : 1;
-            for (int64_t i = at; i < at + width; i++) out[i] = clamped(s, in[i] + (other ? other[i] : 0));
-        }
-}
-
 static number joined(int maximum, number a, number b) { return !maximum ? a + b : a > b ? a : b; }
 
 /* One row of a window's column: out[x] joined with in[x * stride]. */
@@ -115,10 +106,10 @@ static void pooled(const step *s, const layout *from, const layout *to, const nu
         for (int64_t y = 0; y < to->shape.height; y++) {
             number *row = out + to->first + c * to->plane + y * to->row;
             const number *plane = in + from->first + c * from->plane;
-            int64_t top = y * s->stride - s->pad;
+            int64_t top = y * s->stride - s->pad, pad = s->pad + s->left;
             for (int64_t x = 0; x < to->shape.width; x++) row[x] = maximum ? -INFINITY : 0;
             for (int64_t v = top < 0 ? 0 : top; v < top + s->kernel_height && v < high; v++)
-                for (int64_t u = -s->pad; u < s->kernel_width - s->pad; u++) {
+                for (int64_t u = -pad; u < s->kernel_width - pad; u++) {
                     int64_t first = u < 0 ? (s->stride - 1 - u) / s->stride : 0;
                     int64_t last = u < wide ? (wide - 1 - u) / s->stride : -1;
                     if (last >= to->shape.width) last = to->shape.width - 1;
@@ -126,7 +117,7 @@ static void pooled(const step *s, const layout *from, const layout *to, const nu
                 }
             for (int64_t x = 0; x < to->shape.width; x++) {
                 int64_t count = within(top, s->kernel_height, high) *
-                                within(x * s->stride - s->pad, s->kernel_width, wide);
+                                within(x * s->stride - pad, s->kernel_width, wide);
                 row[x] = clamped(s, maximum ? row[x] : row[x] / (s->count_padding ? area : count));
             }
         }

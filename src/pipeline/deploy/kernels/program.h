@@ -1,6 +1,8 @@
 /* The program: what Python writes (program.py), in integers */
 
-enum kind { INPUT, OUTPUT, SPLIT, CONVOLUTION, LINEAR, ADD, MAX_POOL, AVERAGE_POOL, MEAN, FLATTEN };
+enum kind { INPUT, OUTPUT, SPLIT, CONVOLUTION, LINEAR, ADD, MAX_POOL, AVERAGE_POOL, MEAN, FLATTEN, MULTIPLY, FUNCTION,
+            AFFINE, CONCAT, RESIZE };
+enum function { NONE, SIGMOID, SILU, HARD_SIGMOID, HARD_SWISH, LEAKY, TANH, GELU };
 enum coding { PLAIN, MASK, GAPS, RICE };
 
 typedef struct { /* an activation; height 0: a plain vector of so many channels */
@@ -9,11 +11,13 @@ typedef struct { /* an activation; height 0: a plain vector of so many channels 
 
 typedef struct {
     int64_t kind, from, to, residual; /* activations; residual: one more than its number, 0: none */
-    int64_t kernel_height, kernel_width, stride, pad, groups;
+    int64_t kernel_height, kernel_width, stride, pad, groups; /* of OUTPUT, a height of 3: rows without a height */
     int64_t count_padding;             /* zeros of the padding count in an average */
     int64_t relu, ceiling;             /* nothing below 0; nothing above: bits of a float32, 0: none */
     int64_t coding, weights, low_bits; /* of the weights, the first input that has them (of INPUT and OUTPUT: which), Rice's k */
     int64_t is_int8, scale, bias, bias_scale; /* inputs; 0: none */
+    int64_t left, spread;                     /* more zeros on the left than on top; places between taps */
+    int64_t function, first, second;          /* of single values; bits of float32 that it takes */
 } step;
 
 enum { SHAPE_FIELDS = sizeof(shape) / 8, STEP_FIELDS = sizeof(step) / 8 };

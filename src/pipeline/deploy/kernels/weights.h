@@ -55,8 +55,9 @@ static int64_t floored(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 
 
 /* Where the tap (channel, y, x) of a filter reads, from the output that it is for; `channels` of each phase. */
 static int64_t offset_of(const step *s, const layout *from, int64_t channels, int64_t channel, int64_t y, int64_t x) {
-    int64_t up = floored(y - s->pad, s->stride), left = floored(x - s->pad, s->stride);
-    int64_t phase = (y - s->pad - up * s->stride) * s->stride + (x - s->pad - left * s->stride);
+    int64_t down = y * (s->spread + 1) - s->pad, right = x * (s->spread + 1) - s->pad - s->left;
+    int64_t up = floored(down, s->stride), left = floored(right, s->stride);
+    int64_t phase = (down - up * s->stride) * s->stride + (right - left * s->stride);
     return (phase * channels + channel) * from->plane + up * from->row + left;
 }
 
@@ -102,12 +103,14 @@ static int made_of(const step *s, const layout *from, const float *dense, int64_
     return 1;
 }
 
-static float ceiling_of(const step *s) {
-    uint32_t word = (uint32_t)s->ceiling;
+static float float_of(int64_t bits) {
+    uint32_t word = (uint32_t)bits;
     float result;
     memcpy(&result, &word, 4);
-    return s->ceiling ? result : INFINITY;
+    return result;
 }
+
+static float ceiling_of(const step *s) { return s->ceiling ? float_of(s->ceiling) : INFINITY; }
 
 static int capped(const step *s, const layout *to, layer *made) {
     if (!s->relu || !to->shape.height) return 1;
@@ -141,5 +144,27 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
         made->bias[o] = bias_scale ? ((const int32_t *)bias->data)[o] *
                                          ((const float *)bias_scale->data)[bias_scale->count == 1 ? 0 : o]
                                    : ((const float *)bias->data)[o];
+    return 1;
+}
+
+static int numbers_of(const constant *c, int64_t count) { return c->type == FLOAT && (c->count == 1 || c->count == count); }
+
+static float number_at(const constant *c, int64_t i) { return ((const float *)c->data)[c->count == 1 ? 0 : i]; }
+
+/* A scale and a shift for each channel: those of the inputs, or of a normalisation with mean (scale) and variance
+ * (bias_scale), to which `first` is added. */
+static int scaled(const network *net, const step *s, const constant *inputs, layer *made) {
+    int64_t channels = net->layouts[s->to].shape.channels, given[] = {s->weights, s->bias, s->scale, s->bias_scale};
+    for (int i = 0; i < 4; i++)
+        if (given[i] && !numbers_of(inputs + given[i], channels)) return 0;
+    made->weights = malloc(sizeof(number) * channels);
+    made->bias = malloc(sizeof(number) * channels);
+    if (!made->weights || !made->bias) return 0;
+    for (int64_t c = 0; c < channels; c++) {
+        double scale = s->weights ? number_at(inputs + s->weights, c) : 1, shift = s->bias ? number_at(inputs + s->bias, c) : 0;
+        if (s->bias_scale) scale /= sqrt((double)number_at(inputs + s->bias_scale, c) + float_of(s->first));
+        if (s->scale) shift -= number_at(inputs + s->scale, c) * scale;
+        made->weights[c] = scale, made->bias[c] = shift;
+    }
     return 1;
 }

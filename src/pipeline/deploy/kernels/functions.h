@@ -1,0 +1,106 @@
+/* Functions of single values, and what joins two activations place by place */
+
+typedef int32_t integers __attribute__((vector_size(sizeof(int32_t) * LANES)));
+
+static inline floats selected(integers condition, floats yes, floats no) {
+    return (floats)((condition & (integers)yes) | (~condition & (integers)no));
+}
+
+static inline floats all(float value) { return (floats){0} + value; }
+
+static inline floats between(floats x, float low, float high) { /* no number stays none */
+    x = selected(x < low, all(low), x);
+    return selected(x > high, all(high), x);
+}
+
+/* e^x to two units in the last place: 2^n e^r, with |r| at most half of ln 2 (Cephes' polynomial). */
+static inline floats exponential(floats x) {
+    x = between(x, -87.0f, 88.0f);
+    floats n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f + selected(x < 0, all(-0.5f), all(0.5f)), integers),
+                                       floats);
+    floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f, p = p * r + 4.1665795894e-2f, p = p * r + 1.6666665459e-1f, p = p * r + 5.0000001201e-1f;
+    floats result = p * r * r + r + 1.0f;
+    integers power = __builtin_convertvector(selected(x == x, n, all(0)), integers) + 127;
+    return result * (floats)(power << 23);
+}
+
+static inline floats sigmoid(floats x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* Abramowitz and Stegun 1964, 7.1.26: 1.5e-7 off at most. */
+static inline floats error_function(floats x) {
+    floats size = selected(x < 0, -x, x), t = 1.0f / (1.0f + 0.3275911f * size);
+    floats p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f, p = p * t - 0.284496736f, p = p * t + 0.254829592f;
+    floats positive = 1.0f - p * t * exponential(-size * size);
+    return selected(x < 0, -positive, positive);
+}
+
+static inline floats value_of(const step *s, floats x) {
+    floats y = x;
+    switch (s->function) {
+        case SIGMOID: y = sigmoid(x); break;
+        case SILU: y = x * sigmoid(x); break;
+        case HARD_SIGMOID: y = between(x * float_of(s->first) + float_of(s->second), 0, 1); break;
+        case HARD_SWISH: y = x * between(x * float_of(s->first) + float_of(s->second), 0, 1); break;
+        case LEAKY: y = selected(x < 0, x * float_of(s->first), x); break;
+        case TANH: y = 2.0f * sigmoid(2.0f * x) - 1.0f; break;
+        case GELU: y = 0.5f * x * (1.0f + error_function(x * 0.70710678f)); break;
+    }
+    return s->relu ? between(y, 0, ceiling_of(s)) : y;
+}
+
+/* A value of each channel of the result from one of the input, and one of the other, if there is one. */
+static inline floats of_two(const step *s, floats a, floats b) { return s->kind == MULTIPLY ? a * b : a + b; }
+
+/* Channels `begin` to `end`: a function of one activation; the sum or product of two; a channel's scale and shift. The
+ * other may have one value for a channel. What lies between rows is zeros again. */
+static void placed(const step *s, const layer *l, const layout *to, const layout *beside, const number *in, const number *other,
+                   number *out, int64_t begin, int64_t end) {
+    int each = beside && to->shape.height && beside->shape.height * beside->shape.width <= 1;
+    for (int64_t c = begin; c < end; c++) {
+        int64_t at = to->first + c * to->plane, count = to->shape.height ? vectors_of(to) : 1;
+        const number *factor = each ? other + beside->first + c * beside->plane : NULL;
+        for (int64_t v = 0; v < count; v++) {
+            int64_t i = at + v * LANES;
+            floats a = to->shape.height ? __builtin_convertvector(*(const vector *)(in + i), floats) : all(in[at]);
+            if (other && to->shape.height && !each)
+                a = of_two(s, a, __builtin_convertvector(*(const vector *)(other + i), floats));
+            else if (other)
+                a = of_two(s, a, all(each ? *factor : other[at]));
+            if (s->kind == AFFINE) a = a * all(l->weights[c]) + all(l->bias[c]);
+            vector result = __builtin_convertvector(value_of(s, a), vector);
+            if (to->shape.height)
+                *(vector *)(out + i) = (vector)((lanes)result & to->inside[v]);
+            else
+                out[at] = result[0];
+        }
+    }
+}
+
+/* What moves values and computes none */
+
+/* Channels of one activation, and then those of another. */
+static void strung(const layout *from, const layout *to, const number *in, const number *other, number *out, int64_t begin,
+                   int64_t end) {
+    int64_t size = to->shape.height ? to->shape.height * to->row : 1;
+    for (int64_t c = begin; c < end; c++) {
+        const number *source = c < from->shape.channels ? in + c * to->plane : other + (c - from->shape.channels) * to->plane;
+        memcpy(out + to->first + c * to->plane, source + to->first, sizeof(number) * size);
+    }
+}
+
+/* Every place `stride` times in each direction; or, where the result is smaller, its first places. */
+static void resized(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
+                    int64_t end) {
+    for (int64_t c = begin; c < end; c++)
+        for (int64_t y = 0; y < to->shape.height; y++) {
+            const number *row = in + from->first + c * from->plane + y / s->stride * from->row;
+            number *written = out + to->first + c * to->plane + y * to->row;
+            if (s->stride == 1)
+                memcpy(written, row, sizeof(number) * to->shape.width);
+            else
+                for (int64_t x = 0; x < to->shape.width; x++) written[x] = row[x / s->stride];
+        }
+}
