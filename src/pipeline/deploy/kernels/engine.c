@@ -1,4 +1,4 @@
-/* Sparse inference: a whole pruned network as one operator of ONNX Runtime.
+/* Sparse inference: a pruned network, or as much of it as is known here, as one operator of ONNX Runtime.
  *
  * A plane (one channel of an activation) is stored as its rows, each followed by `pad` zeros, and planes are separated by
  * at least `pad` rows of zeros. Those zeros serve as the padding on every side, so a convolution over the flattened plane
