@@ -327,7 +327,7 @@ def test_float16_executes_less(tmp_path):
     model, inputs = packed_of("cifar_resnet", 0.1)
     file, one = tmp_path / "model.onnx", tmp_path / "inputs.npz"
     file.write_bytes(with_nodes(model)[0].SerializeToString())
-    np.savez(one, inputs=inputs[:1])
+    np.savez(one, **{"inputs/input": inputs[:1]})
     half, whole = (
         arm.instructions(arm.PROCESSORS[1], file, one, tmp_path, library(target_of(name)))
         for name in ("aarch64-fp16", "aarch64")
