@@ -50,7 +50,6 @@ AFTER_TRAINING = {
     "onnx.numpy_helper.from_array": BYTES,
     "onnx.defs.get_schema": BYTES,
     "onnx.parser.parse_function": BYTES,
-    "onnx.shape_inference.infer_shapes": BYTES,
     "pipeline.deploy.quantize.quant_pre_process": BYTES,
     "pipeline.deploy.quantize.quantize_static": BYTES,
     "onnxruntime.capi.onnxruntime_inference_collection.Session.run": BYTES,
