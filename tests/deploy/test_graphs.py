@@ -184,3 +184,9 @@ def test_the_networks_of_boards_are_exported_packed_and_computed(name, density):
     int8 = models.answers(models.session(found.int8), arrays(inputs))
     for name, each in float32.items():
         assert np.sqrt(np.mean((int8[name] - each) ** 2)) < 0.2 * np.sqrt(np.mean(each**2))
+
+
+def test_a_library_that_does_not_know_an_operator_leaves_nothing_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models.models(subject_of("YOLO", 0.5), 8, multiple=1)
+    assert list(tmp_path.iterdir()) == []
