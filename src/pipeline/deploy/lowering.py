@@ -452,7 +452,7 @@ class _Window:
 class Graph:
     """A packed model, and which of its nodes the engine computes: ``segments``, none of which waits for itself.
 
-    ``left`` are the other nodes that depend on the inputs, ``reasons`` why they are not computed, a phrase each.
+    ``nodes`` are all that depend on the inputs, ``reasons`` why some are not computed, a phrase each.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -473,8 +473,6 @@ class Graph:
         self._shapes = _shapes(model)
         self.reasons: dict[str, None] = {}
         self.segments = self._segments()
-        taken = {id(node) for segment in self.segments for node in segment.nodes}
-        self.left = [node for node in self.nodes if id(node) not in taken]
 
     def shape(self, name: str) -> Shape:
         """Channels, height and width of an activation.

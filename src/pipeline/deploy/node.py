@@ -26,7 +26,7 @@ def with_nodes(model: ModelProto) -> tuple[ModelProto, str | None]:
         return model, next(iter(graph.reasons), "a network without layers")
     result = ModelProto()
     result.CopyFrom(model)
-    taken = {id(node): segment for segment in segments for node in segment.nodes}
+    taken = {id(node) for segment in segments for node in segment.nodes}
     left = [node for node in graph.nodes if id(node) not in taken]
     nodes = [*graph.constant_nodes([*left, _reading(graph)]), *left]
     for number, segment in enumerate(segments):

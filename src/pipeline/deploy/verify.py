@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
 
 from pipeline.deploy import arm
 from pipeline.deploy.board.run import Refused, checked_manifest, difference
 from pipeline.deploy.bundle import DENSE, PROGRAM
 from pipeline.deploy.manifest import Manifest, read
-from pipeline.deploy.models import form, structured, unrounded, unrounded_model
+from pipeline.deploy.models import structured, unrounded_model
 from pipeline.deploy.runtime import Arrays, answers, arrays, session
 from pipeline.deploy.subject import RECORDED, Form, Subject
 from pipeline.ground.errors import PipelineError
@@ -117,6 +116,11 @@ def tried(bundle: Path, subject: Subject, manifest: Manifest, rows: int | None) 
         PipelineError: if the manifest's test scores are not those of its models.
     """
     loaded = {name: onnx.load(bundle / name) for name in manifest.models}
+    running = {name: session(model) for name, model in loaded.items()}
+    for name, model in loaded.items():
+        if manifest.engine["uncovered"][name] is None:
+            running[f"{name}, sparse"] = session(unrounded_model(model))
+    forms = {name: structured(partial(answers, each), subject) for name, each in running.items()}
     given: list[Arrays] = []
 
     def look(form: Form) -> Form:
@@ -126,12 +130,6 @@ def tried(bundle: Path, subject: Subject, manifest: Manifest, rows: int | None) 
 
         return seen
 
-    forms = {name: form(model, subject) for name, model in loaded.items()}
-    forms |= {
-        f"{name}, sparse": form(unrounded_model(model), subject)
-        for name, model in loaded.items()
-        if manifest.engine["uncovered"][name] is None
-    }
     scores: dict[str, float | None] = dict.fromkeys(forms)
     if manifest.unjudged is None:
         for name, told in manifest.models.items():
@@ -146,12 +144,8 @@ def tried(bundle: Path, subject: Subject, manifest: Manifest, rows: int | None) 
     else:
         given = [arrays(each) for each in subject.examples("test", rows or RECORDED)]
     inputs = {f"{number}/{name}": each for number, one in enumerate(given) for name, each in one.items()}
-    expected = {name: [_outputs(loaded[name.removesuffix(", sparse")], name, one) for one in given] for name in forms}
+    expected = {name: [answers(each, one) for one in given] for name, each in running.items()}
     return Trial(inputs, sum(len(next(iter(one.values()))) for one in given), expected, scores)
-
-
-def _outputs(model: ModelProto, way: str, inputs: Arrays) -> Arrays:
-    return unrounded(model, inputs) if way.endswith(", sparse") else answers(session(model), inputs)
 
 
 Way = tuple[Path, Path | None]
