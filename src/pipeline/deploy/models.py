@@ -1,6 +1,7 @@
 """One network in the forms that are compared: exported, quantised, packed; and what is wrong with them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,10 +69,8 @@ def models(
     source = folded(smallest)
     float32, facts = packed(lean(source, metadata))
     float32, fault = with_nodes(float32)
-    try:
+    with _to_int8():
         calibrated = Calibrated(source, map(arrays, calibration))
-    except Exception as error:  # ONNX Runtime's tools for int8 have no class of their own for what they cannot do
-        raise PipelineError(f"the network cannot be brought to int8: {one_line(first_cause(error))}") from error
     made = Models(
         plain=plain,
         dense=lean(plain, metadata),
@@ -94,16 +93,23 @@ def with_float_layers(found: Models, layers: Collection[str]) -> Models:
     Raises:
         PipelineError: as ``models``.
     """
-    try:
+    with _to_int8():
         int8 = lean(found.calibrated.quantised(layers), found.metadata)
-    except PipelineError:
-        raise
-    except Exception as error:
-        raise PipelineError(f"the network cannot be brought to int8: {one_line(first_cause(error))}") from error
     model, facts = packed(int8)
     model, fault = with_nodes(model)
     uncovered = {**found.uncovered, "int8": fault}
     return replace(found, int8=model, int8_facts=facts, uncovered=uncovered, float_layers=tuple(layers))
+
+
+@contextmanager
+def _to_int8() -> Iterator[None]:
+    """What ONNX Runtime's tools for int8 raise, which have no class of their own for it, as a sentence."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise PipelineError(f"the network cannot be brought to int8: {one_line(first_cause(error))}") from error
 
 
 def _exports(subject: Subject, inputs: Any, multiple: int) -> tuple[ModelProto, ModelProto, nn.Module]:
