@@ -14,6 +14,7 @@ from itertools import count, product
 from string import ascii_letters
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -24,7 +25,7 @@ from pipeline.ground.errors import PipelineError, first_cause, one_line
 from pipeline.ground.structures import called, filled, first_row, named_tensors, rows_of
 
 IR_VERSION = 10
-WEIGHTED = ("Conv", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Whole(nn.Module):
@@ -72,7 +73,38 @@ def exported(network: nn.Module, preprocess: Callable[[Any], Any], inputs: Any) 
         except Exception as error:
             raise PipelineError(f"the network cannot be exported to ONNX: {one_line(first_cause(error))}") from error
     assert program is not None
-    return program.model_proto
+    return _with_fixed_sizes(program.model_proto)
+
+
+def _with_fixed_sizes(model: ModelProto) -> ModelProto:
+    """The model with each Resize to fixed planes told by how much, instead of by sizes of which nodes read the batch's.
+
+    ONNX Runtime 1.32 loses sizes, and takes axes for what they are not, where a Resize stands between quantised values.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    shapes = {
+        each.name: [side.dim_value for side in each.type.tensor_type.shape.dim] for each in model.graph.value_info
+    }
+    for node in model.graph.node:
+        sizes = makers.get((*node.input, "", "", "")[3]) if node.op_type == "Resize" else None
+        if sizes is None or sizes.op_type != "Concat" or sizes.input[-1] not in constants:
+            continue
+        to = numpy_helper.to_array(constants[sizes.input[-1]])
+        before = np.array(shapes.get(node.input[0], [])[-len(to) :])
+        if len(before) != len(to) or not before.all():
+            continue
+        factors = (to / before).astype(np.float32)
+        factors = np.where(np.floor(factors * before.astype(np.float32)) < to, np.nextafter(factors, np.inf), factors)
+        name = f"{node.output[0]}_factors"
+        all_factors = np.concatenate([np.ones(len(shapes[node.input[0]]) - len(to)), factors]).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(all_factors, name))
+        del node.input[2:]
+        node.input.append(name)
+        for unread in (sizes, *(makers[each] for each in sizes.input[:-1] if each in makers)):
+            if not any(set(each.input) & set(unread.output) for each in model.graph.node):
+                model.graph.node.remove(unread)
+    return model
 
 
 def lean(model: ModelProto, metadata: Mapping[str, str] | None = None) -> ModelProto:

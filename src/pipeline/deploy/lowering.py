@@ -12,7 +12,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from pipeline.deploy import pack
 from pipeline.deploy.export import WEIGHTED
-from pipeline.deploy.program import CODINGS, FUNCTIONS, SIDE, Operation, Shape
+from pipeline.deploy.moving import NoLoops, View, is_identity, plane_of, view_of
+from pipeline.deploy.program import CODINGS, FUNCTIONS, LARGEST, MODES, SIDE, Operation, Shape
 
 
 class NotCovered(Exception):
@@ -63,8 +64,8 @@ class Segment:
         """Whether there are weights in it, which is what the engine is for."""
         return any(step.kind in ("convolution", "linear") for step in self.operations)
 
-    def lower(self) -> None:
-        """Makes the operations.
+    def lower(self, *, alone: bool = False) -> None:
+        """Makes the operations; ``alone``: as far as the nodes are concerned, whatever is around them.
 
         Raises:
             NotCovered: if the engine cannot compute the nodes.
@@ -80,19 +81,31 @@ class Segment:
             lower = _OPERATORS.get(node.op_type)
             if lower is None or node.domain:
                 raise NotCovered(f"the operator {node.op_type}")
-            lower(self, node)
+            try:
+                lower(self, node)
+            except NoLoops:
+                raise NotCovered(f"a {node.op_type} that is no nest of a few loops") from None
+            self._hold_to_limits()
         results = []
         for name in self.outputs:
             self.at = self.graph.makers[name]
             number, asked = self.numbers[name], self.graph.shape(name)
             if self.shapes[number] == (asked[0], 0, 0) and asked[1:] == (1, 1):
-                self.operations.append(Operation("flatten", number, self._new(asked)))
+                self.operations.append(Operation("move", number, self._new(asked), loops=((asked[0], 3, 3),)))
                 number = self.operations[-1].to
             if self.shapes[number] != asked:
-                raise NotCovered(f"a {self.graph.makers[name].op_type} of another form")
-            results.append((number, 3 if len(self.graph.sides(name)) == 3 else 1))
+                raise NotCovered(f"a {self.at.op_type} of another form")
+            if (rank := len(self.graph.sides(name))) > 4 and not alone:
+                raise NotCovered(f"a {self.at.op_type} to {rank} dimensions")
+            results.append((number, 3 if rank == 3 else 1))
         for place, (each, rank) in enumerate(results):
             self.operations.append(Operation("output", each, each, weights=place, kernel_height=rank))
+
+    def _hold_to_limits(self) -> None:
+        largest = max(step.largest for step in self.operations)
+        size = max(channels * max(height, 1) * max(width, 1) for channels, height, width in self.shapes)
+        if largest > LARGEST or size > LARGEST**2:
+            raise NotCovered(f"a {self.at.op_type} of {largest} places along a side, or {size} values")
 
     def _new(self, shape: Shape) -> int:
         self.shapes.append(shape)
@@ -104,9 +117,9 @@ class Segment:
             name = self.coders[name]
         return self.readers[name] == 1
 
-    def _emit(self, node: NodeProto, step: Operation) -> None:
+    def _emit(self, node: NodeProto, step: Operation, output: int = 0) -> None:
         self.operations.append(step)
-        self.numbers[node.output[0]] = step.to
+        self.numbers[node.output[output]] = step.to
 
     def coded(self, node: NodeProto) -> None:
         """Quantised and back is the value itself; a range from 0 has taken the place of a Relu."""
@@ -128,7 +141,7 @@ class Segment:
         producer = self._producer(source)
         clamping = (
             "input", "convolution", "linear", "add", "max_pool", "average_pool", "mean", "multiply", "function",
-            "affine",
+            "affine", "subtract",
         )  # fmt: skip
         known = [each for each in (producer.ceiling, ceiling) if each is not None]
         if self._alone(node.input[0]) and producer.kind in clamping:
@@ -174,35 +187,67 @@ class Segment:
         if not height:
             self._emit(node, self._weighted(node, weights, self._on_means(source, weights, window.top, told)))
             return
-        stride, asked = window.stride, self.graph.shape(node.output[0])
-        plane = (math.ceil(height / stride), math.ceil(width / stride))
+        asked = self.graph.shape(node.output[0])
+        plane = (math.ceil(height / window.stride), math.ceil(width / window.across))
         if asked[1] > plane[0] or asked[2] > plane[1]:
             raise NotCovered(f"a {tall}x{wide} convolution with padding {window.top}, which makes the plane larger")
-        if tall == wide == 1 and (window.top % stride or window.left % stride):
-            raise NotCovered(f"a 1x1 convolution with padding {window.top} and stride {stride}")
-        if stride > 1:
-            source = self._split(source, stride, 1 if tall == wide == 1 else stride**2)
+        if tall == wide == 1 and (window.top % window.stride or window.left % window.across):
+            raise NotCovered(f"a 1x1 convolution with padding {window.top} and stride {window.stride}")
+        if window.stride * window.across > 1:
+            source = self._split(source, window, alone=tall == wide == 1)
         to, groups = self._new((weights.shape[0], *plane)), told.get("group", 1)
-        step = Operation("convolution", source, to, None, tall, wide, stride, window.top, groups)
-        step = replace(step, left=window.left - window.top, spread=window.spread)
+        step = window.of(Operation("convolution", source, to, groups=groups))
         self._emit(node, self._weighted(node, weights, step))
         if asked[1:] != plane:  # less padding than keeps the plane: its first places are right
-            self._emit(node, Operation("resize", to, self._new(asked)))
+            self._emit(node, self._cropped(to, asked))
+
+    def _cropped(self, source: int, shape: Shape) -> Operation:
+        """The first places of planes."""
+        view = view_of(self.shapes[source])
+        for side in (1, 2):
+            view = view.sliced(side, 0, 1, shape[side])
+        return Operation("move", source, self._new(shape), loops=view.loops(shape))
+
+    def transposed_conv(self, node: NodeProto) -> None:
+        """A convolution that makes a plane for each place of the stride, and these woven into one."""
+        told = _attributes(node)
+        weights = self._weights(node.input[1], rows=1)
+        window = _Window(told, *(1, *weights.shape[2:])[-2:])
+        source, asked = self.numbers[node.input[0]], self.graph.shape(node.output[0])
+        height, width = self.shapes[source][1:]
+        tall, wide = height * window.stride, width * window.across
+        if not height or len(weights.shape) not in (3, 4) or window.spread or "auto_pad" in told:
+            raise NotCovered("a ConvTranspose of vectors, or with dilation or auto_pad")
+        if asked[1] > tall or asked[2] > wide or window.top >= window.tall or window.left >= window.wide:
+            raise NotCovered(f"a ConvTranspose whose planes are no {window.stride} times as large")
+        filters = asked[0]
+        to = self._new((filters * window.stride * window.across, height, width))
+        step = window.of(Operation("convolution", source, to, groups=told.get("group", 1), transposed=True))
+        self.operations.append(self._weighted(node, weights, step))
+        woven = view_of((filters, window.stride, window.across, height, width)).transposed((0, 3, 1, 4, 2))
+        self._emit(
+            node, Operation("move", to, self._new((filters, tall, wide)), loops=woven.loops((filters, tall, wide)))
+        )
+        if asked[1:] != (tall, wide):
+            self._emit(node, self._cropped(self.numbers[node.output[0]], asked))
 
     def _on_means(self, source: int, weights: Weights, pad: int, told: Mapping[str, Any]) -> Operation:
         """A 1x1 convolution of a plane's means, which are a vector: a linear layer."""
-        if weights.shape[2:] != (1, 1) or pad or told.get("group", 1) != 1:
+        if any(side != 1 for side in weights.shape[2:]) or pad or told.get("group", 1) != 1:
             raise NotCovered("a convolution of means that is no linear layer")
         return Operation("linear", source, self._new((weights.shape[0], 0, 0)))
 
-    def _split(self, source: int, stride: int, phases: int) -> int:
-        """The planes (row mod stride, column mod stride) of an activation, made once."""
+    def _split(self, source: int, window: "_Window", *, alone: bool) -> int:
+        """The planes (row mod stride, column mod stride) of an activation, or the first alone; made once."""
         channels, height, width = self.shapes[source]
-        shape = (channels * phases, math.ceil(height / stride), math.ceil(width / stride))
+        planes = 1 if alone else window.stride * window.across
+        shape = (channels * planes, math.ceil(height / window.stride), math.ceil(width / window.across))
         for step in self.operations:
-            if (step.kind, step.source, step.stride) == ("split", source, stride) and self.shapes[step.to] == shape:
+            same = (step.kind, step.source, step.stride, step.stride + step.wider)
+            if same == ("split", source, window.stride, window.across) and self.shapes[step.to] == shape:
                 return step.to
-        self.operations.append(Operation("split", source, self._new(shape), stride=stride))
+        wider = window.across - window.stride
+        self.operations.append(Operation("split", source, self._new(shape), stride=window.stride, wider=wider))
         return self.operations[-1].to
 
     def gemm(self, node: NodeProto) -> None:
@@ -234,11 +279,15 @@ class Segment:
             bias_scale=places[bias_scale] if bias_scale else 0,
         )
 
-    def _weights(self, name: str) -> Weights:
+    def _weights(self, name: str, rows: int = 0) -> Weights:
+        """Those of a name, whose outputs lie along the dimension ``rows``."""
         scale = None
         if name in self.made and self.made[name].op_type == "DequantizeLinear":
             node = self.made[name]
-            if _attributes(node).get("axis", 1) != 0 and numpy_helper.to_array(self.constants[node.input[1]]).size > 1:
+            if (
+                _attributes(node).get("axis", 1) != rows
+                and numpy_helper.to_array(self.constants[node.input[1]]).size > 1
+            ):
                 raise NotCovered("weights that are quantised along their inputs")
             name, scale, *zero = node.input
             if any(numpy_helper.to_array(self.constants[each]).any() for each in zero):
@@ -296,8 +345,23 @@ class Segment:
             raise NotCovered(f"a {node.op_type} of a value with itself")
         self._emit(node, Operation(kind, one, self._new(large), other))
 
+    def subtract(self, node: NodeProto) -> None:
+        if any(name not in self.numbers for name in node.input):
+            self._scaled(node, "bias")
+        elif self.shapes[self.numbers[node.input[0]]] != self.graph.shape(node.output[0]):
+            raise NotCovered("a Sub that makes its value larger")
+        else:
+            self._joined(node, "subtract")
+
+    def divide(self, node: NodeProto) -> None:
+        number = self._number(node.input[1]) if node.input[1] not in self.numbers else None
+        if not number or node.input[0] not in self.numbers:
+            raise NotCovered("a Div by what is no constant number")
+        source = self.numbers[node.input[0]]
+        self._emit(node, Operation("affine", source, self._new(self.shapes[source]), first=1 / number))
+
     def _scaled(self, node: NodeProto, place: str) -> None:
-        """A sum or product with a constant: a number, or one a channel."""
+        """A sum, difference or product with a constant: a number, or one a channel."""
         sources = [name for name in node.input if name in self.numbers]
         names = [name for name in node.input if name in self.constants]
         if len(sources) != 1 or len(names) != 1 or self.constants[names[0]].data_type != TensorProto.FLOAT:
@@ -314,7 +378,10 @@ class Segment:
             raise NotCovered(f"a {node.op_type} that makes its value larger")
         step = Operation("affine", self.numbers[sources[0]], self._new(shape))
         constant = self._place(names[0])
-        self._emit(node, replace(step, weights=constant) if place == "weights" else replace(step, bias=constant))
+        step = replace(step, weights=constant) if place == "weights" else replace(step, bias=constant)
+        if node.op_type == "Sub":
+            step = replace(step, second=-1.0) if node.input[0] == sources[0] else replace(step, first=-1.0)
+        self._emit(node, step)
 
     def _place(self, name: str) -> int:
         """Which input of the node a constant is."""
@@ -357,36 +424,66 @@ class Segment:
     def resize(self, node: NodeProto) -> None:
         told, source = _attributes(node), self.numbers[node.input[0]]
         before, after = self.shapes[source], self.graph.shape(node.output[0])
-        mode, where = told.get("mode", b"nearest"), told.get("coordinate_transformation_mode", b"half_pixel")
-        nearest = {b"asymmetric": (b"floor",), b"half_pixel": (b"round_prefer_floor", b"round_prefer_ceil")}
-        rounding = told.get("nearest_mode", b"round_prefer_floor")
-        if mode != b"nearest" or rounding not in nearest.get(where, ()) or not before[1]:
-            raise NotCovered(f"a Resize by {mode.decode()}, {where.decode()}")
-        factor = after[1] // before[1]
-        if after != (before[0], before[1] * factor, before[2] * factor):
-            raise NotCovered("a Resize by no whole factor")
-        self._emit(node, Operation("resize", source, self._new(after), stride=factor))
+        mode, where = (
+            told.get(name, default).decode()
+            for name, default in (("mode", b"nearest"), ("coordinate_transformation_mode", b"half_pixel"))
+        )
+        rounding = told.get("nearest_mode", b"round_prefer_floor").decode()
+        if not before[1] or before[0] != after[0] or {"antialias", "exclude_outside"} & set(told):
+            raise NotCovered(f"a Resize by {mode}, {where}")
+        whole = all(more % fewer == 0 for fewer, more in zip(before[1:], after[1:], strict=True))
+        nearest = {"asymmetric": ("floor",), "half_pixel": ("round_prefer_floor", "round_prefer_ceil")}
+        if mode == "nearest" and whole and rounding in nearest.get(where, ()):
+            view = view_of(before)
+            for side in (1, 2):
+                view = view.repeated(side, after[side] // before[side])
+            self._emit(node, Operation("move", source, self._new(after), loops=view.loops(after)))
+            return
+        kind = "nearest" if (mode, where, rounding) == ("nearest", "asymmetric", "floor") else where
+        if (mode != "linear" and kind != "nearest") or kind not in MODES or not self._by_sizes(node, before, after):
+            raise NotCovered(f"a Resize by {mode}, {where}")
+        self._emit(node, Operation("resize", source, self._new(after), mode=MODES.index(kind)))
+
+    def _by_sizes(self, node: NodeProto, before: Shape, after: Shape) -> bool:
+        """Whether the factors of a Resize are those of its sizes: nothing was rounded away."""
+        named = self.constants.get((*node.input, "", "")[2])
+        if named is None:
+            return True
+        factors = numpy_helper.to_array(named)[-2:].tolist()
+        sides = zip(before[1:][-len(factors) :], after[1:][-len(factors) :], factors, strict=True)
+        return all(abs(one * factor - other) < 1e-4 * other for one, other, factor in sides)
 
     def pool(self, node: NodeProto) -> None:
         told = _attributes(node)
         window = _Window(told, *(1, *told["kernel_shape"])[-2:])
-        if window.spread or told.get("ceil_mode", 0) or "auto_pad" in told or len(node.output) > 1:
-            raise NotCovered(f"a {node.op_type} with dilation, ceil_mode, auto_pad or indices")
+        if window.spread or "auto_pad" in told or len(node.output) > 1:
+            raise NotCovered(f"a {node.op_type} with dilation, auto_pad or indices")
         source = self.numbers[node.input[0]]
         channels, height, width = self.shapes[source]
         if not height:
             raise NotCovered(f"a {node.op_type} of a vector")
         asked = self.graph.shape(node.output[0])
+        counted, partial = bool(told.get("count_include_pad", 0)), bool(told.get("ceil_mode", 0))
+        rounded = math.ceil if partial else math.floor
         plane = tuple(
-            (side + 2 * pad - length) // window.stride + 1
-            for side, pad, length in ((height, window.top, window.tall), (width, window.left, window.wide))
+            rounded((side + 2 * pad - length) / stride) + 1
+            for side, pad, length, stride in (
+                (height, window.top, window.tall, window.stride),
+                (width, window.left, window.wide, window.across),
+            )
         )
-        if asked != (channels, *plane):
+        inside = all(
+            (count - 1) * stride < side + pad
+            for count, stride, side, pad in (
+                (asked[1], window.stride, height, window.top),
+                (asked[2], window.across, width, window.left),
+            )
+        )
+        if asked != (channels, *plane) or not inside or (partial and counted):
             raise NotCovered(f"a {node.op_type} with other padding on each side")
         kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"
-        counted = bool(told.get("count_include_pad", 0))
-        step = Operation(kind, source, self._new(asked), None, window.tall, window.wide, window.stride, window.top)
-        self._emit(node, replace(step, left=window.left - window.top, count_padding=counted))
+        step = window.of(Operation(kind, source, self._new(asked), count_padding=counted))
+        self._emit(node, step)
 
     def mean(self, node: NodeProto) -> None:
         source = self.numbers[node.input[0]]
@@ -394,25 +491,74 @@ class Segment:
             named = self.constants.get((*node.input, "")[1])
             axes = None if named is None else numpy_helper.to_array(named).tolist()
             rank = len(self.graph.sides(node.input[0]))
-            if axes is None or sorted(axis % rank for axis in axes) != list(range(2, rank)):
+            over = [] if axes is None else sorted(axis % rank for axis in axes)
+            if over not in ([2, 3], [3]) and (rank != 3 or over != [2]):
                 raise NotCovered(f"a mean over {axes}")
+            if over == [3] and self.shapes[source][1] != 1:
+                raise NotCovered("a mean of rows")
         if not self.shapes[source][1]:
             raise NotCovered("a mean of a vector")
         self._emit(node, Operation("mean", source, self._new((self.shapes[source][0], 0, 0))))
 
-    def flatten(self, node: NodeProto) -> None:
-        source = self.numbers[node.input[0]]
-        channels, height, width = self.shapes[source]
-        if _attributes(node).get("axis", 1) != 1 or self.graph.shape(node.output[0]) != (
-            channels * max(height, 1) * max(width, 1),
-            0,
-            0,
-        ):
-            raise NotCovered(f"a {node.op_type} that does not make a vector")
-        if height:
-            self._emit(node, Operation("flatten", source, self._new((channels * height * width, 0, 0))))
+    def _moved(self, node: NodeProto, view: View, output: int = 0) -> None:
+        """Values that stand elsewhere and are the same: nothing to do where they stay where they are."""
+        source, name = self.numbers[node.input[0]], node.output[output]
+        held, to = self.shapes[source], self.graph.shape(name)
+        loops = view.loops(self.graph.sides(name)[1:])
+        if is_identity(loops, view.start) and held in (to, (to[0], 0, 0)):
+            self.numbers[name] = source
         else:
-            self.numbers[node.output[0]] = source
+            self._emit(node, Operation("move", source, self._new(to), start=view.start, loops=loops), output)
+
+    def _view(self, node: NodeProto) -> View:
+        return view_of(self.graph.sides(node.input[0])[1:])
+
+    def reshape(self, node: NodeProto) -> None:
+        self._moved(node, self._view(node).reshaped(self.graph.sides(node.output[0])[1:]))
+
+    def transpose(self, node: NodeProto) -> None:
+        rank = len(self.graph.sides(node.input[0]))
+        first, *order = _attributes(node).get("perm", range(rank)[::-1])
+        if first:
+            raise NotCovered("a Transpose of the batch")
+        self._moved(node, self._view(node).transposed([side - 1 for side in order]))
+
+    def slice(self, node: NodeProto) -> None:
+        sides = self.graph.sides(node.input[0])
+        begins, ends, axes, steps = (self._integers(name) for name in (*node.input[1:], "", "")[:4])
+        if begins is None or ends is None:
+            raise NotCovered("a Slice whose places are computed")
+        view = self._view(node)
+        for place, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            axis, step = (axes[place] if axes else place) % len(sides), steps[place] if steps else 1
+            if axis == 0 or step < 1:
+                raise NotCovered("a Slice of the batch, or backwards")
+            places = range(sides[axis])[begin:end:step]
+            view = view.sliced(axis - 1, places.start, step, len(places))
+        self._moved(node, view)
+
+    def _integers(self, name: str) -> list[int] | None:
+        return numpy_helper.to_array(self.constants[name]).tolist() if name in self.constants else None
+
+    def split(self, node: NodeProto) -> None:
+        axis = _attributes(node).get("axis", 0) % len(self.graph.sides(node.input[0])) - 1
+        begin = 0
+        for place, name in enumerate(node.output):
+            count = self.graph.sides(name)[1:][axis]
+            self._moved(node, self._view(node).sliced(axis, begin, 1, count), place)
+            begin += count
+
+    def blocks(self, node: NodeProto) -> None:
+        """DepthToSpace and SpaceToDepth."""
+        told, (channels, height, width) = _attributes(node), self.graph.sides(node.input[0])[1:]
+        size, to = told["blocksize"], self.graph.sides(node.output[0])[1:]
+        if node.op_type == "SpaceToDepth":
+            parts, order = (channels, height // size, size, width // size, size), (2, 4, 0, 1, 3)
+        elif told.get("mode", b"DCR") == b"CRD":
+            parts, order = (channels // size**2, size, size, height, width), (0, 3, 1, 4, 2)
+        else:
+            parts, order = (size, size, channels // size**2, height, width), (2, 3, 0, 4, 1)
+        self._moved(node, self._view(node).reshaped(parts).transposed(order).reshaped(to))
 
 
 CODED = ("QuantizeLinear", "DequantizeLinear")
@@ -433,20 +579,32 @@ _OPERATORS = {
     "AveragePool": Segment.pool,
     "GlobalAveragePool": Segment.mean,
     "ReduceMean": Segment.mean,
-    "Flatten": Segment.flatten,
-    "Reshape": Segment.flatten,
+    "ConvTranspose": Segment.transposed_conv,
+    "Sub": Segment.subtract,
+    "Div": Segment.divide,
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), Segment.reshape),
+    "Transpose": Segment.transpose,
+    "Slice": Segment.slice,
+    "Split": Segment.split,
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), Segment.blocks),
 }
 
 
 class _Window:
-    """What a convolution or pooling looks at from each place: one stride, spread and padding at most a direction."""
+    """What a convolution or pooling looks at from each place: a stride and padding a direction, and one spread."""
 
     def __init__(self, told: Mapping[str, Any], tall: int, wide: int) -> None:
         self.tall, self.wide = tall, wide
-        strides, pads, dilations = ([*told.get(name, ())] for name in ("strides", "pads", "dilations"))
-        self.stride = _even(strides or [1], "strides")
+        strides, pads, dilations = (list[int](told.get(name, ())) for name in ("strides", "pads", "dilations"))
+        self.stride, self.across = (1, 1, *strides)[-2:]
         self.spread = _even(dilations or [1], "dilations") - 1
         self.top, self.left = (0, *pads[: len(pads) // 2])[-2:] if pads else (0, 0)
+
+    def of(self, step: Operation) -> Operation:
+        """A step that looks so."""
+        step = replace(step, kernel_height=self.tall, kernel_width=self.wide, stride=self.stride, pad=self.top)
+        wider, left = self.across - self.stride, self.left - self.top
+        return replace(step, wider=wider, left=left, spread=self.spread)
 
 
 class Graph:
@@ -483,14 +641,9 @@ class Graph:
         sides = self._shapes.get(name)
         if sides is None:
             raise NotCovered("a value whose size is not known, or that has no row an example")
-        match sides:
-            case (channels,):
-                return channels, 0, 0
-            case (channels, width):
-                return channels, 1, width
-            case (channels, height, width):
-                return channels, height, width
-        raise NotCovered(f"a value of {len(sides) + 1} dimensions")
+        if not sides:
+            raise NotCovered("a value of 1 dimension")
+        return plane_of(sides)
 
     def sides(self, name: str) -> tuple[int, ...]:
         """Sides of an activation, the batch's as 1."""
@@ -550,7 +703,7 @@ class Graph:
             if node.op_type in CODED:  # what is between the two is no float
                 self.shape(node.input[0] if node.op_type == "QuantizeLinear" else node.output[0])
                 return node.op_type == "QuantizeLinear" or self.makers[node.input[0]].op_type == "QuantizeLinear"
-            Segment(self, [node]).lower()
+            Segment(self, [node]).lower(alone=True)
         except NotCovered as reason:
             self.reasons[str(reason)] = None
             return False

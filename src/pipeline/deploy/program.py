@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 
 KINDS = (
-    "input", "output", "split", "convolution", "linear", "add", "max_pool", "average_pool", "mean", "flatten",
-    "multiply", "function", "affine", "concat", "resize",
+    "input", "output", "split", "convolution", "linear", "add", "max_pool", "average_pool", "mean", "move",
+    "multiply", "function", "affine", "concat", "resize", "subtract",
 )  # fmt: skip
 SIDE = 64
 """Inputs, and outputs, that a program has at most."""
 FUNCTIONS = ("", "Sigmoid", "SiLU", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Gelu")
 CODINGS = ("", "Mask", "Gaps", "Rice")
+MODES = ("half_pixel", "align_corners", "asymmetric", "nearest")
+LARGEST = 4096
+"""Kernel, stride, padding and spread are at most so large along a side; an activation has so many squared values."""
+LOOPS = 6
+Loop = tuple[int, int, int]
+"""How many times, and how far each time in what is read and in what is written: 3 x places + the axis (channels, rows,
+columns)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,11 @@ class Operation:
     function: int = 0
     first: float | None = None
     second: float | None = None
+    mode: int = 0
+    wider: int = 0
+    transposed: bool = False
+    start: tuple[int, int, int] = (0, 0, 0)
+    loops: tuple[Loop, ...] = ()
 
     @property
     def integers(self) -> list[int]:
@@ -59,7 +71,29 @@ class Operation:
         }
         residual = 0 if self.residual is None else self.residual + 1
         own = replace(self, residual=residual, **numbers)
-        return [KINDS.index(self.kind), *(int(each) for each in astuple(own)[1:])]
+        _, *fields, start, loops = astuple(own)
+        told = [*(int(each) for each in fields), *start, *(each for loop in loops for each in loop)]
+        return [KINDS.index(self.kind), *told, *[0] * (3 * (LOOPS - len(loops)))]
+
+    @property
+    def largest(self) -> int:
+        """The largest of what is limited by ``LARGEST``."""
+        sides = (self.kernel_height, self.kernel_width, self.stride, self.stride + self.wider)
+        return max(*sides, self.pad, self.pad + self.left, self.spread, self.reach)
+
+    @property
+    def reach(self) -> int:
+        """How far a convolution reads beyond a plane, at most."""
+        sides = ((self.kernel_height, self.pad, self.stride),
+                 (self.kernel_width, self.pad + self.left, self.stride + self.wider))  # fmt: skip
+        found = 0
+        for side, pad, stride in sides:
+            last_tap = (side - 1) * (self.spread + 1) - pad
+            back, forth = -(-pad // stride), last_tap // stride
+            if self.transposed:
+                back, forth = last_tap // stride, (stride - 1 + pad) // stride
+            found = max(found, back, forth)
+        return found
 
 
 Shape = tuple[int, int, int]
@@ -72,11 +106,8 @@ def integers(shapes: Sequence[Shape], steps: Sequence[Operation]) -> list[int]:
     pads: dict[tuple[int, int], int] = {}
     for step in steps:
         if step.kind == "convolution":
-            plane, reach = shapes[step.to][1:], 0
-            for side, pad in ((step.kernel_height, step.pad), (step.kernel_width, step.pad + step.left)):
-                last_tap = (side - 1) * (step.spread + 1) - pad
-                reach = max(reach, -(-pad // step.stride), last_tap // step.stride)
-            pads[plane] = max(pads.get(plane, 0), reach)
+            plane = shapes[step.to][1:]
+            pads[plane] = max(pads.get(plane, 0), step.reach)
     last = {value: place for place, step in enumerate(steps) for value in (step.source, step.residual)}
     places: dict[int, int] = {}
     found: list[tuple[Shape, bool]] = []

@@ -71,7 +71,11 @@ class Calibrated:
             PipelineError: if a weight that is 0 does not stay 0, which it does where scales are symmetric.
         """
         layers = self.layers
-        excluded = [*preprocessing(self.model), *(node for each in float_layers for node in layers[each])]
+        excluded = [
+            *preprocessing(self.model),
+            *_refused(self.model),
+            *(node for each in float_layers for node in layers[each]),
+        ]
         with tempfile.TemporaryDirectory() as name:
             source, made, ranges = (Path(name) / file for file in ("prepared.onnx", "int8.onnx", "ranges.json"))
             onnx.save(self.model, source)
@@ -121,7 +125,8 @@ def _keep_biases_of_dead_filters(int8: ModelProto, plain: ModelProto) -> None:
             continue
         (_, step, *_), (weight, scale, *_), (bias, bias_scale, *_) = (part.input for part in parts)
         values, scales = (numpy_helper.to_array(tensors[name]).copy() for name in (weight, scale))
-        dead = ~values.reshape(len(values), -1).any(1)
+        filters = np.moveaxis(values, 1, 0) if node.op_type == "ConvTranspose" else values
+        dead = ~filters.reshape(len(filters), -1).any(1)
         right = exact.get(bias.removesuffix("_quantized"))
         if right is None or scales.shape != dead.shape or not dead.any():
             continue
@@ -179,6 +184,15 @@ def preprocessing(model: ModelProto) -> list[str]:
             break
         names.append(node.name)
     return names
+
+
+def _refused(model: ModelProto) -> list[str]:
+    """Names of the nodes that ONNX Runtime's tools do not know how to quantise: transposed convolutions in groups."""
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "ConvTranspose" and any(each.name == "group" and each.i > 1 for each in node.attribute)
+    ]
 
 
 def zeros_lost(plain: ModelProto, int8: ModelProto) -> list[str]:

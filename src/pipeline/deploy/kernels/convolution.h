@@ -3,9 +3,9 @@
 typedef struct { /* N vectors of the outputs of one group of filters */
     const number *in, *weights, *bias, *residual;
     const int32_t *offsets;
-    const vector *caps;
-    const lanes *inside;
-    int64_t taps, rows, plane;
+    const lanes *inside; /* all ones in the rows, zero between them */
+    int64_t taps, rows, plane, relu;
+    number ceiling; /* with a Relu: nothing above */
     number *out;
 } block;
 
@@ -60,12 +60,14 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
     UNROLLED for (int m = 0; m < M; m++) {
         if (m >= b->rows) return;
         vector *sum = sums + m * N, *out = (vector *)(b->out + m * b->plane);
-        if (b->caps) {
-            UNROLLED for (int n = 0; n < N; n++) sum[n] = smaller(larger(sum[n], (vector){0}), b->caps[n]);
-        } else {
-            UNROLLED for (int n = 0; n < N; n++) sum[n] = (vector)((lanes)sum[n] & b->inside[n]);
+        if (b->relu) {
+            UNROLLED for (int n = 0; n < N; n++) sum[n] = larger((vector){0}, sum[n]);
+            if (b->ceiling < (number)INFINITY) {
+                vector ceiling = (vector){0} + b->ceiling;
+                UNROLLED for (int n = 0; n < N; n++) sum[n] = smaller(ceiling, sum[n]);
+            }
         }
-        UNROLLED for (int n = 0; n < N; n++) out[n] = sum[n];
+        UNROLLED for (int n = 0; n < N; n++) out[n] = (vector)((lanes)sum[n] & b->inside[n]);
     }
 }
 
@@ -102,12 +104,11 @@ static void convolved(const network *net, const step *s, const layer *l, number 
     number *out = activations[s->to] + to->first;
     int64_t vectors = vectors_of(to), most = l->rows == 1 ? MOST : MOST_TOGETHER;
     int64_t pieces = (vectors + most - 1) / most;
-    block b = {.plane = to->plane};
+    block b = {.plane = to->plane, .relu = s->relu, .ceiling = ceiling_of(s)};
     for (int64_t piece = 0; piece < pieces; piece++) {
         int64_t v = vectors * piece / pieces, count = vectors * (piece + 1) / pieces - v, at = v * LANES;
         b.in = in + at;
         b.inside = to->inside + v;
-        b.caps = l->caps ? l->caps + v : NULL;
         for (int64_t group = begin; group < end; group++) {
             int64_t first = group * l->rows, start = l->starts[group];
             b.weights = l->weights + start * l->rows;

@@ -47,6 +47,7 @@ static void worked(void *given, size_t part) {
         case CONVOLUTION: convolved(w->net, s, w->layer, w->activations, begin, end); break;
         case LINEAR: multiplied(w->net, s, w->layer, w->activations, begin, end); break;
         case ADD:
+        case SUBTRACT:
         case MULTIPLY:
         case FUNCTION:
         case AFFINE:
@@ -57,7 +58,7 @@ static void worked(void *given, size_t part) {
         case MAX_POOL:
         case AVERAGE_POOL: pooled(s, from, to, in, out, begin, end); break;
         case MEAN: averaged(s, from, in, out, begin, end); break;
-        case FLATTEN: flattened(from, to, in, out, begin, end); break;
+        case MOVE: moved(s, from, to, in, out, begin, end); break;
     }
 }
 
@@ -85,8 +86,8 @@ static status *inferred(const network *net, number **activations, const ends *e,
             copied_out(from, activations[s->from], e->out[s->weights] + image * e->out_size[s->weights]);
             continue;
         }
-        int64_t units = s->kind == FLATTEN || s->kind == SPLIT ? from->shape.channels : to->shape.channels;
-        int64_t cost = units * to->plane;
+        int64_t units = s->kind == MOVE ? s->loops[0].count : s->kind == SPLIT ? from->shape.channels : to->shape.channels;
+        int64_t cost = to->shape.channels * to->plane;
         if (l->rows) {
             units = (l->outputs + l->rows - 1) / l->rows;
             cost = l->starts[units] * l->rows * to->plane;
@@ -204,8 +205,7 @@ static status *compute(void *kernel, kernel_context *context) {
 static void destroy(void *kernel) {
     network *net = kernel;
     for (int64_t i = 0; net->layers && i < net->step_count; i++)
-        free(net->layers[i].starts), free(net->layers[i].offsets), free(net->layers[i].weights), free(net->layers[i].bias),
-            free(net->layers[i].caps);
+        free(net->layers[i].starts), free(net->layers[i].offsets), free(net->layers[i].weights), free(net->layers[i].bias);
     for (int64_t i = 0; net->layouts && i < net->activation_count; i++) free(net->layouts[i].inside);
     for (workspace *space = net->idle, *next; space; space = next) {
         next = space->next;

@@ -52,9 +52,11 @@ static inline floats value_of(const step *s, floats x) {
 }
 
 /* A value of each channel of the result from one of the input, and one of the other, if there is one. */
-static inline floats of_two(const step *s, floats a, floats b) { return s->kind == MULTIPLY ? a * b : a + b; }
+static inline floats of_two(const step *s, floats a, floats b) {
+    return s->kind == MULTIPLY ? a * b : s->kind == SUBTRACT ? a - b : a + b;
+}
 
-/* Channels `begin` to `end`: a function of one activation; the sum or product of two; a channel's scale and shift. The
+/* Channels `begin` to `end`: a function of one activation; the sum, difference or product of two; a channel's scale and shift. The
  * other may have one value for a channel. What lies between rows is zeros again. */
 static void placed(const step *s, const layer *l, const layout *to, const layout *beside, const number *in, const number *other,
                    number *out, int64_t begin, int64_t end) {
@@ -91,16 +93,64 @@ static void strung(const layout *from, const layout *to, const number *in, const
     }
 }
 
-/* Every place `stride` times in each direction; or, where the result is smaller, its first places. */
+static int64_t stride_of(const layout *l, int64_t coded) {
+    int64_t strides[] = {l->plane, l->row, 1};
+    return coded / 3 * strides[coded % 3];
+}
+
+/* The loops of a move from the one at `at` on; of that one, from `begin` to `end`. */
+static void looped(const step *s, const layout *from, const layout *to, int at, const number *in, number *out, int64_t begin,
+                   int64_t end) {
+    int64_t down = stride_of(from, s->loops[at].from), over = stride_of(to, s->loops[at].to);
+    if (at + 1 < LOOPS && s->loops[at + 1].count) {
+        for (int64_t i = begin; i < end; i++)
+            looped(s, from, to, at + 1, in + i * down, out + i * over, 0, s->loops[at + 1].count);
+    } else if (down == 1 && over == 1) {
+        memcpy(out + begin, in + begin, sizeof(number) * (end - begin));
+    } else {
+        for (int64_t i = begin; i < end; i++) out[i * over] = in[i * down];
+    }
+}
+
+static void moved(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin, int64_t end) {
+    in += from->first + s->channel * from->plane + s->row * from->row + s->column;
+    looped(s, from, to, 0, in, out + to->first, begin, end);
+}
+
+typedef struct { /* where a place of a larger or smaller plane lies between two of another, along one side */
+    int64_t low, high;
+    float share; /* of the higher one */
+} between_two;
+
+static between_two lying(int64_t mode, int64_t place, int64_t size, int64_t count) {
+    float scale = (float)count / size, at = place / scale;
+    if (mode == HALF_PIXEL) at = (place + 0.5f) / scale - 0.5f;
+    if (mode == CORNERS) at = count == 1 ? 0 : place * (float)(size - 1) / (count - 1);
+    at = at < 0 ? 0 : at > size - 1 ? size - 1 : at;
+    int64_t low = (int64_t)at;
+    return (between_two){low, low + 1 < size ? low + 1 : low, mode == NEAREST ? 0 : at - low};
+}
+
+/* To planes of another size: values between those of neighbours, or the nearest. */
 static void resized(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
                     int64_t end) {
-    for (int64_t c = begin; c < end; c++)
-        for (int64_t y = 0; y < to->shape.height; y++) {
-            const number *row = in + from->first + c * from->plane + y / s->stride * from->row;
-            number *written = out + to->first + c * to->plane + y * to->row;
-            if (s->stride == 1)
-                memcpy(written, row, sizeof(number) * to->shape.width);
-            else
-                for (int64_t x = 0; x < to->shape.width; x++) written[x] = row[x / s->stride];
-        }
+    enum { AT_ONCE = 64 };
+    between_two columns[AT_ONCE];
+    for (int64_t left = 0; left < to->shape.width; left += AT_ONCE) {
+        int64_t count = to->shape.width - left < AT_ONCE ? to->shape.width - left : AT_ONCE;
+        for (int64_t x = 0; x < count; x++) columns[x] = lying(s->mode, left + x, from->shape.width, to->shape.width);
+        for (int64_t c = begin; c < end; c++)
+            for (int64_t y = 0; y < to->shape.height; y++) {
+                between_two row = lying(s->mode, y, from->shape.height, to->shape.height);
+                const number *plane = in + from->first + c * from->plane;
+                const number *above = plane + row.low * from->row, *below = plane + row.high * from->row;
+                number *written = out + to->first + c * to->plane + y * to->row + left;
+                for (int64_t x = 0; x < count; x++) {
+                    between_two u = columns[x];
+                    float top = u.share ? above[u.low] * (1 - u.share) + above[u.high] * u.share : above[u.low];
+                    float bottom = u.share ? below[u.low] * (1 - u.share) + below[u.high] * u.share : below[u.low];
+                    written[x] = row.share ? top * (1 - row.share) + bottom * row.share : top;
+                }
+            }
+    }
 }

@@ -1,6 +1,9 @@
 /* Linear layers */
 
-static float clamped(const step *s, float value) { return s->relu ? fminf(fmaxf(value, 0), ceiling_of(s)) : value; }
+static float clamped(const step *s, float value) { /* no number stays none */
+    if (s->relu && value < 0) return 0;
+    return s->relu && value > ceiling_of(s) ? ceiling_of(s) : value;
+}
 
 static void multiplied(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
     const number *in = activations[s->from];
@@ -27,7 +30,7 @@ static void multiplied(const network *net, const step *s, const layer *l, number
     }
 }
 
-/* All that has no weights, for channels `begin` to `end` of the result; split and flattened: of what they read */
+/* All that has no weights, for channels `begin` to `end` of the result; split: of what it reads */
 
 static void copied_in(const step *s, const layout *to, const float *in, number *out) {
     int64_t rows = to->shape.height ? to->shape.height : 1, width = to->shape.height ? to->shape.width : 1;
@@ -69,14 +72,14 @@ static inline void dealt(const number *restrict in, number *restrict out, int64_
 static void split(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
                   int64_t end) {
     const int64_t stride = s->stride, width = from->shape.width, height = from->shape.height;
-    const int64_t phases = to->shape.channels == from->shape.channels ? 1 : stride;
+    const int64_t alone = to->shape.channels == from->shape.channels, down = alone ? 1 : stride, right = alone ? 1 : across(s);
     const int64_t next = from->shape.channels * to->plane, step_in = stride * from->row, step_out = to->row;
     for (int64_t c = begin; c < end; c++)
-        for (int64_t top = 0; top < phases; top++) {
+        for (int64_t top = 0; top < down; top++) {
             const number *row = in + from->first + c * from->plane + top * from->row;
-            number *written = out + to->first + c * to->plane + top * phases * next;
+            number *written = out + to->first + c * to->plane + top * right * next;
             for (int64_t y = top; y < height; y += stride, row += step_in, written += step_out)
-                dealt(row, written, width, stride, phases, next);
+                dealt(row, written, width, across(s), right, next);
         }
 }
 
@@ -110,14 +113,14 @@ static void pooled(const step *s, const layout *from, const layout *to, const nu
             for (int64_t x = 0; x < to->shape.width; x++) row[x] = maximum ? -INFINITY : 0;
             for (int64_t v = top < 0 ? 0 : top; v < top + s->kernel_height && v < high; v++)
                 for (int64_t u = -pad; u < s->kernel_width - pad; u++) {
-                    int64_t first = u < 0 ? (s->stride - 1 - u) / s->stride : 0;
-                    int64_t last = u < wide ? (wide - 1 - u) / s->stride : -1;
+                    int64_t first = u < 0 ? (across(s) - 1 - u) / across(s) : 0;
+                    int64_t last = u < wide ? (wide - 1 - u) / across(s) : -1;
                     if (last >= to->shape.width) last = to->shape.width - 1;
-                    swept(maximum, s->stride, plane + v * from->row + first * s->stride + u, row + first, last - first + 1);
+                    swept(maximum, across(s), plane + v * from->row + first * across(s) + u, row + first, last - first + 1);
                 }
             for (int64_t x = 0; x < to->shape.width; x++) {
                 int64_t count = within(top, s->kernel_height, high) *
-                                within(x * s->stride - pad, s->kernel_width, wide);
+                                within(x * across(s) - pad, s->kernel_width, wide);
                 row[x] = clamped(s, maximum ? row[x] : row[x] / (s->count_padding ? area : count));
             }
         }
@@ -132,15 +135,4 @@ static void averaged(const step *s, const layout *from, const number *in, number
         for (int i = 0; i < LANES; i++) sum += sums[i];
         out[c] = clamped(s, sum / (from->shape.height * from->shape.width));
     }
-}
-
-static void flattened(const layout *from, const layout *to, const number *in, number *out, int64_t begin, int64_t end) {
-    if (to->shape.height) { /* a vector as planes of one place */
-        for (int64_t c = begin; c < end; c++) out[to->first + c * to->plane] = in[c];
-        return;
-    }
-    for (int64_t c = begin; c < end; c++)
-        for (int64_t y = 0; y < from->shape.height; y++)
-            memcpy(out + (c * from->shape.height + y) * from->shape.width, in + from->first + c * from->plane + y * from->row,
-                   sizeof(number) * from->shape.width);
 }

@@ -43,13 +43,13 @@ typedef number vector __attribute__((vector_size(sizeof(number) * LANES), aligne
 typedef lane lanes __attribute__((vector_size(sizeof(lane) * LANES), aligned(sizeof(lane)), may_alias));
 typedef float floats __attribute__((vector_size(sizeof(float) * LANES))); /* for long sums */
 
-/* Where a is no number they give b: what comes out between the rows ends as zeros whatever the image. */
+/* Where b is no number they give b. */
 #if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
-static inline vector larger(vector a, vector b) { return (vector)vmaxnmq_f16((float16x8_t)a, (float16x8_t)b); }
-static inline vector smaller(vector a, vector b) { return (vector)vminnmq_f16((float16x8_t)a, (float16x8_t)b); }
+static inline vector larger(vector a, vector b) { return (vector)vmaxq_f16((float16x8_t)a, (float16x8_t)b); }
+static inline vector smaller(vector a, vector b) { return (vector)vminq_f16((float16x8_t)a, (float16x8_t)b); }
 #elif defined(__ARM_NEON) && defined(__aarch64__)
-static inline vector larger(vector a, vector b) { return (vector)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
-static inline vector smaller(vector a, vector b) { return (vector)vminnmq_f32((float32x4_t)a, (float32x4_t)b); }
+static inline vector larger(vector a, vector b) { return (vector)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+static inline vector smaller(vector a, vector b) { return (vector)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 #else /* compilers see one instruction in each on x86 */
 static inline vector chosen(lanes condition, vector yes, vector no) {
     return (vector)((condition & (lanes)yes) | (~condition & (lanes)no));

@@ -1,13 +1,19 @@
 /* The program: what Python writes (program.py), in integers */
 
-enum kind { INPUT, OUTPUT, SPLIT, CONVOLUTION, LINEAR, ADD, MAX_POOL, AVERAGE_POOL, MEAN, FLATTEN, MULTIPLY, FUNCTION,
-            AFFINE, CONCAT, RESIZE };
+enum kind { INPUT, OUTPUT, SPLIT, CONVOLUTION, LINEAR, ADD, MAX_POOL, AVERAGE_POOL, MEAN, MOVE, MULTIPLY, FUNCTION,
+            AFFINE, CONCAT, RESIZE, SUBTRACT };
 enum function { NONE, SIGMOID, SILU, HARD_SIGMOID, HARD_SWISH, LEAKY, TANH, GELU };
 enum coding { PLAIN, MASK, GAPS, RICE };
+enum mode { HALF_PIXEL, CORNERS, ASYMMETRIC, NEAREST }; /* of RESIZE: linear by one of three rules, or nearest */
+enum { LOOPS = 6, LARGEST = 4096 }; /* LARGEST: kernel, stride, padding and spread along a side */
 
 typedef struct { /* an activation; height 0: a plain vector of so many channels */
     int64_t channels, height, width, pad;
 } shape;
+
+typedef struct { /* of MOVE: from 0 to `count`; how far each goes, 3 times that and 0 for channels, 1 for rows, 2 for columns */
+    int64_t count, from, to;
+} loop;
 
 typedef struct {
     int64_t kind, from, to, residual; /* activations; residual: one more than its number, 0: none */
@@ -18,6 +24,9 @@ typedef struct {
     int64_t is_int8, scale, bias, bias_scale; /* inputs; 0: none */
     int64_t left, spread;                     /* more zeros on the left than on top; places between taps */
     int64_t function, first, second;          /* of single values; bits of float32 that it takes */
+    int64_t mode, wider, transposed; /* wider: more stride to the right than down; transposed: inputs before outputs */
+    int64_t channel, row, column;    /* of MOVE: where it begins to read */
+    loop loops[LOOPS];
 } step;
 
 enum { SHAPE_FIELDS = sizeof(shape) / 8, STEP_FIELDS = sizeof(step) / 8 };
@@ -34,7 +43,6 @@ typedef struct { /* filters, `rows` at a time: group g has the taps starts[g] to
     int32_t *offsets; /* of a tap, from the output that it is for */
     number *weights;  /* taps x rows */
     number *bias;
-    vector *caps; /* with a Relu: what each place of a plane may be at most; 0 between the rows */
 } layer;
 
 typedef struct workspace {
@@ -51,6 +59,8 @@ typedef struct {
     pthread_mutex_t lock;
     workspace *idle; /* one for every inference that has run at the same time as others */
 } network;
+
+static int64_t across(const step *s) { return s->stride + s->wider; }
 
 static int64_t rounded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 

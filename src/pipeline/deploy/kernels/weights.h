@@ -53,11 +53,45 @@ static int decoded(const step *s, const constant *inputs, float *dense, int64_t 
 
 static int64_t floored(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
+/* A transposed convolution as a plain one, whose filters make a plane for each place of the stride: how far its taps reach on
+ * one side of the kernel, as `last` and returned are. */
+static int64_t turned_side(int64_t side, int64_t stride, int64_t pad, int64_t *last) {
+    *last = floored(stride - 1 + pad, stride);
+    return -floored(side - 1 - pad, stride);
+}
+
+static step plain(const step *s) {
+    step made = *s;
+    if (!s->transposed) return made;
+    int64_t bottom, right, left = turned_side(s->kernel_width, across(s), s->pad + s->left, &right);
+    made.pad = -turned_side(s->kernel_height, s->stride, s->pad, &bottom);
+    made.left = -left - made.pad;
+    made.kernel_height = bottom + made.pad + 1, made.kernel_width = right - left + 1;
+    made.stride = 1, made.wider = 0;
+    return made;
+}
+
+/* From inputs x filters x kernel to those of the plain convolution, of one group after another: filters x stride x inputs. */
+static void turned(const step *s, const step *made, int64_t inputs, int64_t filters, const float *dense, float *result) {
+    int64_t high = s->stride, wide = across(s), area = s->kernel_height * s->kernel_width;
+    for (int64_t i = 0; i < s->groups * filters * high * wide; i++, result += inputs * made->kernel_height * made->kernel_width) {
+        int64_t filter = i / (high * wide), group = filter / filters, down = i / wide % high, right = i % wide;
+        for (int64_t c = 0; c < inputs; c++)
+            for (int64_t tap = 0; tap < area; tap++) {
+                int64_t y = down + s->pad - tap / s->kernel_width, x = right + s->pad + s->left - tap % s->kernel_width;
+                if (y % high || x % wide) continue;
+                int64_t v = y / high + made->pad, u = x / wide + made->pad + made->left;
+                result[(c * made->kernel_height + v) * made->kernel_width + u] =
+                    dense[((group * inputs + c) * filters + filter % filters) * area + tap];
+            }
+    }
+}
+
 /* Where the tap (channel, y, x) of a filter reads, from the output that it is for; `channels` of each phase. */
 static int64_t offset_of(const step *s, const layout *from, int64_t channels, int64_t channel, int64_t y, int64_t x) {
     int64_t down = y * (s->spread + 1) - s->pad, right = x * (s->spread + 1) - s->pad - s->left;
-    int64_t up = floored(down, s->stride), left = floored(right, s->stride);
-    int64_t phase = (down - up * s->stride) * s->stride + (right - left * s->stride);
+    int64_t up = floored(down, s->stride), left = floored(right, across(s));
+    int64_t phase = (down - up * s->stride) * across(s) + (right - left * across(s));
     return (phase * channels + channel) * from->plane + up * from->row + left;
 }
 
@@ -112,38 +146,41 @@ static float float_of(int64_t bits) {
 
 static float ceiling_of(const step *s) { return s->ceiling ? float_of(s->ceiling) : INFINITY; }
 
-static int capped(const step *s, const layout *to, layer *made) {
-    if (!s->relu || !to->shape.height) return 1;
-    int64_t size = vectors_of(to) * LANES;
-    number *caps = malloc(sizeof(number) * size);
-    made->caps = (vector *)caps;
-    for (int64_t i = 0; caps && i < size; i++) caps[i] = ((lane *)to->inside)[i] ? ceiling_of(s) : 0;
-    return caps != NULL;
-}
-
 /* Decodes and lists the weights of a step; 0 if its inputs do not fit to it. */
 static int weighted(const network *net, const step *s, const constant *inputs, layer *made) {
     const layout *from = net->layouts + s->from;
     int64_t outputs = net->layouts[s->to].shape.channels, area = s->kernel_height * s->kernel_width;
-    int64_t phases = area == 1 ? 1 : s->stride * s->stride, channels = from->shape.channels / phases / s->groups;
-    int64_t filter = channels * area;
+    int64_t phases = area == 1 || s->transposed ? 1 : s->stride * across(s), channels = from->shape.channels / phases / s->groups;
+    int64_t places = s->transposed ? s->stride * across(s) : 1, filters = outputs / places;
+    int64_t size = filters * channels * area;
     const constant *scale = !s->scale ? NULL : inputs + s->scale, *bias = !s->bias ? NULL : inputs + s->bias;
     const constant *bias_scale = !s->bias_scale ? NULL : inputs + s->bias_scale;
-    if (scale && (scale->type != FLOAT || (scale->count != 1 && scale->count != outputs))) return 0;
-    if (bias && (bias->type != (bias_scale ? INT32 : FLOAT) || bias->count != outputs)) return 0;
-    if (bias_scale && (bias_scale->type != FLOAT || (bias_scale->count != 1 && bias_scale->count != outputs))) return 0;
-    float *dense = malloc(sizeof(float) * (outputs * filter + 1));
-    int fits = dense && decoded(s, inputs, dense, outputs * filter);
-    if (fits && scale)
-        for (int64_t i = 0; i < outputs * filter; i++)
-            dense[i] *= ((const float *)scale->data)[scale->count == 1 ? 0 : i / filter];
-    fits = fits && made_of(s, from, dense, outputs, channels, made) && capped(s, net->layouts + s->to, made);
+    if (scale && (scale->type != FLOAT || (scale->count != 1 && scale->count != filters))) return 0;
+    if (bias && (bias->type != (bias_scale ? INT32 : FLOAT) || bias->count != filters)) return 0;
+    if (bias_scale && (bias_scale->type != FLOAT || (bias_scale->count != 1 && bias_scale->count != filters))) return 0;
+    float *dense = malloc(sizeof(float) * (size + 1));
+    int fits = dense && decoded(s, inputs, dense, size);
+    for (int64_t i = 0; fits && scale && i < size; i++) {
+        int64_t filter = s->transposed ? i / area % (filters / s->groups) : i / (channels * area);
+        dense[i] *= ((const float *)scale->data)[scale->count == 1 ? 0 : filter];
+    }
+    step own = plain(s);
+    if (fits && s->transposed) {
+        float *given = dense;
+        dense = calloc(outputs * channels * own.kernel_height * own.kernel_width + 1, sizeof(float));
+        if (dense) turned(s, &own, channels, filters / s->groups, given, dense);
+        fits = dense != NULL;
+        free(given);
+    }
+    fits = fits && made_of(&own, from, dense, outputs, channels, made);
     free(dense);
     if (!fits) return 0;
-    for (int64_t o = 0; bias && o < outputs; o++)
-        made->bias[o] = bias_scale ? ((const int32_t *)bias->data)[o] *
-                                         ((const float *)bias_scale->data)[bias_scale->count == 1 ? 0 : o]
-                                   : ((const float *)bias->data)[o];
+    for (int64_t o = 0; bias && o < outputs; o++) {
+        int64_t filter = o / places;
+        made->bias[o] = bias_scale ? ((const int32_t *)bias->data)[filter] *
+                                         ((const float *)bias_scale->data)[bias_scale->count == 1 ? 0 : filter]
+                                   : ((const float *)bias->data)[filter];
+    }
     return 1;
 }
 
@@ -151,8 +188,8 @@ static int numbers_of(const constant *c, int64_t count) { return c->type == FLOA
 
 static float number_at(const constant *c, int64_t i) { return ((const float *)c->data)[c->count == 1 ? 0 : i]; }
 
-/* A scale and a shift for each channel: those of the inputs, or of a normalisation with mean (scale) and variance
- * (bias_scale), to which `first` is added. */
+/* A scale and a shift for each channel: those of the inputs, times `first` and `second` where these are not 0; or of a
+ * normalisation with mean (scale) and variance (bias_scale), to which `first` is added. */
 static int scaled(const network *net, const step *s, const constant *inputs, layer *made) {
     int64_t channels = net->layouts[s->to].shape.channels, given[] = {s->weights, s->bias, s->scale, s->bias_scale};
     for (int i = 0; i < 4; i++)
@@ -164,6 +201,8 @@ static int scaled(const network *net, const step *s, const constant *inputs, lay
         double scale = s->weights ? number_at(inputs + s->weights, c) : 1, shift = s->bias ? number_at(inputs + s->bias, c) : 0;
         if (s->bias_scale) scale /= sqrt((double)number_at(inputs + s->bias_scale, c) + float_of(s->first));
         if (s->scale) shift -= number_at(inputs + s->scale, c) * scale;
+        if (!s->bias_scale && s->first) scale *= float_of(s->first);
+        if (!s->bias_scale && s->second) shift *= float_of(s->second);
         made->weights[c] = scale, made->bias[c] = shift;
     }
     return 1;

@@ -1,0 +1,167 @@
+"""``python -m benchmarks.boards [NAME ...]``: networks that people put on boards, at 90 and 95% zeros, in four ways.
+
+Time on this machine, in turns, and executed instructions on an emulated Raspberry Pi 4, of one input on one thread.
+Writes ``docs/benchmarks-networks.md``; what was counted before with the same engine and onnxruntime is not counted
+again. Weights are random, with an Erdos-Renyi kernel's densities (``benchmarks/deploy.py``).
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx import ModelProto
+
+from benchmarks.deploy import densities
+from benchmarks.networks import FULL
+from benchmarks.ratios import in_turns, ratio, spread
+from benchmarks.tables import table
+from pipeline.deploy import arm
+from pipeline.deploy.board.run import difference
+from pipeline.deploy.export import exported, lean
+from pipeline.deploy.folding import folded
+from pipeline.deploy.kernels import SOURCES, library, target_here, target_of
+from pipeline.deploy.models import unrounded
+from pipeline.deploy.node import with_nodes
+from pipeline.deploy.pack import packed
+from pipeline.deploy.quantize import quantised
+from pipeline.deploy.runtime import Arrays, answers, session
+from pipeline.ground.environment import CHECKOUT, cache_folder, environment
+from pipeline.networks.layers import weight_layers
+
+PAGE = CHECKOUT / "docs" / "benchmarks-networks.md"
+DENSITIES = (0.1, 0.05)
+TURNS = 9
+FLOAT, INT8, SPARSE, SPARSE_INT8 = "ONNX Runtime, float", "ONNX Runtime, int8", "engine, float", "engine, int8"
+
+
+def forms(name: str, density: float) -> tuple[dict[str, ModelProto], Arrays]:
+    """A network with so many weights left, packed, float and int8, with the engine's nodes; and two inputs of it."""
+    make, shape = FULL[name]
+    torch.manual_seed(0)
+    network, inputs = make(), torch.rand(4, *shape)
+    weights = {each: network.get_parameter(each) for each in weight_layers(network)}
+    with torch.no_grad():
+        for each, share in densities({each: weight.shape for each, weight in weights.items()}, density).items():
+            weights[each].mul_(torch.rand(weights[each].shape) < share)
+        for _ in range(10):
+            network(inputs)
+    plain = folded(exported(network.eval(), lambda given: given, inputs))
+    given = {"input": inputs[:2].numpy()}
+    made = {FLOAT: lean(plain), INT8: lean(quantised(plain, [given]))}
+    return {kind: with_nodes(packed(model)[0])[0] for kind, model in made.items()}, given
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Milliseconds and millions of instructions by way, gains by pair of ways, how far the engine is from the body."""
+
+    milliseconds: dict[str, float]
+    gains: tuple[str, str]
+    off: float
+    instructions: dict[str, float]
+
+
+def measured(name: str, density: float) -> Figures:
+    """All figures of one network at one density."""
+    made, given = forms(name, density)
+    one = {each: array[:1] for each, array in given.items()}
+    target = target_here()
+    assert target is not None, "no library is for this processor"
+    engine = library(target)
+    ways: dict[str, tuple[str, Path | None]] = {
+        FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)
+    }  # fmt: skip
+    running = {way: session(made[kind], library=each) for way, (kind, each) in ways.items()}
+    kinds = {SPARSE: FLOAT, SPARSE_INT8: INT8}
+    off = max(difference(answers(running[way], given), unrounded(made[kind], given)) for way, kind in kinds.items())
+
+    def timed(way: str) -> Callable[[], float]:
+        def milliseconds() -> float:
+            begin = time.perf_counter()
+            for _ in range(3):
+                answers(running[way], one)
+            return (time.perf_counter() - begin) / 3 * 1000
+
+        milliseconds()
+        return milliseconds
+
+    found = in_turns({way: timed(way) for way in ways}, TURNS)
+    times = {way: spread(each).median for way, each in found.items()}
+    gains = tuple(f"{ratio(found[stock], found[SPARSE]):.2f}" for stock in (FLOAT, INT8))
+    return Figures(times, (gains[0], gains[1]), off, counted(name, density, made, one))
+
+
+def counted(name: str, density: float, made: dict[str, ModelProto], one: Arrays) -> dict[str, float]:
+    """Millions of instructions on a Raspberry Pi 4, emulated."""
+    aarch64 = library(target_of("aarch64"))
+    ways = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, aarch64), SPARSE_INT8: (INT8, aarch64)}
+    if arm.missing():
+        return {}
+    facts = [name, density, arm.emulator(), onnxruntime.__version__, *(each.read_text() for each in SOURCES)]
+    facts += [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in made.values()]
+    kept = cache_folder() / f"counted-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    if not kept.exists():
+        counts = {}
+        with tempfile.TemporaryDirectory() as folder:
+            named: dict[str, Any] = {f"inputs/{each}": array for each, array in one.items()}
+            np.savez(Path(folder) / "one.npz", **named)
+            for way, (kind, engine) in ways.items():
+                file = Path(folder) / "model.onnx"
+                file.write_bytes(made[kind].SerializeToString())
+                count = arm.instructions(arm.PROCESSORS[0], file, Path(folder) / "one.npz", Path(folder), engine)
+                counts[way] = count / 1e6
+        kept.write_text(json.dumps(counts))
+    found: dict[str, float] = json.loads(kept.read_text())
+    return found
+
+
+def page(found: dict[tuple[str, float], Figures]) -> str:
+    """The tables."""
+    ways = (FLOAT, INT8, SPARSE, SPARSE_INT8)
+    times, counts = [], []
+    for (name, density), each in found.items():
+        case = [name, f"{1 - density:.0%}"]
+        times.append([*case, *(f"{each.milliseconds[way]:.2f}" for way in ways), *each.gains])
+        if each.instructions:
+            sparse = min(each.instructions[SPARSE], each.instructions[SPARSE_INT8])
+            shares = [f"{each.instructions[way] / sparse:.2f}" for way in (FLOAT, INT8)]
+            counts.append([*case, *(f"{each.instructions[way]:.1f}" for way in ways), *shares])
+    heads = ["", "zeros", *ways, "engine over float", "over int8"]
+    off = max(each.off for each in found.values())
+    paragraphs = [
+        "# Networks of small boards, by ONNX Runtime and by the engine",
+        "Made by `python -m benchmarks.boards`. One input, one thread. Weights are random, with an Erdos-Renyi "
+        "kernel's densities; every network is one node of the engine, float and int8. The engine's answers differ from "
+        f"its body's by at most {off:.1g} of the largest.",
+        table(["", ""], [[key, str(value)] for key, value in environment().items()]),
+        f"Milliseconds here (medians of {TURNS} turns of three); gains are of the same turn, median (least to most):",
+        table(heads, times),
+        "Executed instructions on an emulated Raspberry Pi 4, in millions:",
+        table(heads, counts),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def main() -> None:
+    found = {}
+    for name in sys.argv[1:] or FULL:
+        for density in DENSITIES:
+            found[name, density] = measured(name, density)
+            print(name, density, found[name, density], flush=True)
+    text = page(found)
+    print(text)
+    if not sys.argv[1:]:
+        PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
