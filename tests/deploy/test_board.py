@@ -113,6 +113,12 @@ MISTAKES = {
     "words": (told("arrays", [None, 3]), "words.csv", "takes a CSV file of numbers"),
     "rows of different length": (told("arrays", [None, 3]), "uneven.csv", "takes a CSV file of numbers"),
     "an image for arrays": (told("arrays", [None, 3]), "a.png", "takes no images, but arrays"),
+    "no number": (
+        told("arrays", [None, 3]),
+        "nan.npy",
+        "1 of the numbers in x are none, or infinite; takes finite ones",
+    ),
+    "an infinity": (told("arrays", [None, 3]), "inf.csv", "2 of the numbers in x are none, or infinite"),
     "no image": (told("image", [None, 3, 4, 4], mode="RGB", shorter_side=None), "text.png", "takes an image file"),
 }
 
@@ -126,7 +132,13 @@ def test_what_the_network_does_not_take_is_a_sentence(case, tmp_path, monkeypatc
     np.save(tmp_path / "float.npy", np.ones((2, 3)))
     np.savez(tmp_path / "short.npz", x=np.ones((2, 3)))
     (tmp_path / "short.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:-30])
-    for file, text in {"empty.csv": "", "words.csv": "a,b\nc,d\n", "uneven.csv": "1,2\n3\n"}.items():
+    np.save(tmp_path / "nan.npy", np.array([1, np.nan, 2], np.float32))
+    for file, text in {
+        "inf.csv": "1,inf,-inf",
+        "empty.csv": "",
+        "words.csv": "a,b\nc,d\n",
+        "uneven.csv": "1,2\n3\n",
+    }.items():
         (tmp_path / file).write_text(text)
     for ending in ("wav", "npy", "png"):
         (tmp_path / f"text.{ending}").write_text("a text")

@@ -280,6 +280,19 @@ def test_the_board_keeps_the_faster_way_and_says_which(copy):
     assert "is the fastest here" in board(copy, "predict", str(picture)).stderr
 
 
+@here
+def test_where_memory_is_short_the_engine_computes_untried(copy):
+    code = """
+import json, run
+manifest = json.load(open("manifest.json"))
+manifest["size_bytes"]["dense"] = 1 << 50
+print(run.faster(manifest, run.ways(manifest, "auto", ["model.onnx"])).library)
+"""
+    said = board(copy, code=code)
+    assert said.stdout.strip().endswith(".so")
+    assert "MB are too few to load it without" in said.stderr
+
+
 def test_an_image_file_is_recognised(copy):
     pixels = load(settings().data).test.pixels[:4].numpy()
     scores = onnxruntime.InferenceSession(copy / "model.onnx").run(None, {"input": pixels})[0]

@@ -111,11 +111,15 @@ class Segment:
         self.shapes.append(shape)
         return len(self.shapes) - 1
 
-    def _alone(self, name: str) -> bool:
-        """Whether a value has one reader, and what it was before quantisation has no other either."""
-        while self.readers[name] == 1 and name in self.coders:
+    def _alone(self, name: str, readers: int = 1) -> bool:
+        """Whether a value has so many readers, and what it was before quantisation has no other."""
+        if self.readers[name] != readers:
+            return False
+        while name in self.coders:
             name = self.coders[name]
-        return self.readers[name] == 1
+            if self.readers[name] != 1:
+                return False
+        return True
 
     def _emit(self, node: NodeProto, step: Operation, output: int = 0) -> None:
         self.operations.append(step)
@@ -312,7 +316,8 @@ class Segment:
         same = self.shapes[pairs[0][1]] == self.shapes[pairs[1][1]] and pairs[0][1] != pairs[1][1]
         for (name, one), (_, other) in (pairs, pairs[::-1]):
             producer = self._producer(one)
-            free = producer.kind == "convolution" and not producer.relu and producer.residual is None
+            free = producer.kind == "convolution" and not producer.relu and not producer.function
+            free = free and producer.residual is None
             if same and free and self._alone(name):
                 self.operations.remove(producer)
                 self._emit(node, replace(producer, residual=other))
@@ -326,10 +331,12 @@ class Segment:
         pairs = [(name, self.numbers[name]) for name in node.input]
         for (name, one), (_, other) in (pairs, pairs[::-1]):  # x times a function of x
             producer = self._producer(one)
-            fused = {"Sigmoid": "SiLU", "HardSigmoid": "HardSwish"}.get(FUNCTIONS[producer.function])
-            if fused and producer.source == other and not producer.relu and self._alone(name):
+            fused = {"Sigmoid": "SiLU", "HardSigmoid": "HardSwish"}.get(FUNCTIONS[producer.function], "")
+            known = fused and producer.kind == "function" and producer.source == other and not producer.relu
+            if known and self._alone(name):
                 self.operations.remove(producer)
-                self._emit(node, replace(producer, function=FUNCTIONS.index(fused)))
+                also = next(each for each, number in pairs if number == other)
+                self._function(node, replace(producer, function=FUNCTIONS.index(fused)), self._alone(also, 2))
                 return
         self._joined(node, "multiply")
 
@@ -407,7 +414,16 @@ class Segment:
             raise NotCovered(f"a {node.op_type} that is approximated")
         source = self.numbers[node.input[0]]
         step = Operation("function", source, self._new(self.shapes[source]), function=FUNCTIONS.index(node.op_type))
-        self._emit(node, replace(step, first=numbers[0], second=numbers[1]))
+        self._function(node, replace(step, first=numbers[0], second=numbers[1]), self._alone(node.input[0]))
+
+    def _function(self, node: NodeProto, step: Operation, alone: bool) -> None:
+        """A function, in the step that makes its values where nothing else reads these."""
+        producer = self._producer(step.source)
+        plain = not producer.function and not producer.relu
+        if alone and plain and producer.kind in ("convolution", "linear", "add", "multiply", "subtract"):
+            self.operations.remove(producer)
+            step = replace(producer, function=step.function, first=step.first, second=step.second)
+        self._emit(node, step)
 
     def concat(self, node: NodeProto) -> None:
         if any(name not in self.numbers for name in node.input) or len(node.input) < 2:

@@ -77,7 +77,7 @@ class View:
         return View((*self.sides[:side], again, *self.sides[side + 1 :]), self.start)
 
     def loops(self, sides: Sequence[int]) -> tuple[Loop, ...]:
-        """What writes the view to an activation whose sides these are, the innermost loop last.
+        """What writes the view to an activation whose sides these are, the innermost loop last, which is the longest.
 
         Raises:
             NoLoops: if it takes more than the engine has.
@@ -98,6 +98,7 @@ class View:
             pairs.insert(0, (one, other))
         if len(pairs) > LOOPS:
             raise NoLoops
+        pairs[1:] = sorted(pairs[1:], key=lambda pair: pair[0].count)  # long ones inside: they may go in any order
         found = tuple((one.count, 3 * one.step + one.axis, 3 * other.step + other.axis) for one, other in pairs)
         return found or ((1, 0, 0),)
 

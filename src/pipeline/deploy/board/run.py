@@ -47,6 +47,10 @@ With VNNI the sums are exact anyway, and that would double the time of int8.
 """
 
 
+STOCK_MEMORY = 8
+"""onnxruntime alone unpacks all weights at once, in up to so many times the bytes of the plain float export."""
+
+
 class Way(NamedTuple):
     """A model and what computes it: onnxruntime, or a library with this difference from the golden outputs."""
 
@@ -279,6 +283,9 @@ def faster(manifest: dict[str, Any], found: dict[str, Way]) -> Way:
     library = next((way.library for way in found.values() if way.library), None)
     if library is None or len(found) == 1:
         return next(iter(found.values()))
+    if (there := available_bytes()) < STOCK_MEMORY * manifest["size_bytes"]["dense"]:
+        print(f"the sparse engine computes: {there >> 20} MB are too few to load it without", file=sys.stderr)
+        return next(way for way in found.values() if way.library)
     home = Path(os.environ.get("HOME", HERE))
     file = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "rewind-pipeline" / "faster.json"
     model = manifest["models"][found[next(iter(found))].model]["sha256"]
@@ -298,6 +305,13 @@ def faster(manifest: dict[str, Any], found: dict[str, Way]) -> Way:
         except OSError:
             pass  # it is timed again the next time
     return found[choices[key]]
+
+
+def available_bytes() -> int:
+    """Memory that a process can still get; where that is not known, without bound."""
+    told = Path("/proc/meminfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), sys.maxsize)
 
 
 def processor() -> str:
@@ -398,7 +412,7 @@ def fitting(manifest: dict[str, Any], file: str, inputs: Arrays) -> dict[str, An
     """Inputs as the network takes them.
 
     Raises:
-        Refused: if one is missing, or has another shape.
+        Refused: if one is missing, has another shape, or has what is no finite number.
     """
     found = {}
     for told in manifest["inputs"]:
@@ -419,6 +433,9 @@ def fitting(manifest: dict[str, Any], file: str, inputs: Arrays) -> dict[str, An
         if not np.can_cast(given.dtype, told["type"], "same_kind"):
             raise Refused(f"{file}: {name} has type {given.dtype}, takes {told['type']}")
         found[name] = np.ascontiguousarray(given, told["type"])
+        if not np.isfinite(found[name]).all():
+            count = found[name].size - np.count_nonzero(np.isfinite(found[name]))
+            raise Refused(f"{file}: {count} of the numbers in {name} are none, or infinite; takes finite ones")
     return found
 
 

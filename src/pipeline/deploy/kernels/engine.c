@@ -20,9 +20,9 @@
 #include "interface.h"
 #include "program.h"
 #include "weights.h"
+#include "functions.h"
 #include "convolution.h"
 #include "layers.h"
-#include "functions.h"
 #include "validation.h"
 
 /* A whole inference */

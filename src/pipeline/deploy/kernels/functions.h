@@ -13,17 +13,17 @@ static inline floats between(floats x, float low, float high) { /* no number sta
     return selected(x > high, all(high), x);
 }
 
-/* e^x to two units in the last place: 2^n e^r, with |r| at most half of ln 2 (Cephes' polynomial). */
-static inline floats exponential(floats x) {
+/* e^x to two units in the last place: 2^n e^r, with |r| at most half of ln 2 (Cephes' polynomial). Added to `round`, a number
+ * has its nearest integer in its last bits. */
+static inline __attribute__((always_inline)) floats exponential(floats x) {
+    const float round = 12582912.0f; /* 1.5 x 2^23 */
     x = between(x, -87.0f, 88.0f);
-    floats n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f + selected(x < 0, all(-0.5f), all(0.5f)), integers),
-                                       floats);
+    floats shifted = x * 1.44269504f + round, n = shifted - round;
     floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
     floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f, p = p * r + 4.1665795894e-2f, p = p * r + 1.6666665459e-1f, p = p * r + 5.0000001201e-1f;
     floats result = p * r * r + r + 1.0f;
-    integers power = __builtin_convertvector(selected(x == x, n, all(0)), integers) + 127;
-    return result * (floats)(power << 23);
+    return (floats)((integers)result + ((integers)shifted << 23));
 }
 
 static inline floats sigmoid(floats x) { return 1.0f / (1.0f + exponential(-x)); }
@@ -37,11 +37,11 @@ static inline floats error_function(floats x) {
     return selected(x < 0, -positive, positive);
 }
 
-static inline floats value_of(const step *s, floats x) {
+static inline __attribute__((always_inline)) floats value_of(const step *s, floats x) {
     floats y = x;
     switch (s->function) {
         case SIGMOID: y = sigmoid(x); break;
-        case SILU: y = x * sigmoid(x); break;
+        case SILU: y = x / (1.0f + exponential(-x)); break;
         case HARD_SIGMOID: y = between(x * float_of(s->first) + float_of(s->second), 0, 1); break;
         case HARD_SWISH: y = x * between(x * float_of(s->first) + float_of(s->second), 0, 1); break;
         case LEAKY: y = selected(x < 0, x * float_of(s->first), x); break;
@@ -49,6 +49,17 @@ static inline floats value_of(const step *s, floats x) {
         case GELU: y = 0.5f * x * (1.0f + error_function(x * 0.70710678f)); break;
     }
     return s->relu ? between(y, 0, ceiling_of(s)) : y;
+}
+
+static float single(const step *s, float x) { return value_of(s, all(x))[0]; }
+
+/* What lies between rows is zeros again. */
+static inline void valued(const step *s, number *at, const lanes *inside, int64_t vectors) {
+    for (int64_t v = 0; v < vectors; v++) {
+        vector *place = (vector *)at + v;
+        vector result = __builtin_convertvector(value_of(s, __builtin_convertvector(*place, floats)), vector);
+        *place = (vector)((lanes)result & inside[v]);
+    }
 }
 
 /* A value of each channel of the result from one of the input, and one of the other, if there is one. */

@@ -5,6 +5,8 @@ static float clamped(const step *s, float value) { /* no number stays none */
     return s->relu && value > ceiling_of(s) ? ceiling_of(s) : value;
 }
 
+static float result_of(const step *s, float value) { return s->function ? single(s, value) : clamped(s, value); }
+
 static void multiplied(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
     const number *in = activations[s->from];
     number *out = activations[s->to];
@@ -17,7 +19,7 @@ static void multiplied(const network *net, const step *s, const layer *l, number
             for (; tap + 4 <= count; tap += 4)
                 for (int i = 0; i < 4; i++) sums[i] += weights[tap + i] * in[offsets[tap + i]];
             for (; tap < count; tap++) sums[0] += weights[tap] * in[offsets[tap]];
-            out[group] = clamped(s, sums[0] + sums[1] + (sums[2] + sums[3]));
+            out[group] = result_of(s, sums[0] + sums[1] + (sums[2] + sums[3]));
             continue;
         }
         vector sums[4] = {*(const vector *)(l->bias + group * LANES)};
@@ -26,7 +28,7 @@ static void multiplied(const network *net, const step *s, const layer *l, number
         for (; tap < count; tap++) sums[0] += in[offsets[tap]] * *(const vector *)(weights + tap * LANES);
         vector sum = sums[0] + sums[1] + (sums[2] + sums[3]);
         for (int64_t o = group * LANES; o < (group + 1) * LANES && o < l->outputs; o++)
-            out[o] = clamped(s, sum[o - group * LANES]);
+            out[o] = result_of(s, sum[o - group * LANES]);
     }
 }
 
@@ -129,10 +131,14 @@ static void pooled(const step *s, const layout *from, const layout *to, const nu
 static void averaged(const step *s, const layout *from, const number *in, number *out, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++) {
         const vector *plane = (const vector *)(in + from->first + c * from->plane);
-        floats sums = {0}; /* between the rows are zeros */
-        for (int64_t v = 0; v < vectors_of(from); v++) sums += __builtin_convertvector(plane[v], floats);
+        floats sums[4] = {{0}}; /* between the rows are zeros */
+        int64_t v = 0, vectors = vectors_of(from);
+        for (; v + 4 <= vectors; v += 4)
+            for (int i = 0; i < 4; i++) sums[i] += __builtin_convertvector(plane[v + i], floats);
+        for (; v < vectors; v++) sums[0] += __builtin_convertvector(plane[v], floats);
+        floats all = sums[0] + sums[1] + (sums[2] + sums[3]);
         float sum = 0;
-        for (int i = 0; i < LANES; i++) sum += sums[i];
+        for (int i = 0; i < LANES; i++) sum += all[i];
         out[c] = clamped(s, sum / (from->shape.height * from->shape.width));
     }
 }
