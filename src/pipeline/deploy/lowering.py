@@ -332,11 +332,12 @@ class Segment:
         for (name, one), (_, other) in (pairs, pairs[::-1]):  # x times a function of x
             producer = self._producer(one)
             fused = {"Sigmoid": "SiLU", "HardSigmoid": "HardSwish"}.get(FUNCTIONS[producer.function], "")
-            known = fused and producer.kind == "function" and producer.source == other and not producer.relu
-            if known and self._alone(name):
+            known = fused and producer.kind == "function" and producer.source == other and self._alone(name)
+            if known:
                 self.operations.remove(producer)
                 also = next(each for each, number in pairs if number == other)
-                self._function(node, replace(producer, function=FUNCTIONS.index(fused)), self._alone(also, 2))
+                step = replace(producer, relu=False, ceiling=None, gate=producer.ceiling)
+                self._function(node, replace(step, function=FUNCTIONS.index(fused)), self._alone(also, 2))
                 return
         self._joined(node, "multiply")
 
@@ -422,7 +423,7 @@ class Segment:
         plain = not producer.function and not producer.relu
         if alone and plain and producer.kind in ("convolution", "linear", "add", "multiply", "subtract"):
             self.operations.remove(producer)
-            step = replace(producer, function=step.function, first=step.first, second=step.second)
+            step = replace(producer, function=step.function, first=step.first, second=step.second, gate=step.gate)
         self._emit(node, step)
 
     def concat(self, node: NodeProto) -> None:

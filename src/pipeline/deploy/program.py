@@ -59,6 +59,7 @@ class Operation:
     mode: int = 0
     wider: int = 0
     transposed: bool = False
+    gate: float | None = None
     start: tuple[int, int, int] = (0, 0, 0)
     loops: tuple[Loop, ...] = ()
 
@@ -67,7 +68,7 @@ class Operation:
         """The step as the engine reads it."""
         numbers: dict[str, Any] = {
             name: 0 if (value := getattr(self, name)) is None else int(np.float32(value).view(np.uint32))
-            for name in ("ceiling", "first", "second")
+            for name in ("ceiling", "first", "second", "gate")
         }
         residual = 0 if self.residual is None else self.residual + 1
         own = replace(self, residual=residual, **numbers)

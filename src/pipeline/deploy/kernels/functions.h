@@ -39,11 +39,12 @@ static inline floats error_function(floats x) {
 
 static inline __attribute__((always_inline)) floats value_of(const step *s, floats x) {
     floats y = x;
+    float most = s->gate ? float_of(s->gate) : 1;
     switch (s->function) {
         case SIGMOID: y = sigmoid(x); break;
-        case SILU: y = x / (1.0f + exponential(-x)); break;
+        case SILU: y = s->gate ? x * between(sigmoid(x), 0, most) : x / (1.0f + exponential(-x)); break;
         case HARD_SIGMOID: y = between(x * float_of(s->first) + float_of(s->second), 0, 1); break;
-        case HARD_SWISH: y = x * between(x * float_of(s->first) + float_of(s->second), 0, 1); break;
+        case HARD_SWISH: y = x * between(x * float_of(s->first) + float_of(s->second), 0, most); break;
         case LEAKY: y = selected(x < 0, x * float_of(s->first), x); break;
         case TANH: y = 2.0f * sigmoid(2.0f * x) - 1.0f; break;
         case GELU: y = 0.5f * x * (1.0f + error_function(x * 0.70710678f)); break;

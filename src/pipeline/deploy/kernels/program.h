@@ -25,6 +25,7 @@ typedef struct {
     int64_t left, spread;                     /* more zeros on the left than on top; places between taps */
     int64_t function, first, second;          /* of single values; bits of float32 that it takes */
     int64_t mode, wider, transposed; /* wider: more stride to the right than down; transposed: inputs before outputs */
+    int64_t gate;                    /* of SILU and HARD_SWISH: what their other factor is at most; bits of a float32, 0: 1 */
     int64_t channel, row, column;    /* of MOVE: where it begins to read */
     loop loops[LOOPS];
 } step;
