@@ -55,6 +55,11 @@ static vector every_second(const number *in) {
     return __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
 }
 
+static vector every_fourth(const number *in) {
+    vector low = every_second(in), high = every_second(in + 2 * LANES);
+    return __builtin_shufflevector(low, high, EVEN_LANES);
+}
+
 /* A row to the rows of its phases, `next` numbers apart. */
 static inline void dealt(const number *restrict in, number *restrict out, int64_t width, int64_t stride, int64_t phases,
                          int64_t next) {
@@ -90,9 +95,10 @@ static number joined(int maximum, number a, number b) { return !maximum ? a + b 
 /* One row of a window's column: out[x] joined with in[x * stride]. */
 static void swept(int maximum, int64_t stride, const number *in, number *out, int64_t count) {
     int64_t x = 0;
-    if (maximum && stride <= 2)
+    if (maximum && (stride <= 2 || stride == 4))
         for (; x + LANES <= count; x += LANES) {
-            vector given = stride == 1 ? *(const vector *)(in + x) : every_second(in + 2 * x);
+            const number *at = in + stride * x;
+            vector given = stride == 1 ? *(const vector *)at : stride == 2 ? every_second(at) : every_fourth(at);
             *(vector *)(out + x) = larger(*(vector *)(out + x), given);
         }
     for (; x < count; x++) out[x] = joined(maximum, out[x], in[stride * x]);
