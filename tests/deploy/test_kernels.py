@@ -691,6 +691,13 @@ PARTS = {
     "planes of a vector": (
         [convolution(2), nn.Flatten(), nn.Linear(144, 36), nn.ReLU(), nn.Unflatten(1, (4, 3, 3)), convolution()], set(), 1
     ),
+    "pooled in depth": (
+        [Made(lambda x, _: nn.functional.max_pool3d(x.view(-1, 2, 2, 6, 6), (3, 1, 1), 1, (1, 0, 0)).flatten(1, 2))],
+        {"Reshape", "MaxPool"}, 2,
+    ),
+    "a mean of inner sides": (
+        [Made(lambda x, _: x.view(-1, 2, 2, 6, 6).mean((2, 3)).view(-1, 2, 2, 3), channels=2)], {"Reshape", "ReduceMean"}, 2
+    ),
     "minus a number": ([Made(lambda x, _: x.tanh() - 0.3)], set(), 1),
     "a number minus": ([Made(lambda x, _: 1 - x.sigmoid())], set(), 1),
     "minus channels' numbers": ([Made(lambda x, scale: x.tanh() - scale)], set(), 1),

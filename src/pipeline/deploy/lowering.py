@@ -81,6 +81,9 @@ class Segment:
             lower = _OPERATORS.get(node.op_type)
             if lower is None or node.domain:
                 raise NotCovered(f"the operator {node.op_type}")
+            rank = max((len(self.graph.sides(name)) for name in node.input), default=0)
+            if rank > 4 and lower not in _OF_ANY_RANK:
+                raise NotCovered(f"a {node.op_type} of {rank} dimensions")
             try:
                 lower(self, node)
             except NoLoops:
@@ -579,6 +582,11 @@ class Segment:
 
 
 CODED = ("QuantizeLinear", "DequantizeLinear")
+_OF_ANY_RANK = (
+    Segment.coded, Segment.relu, Segment.clip, Segment.function, Segment.reshape, Segment.transpose, Segment.slice,
+    Segment.split,
+)  # fmt: skip
+"""Those that take values one by one, or know where each lies; others take leading sides for channels."""
 _OPERATORS = {
     "QuantizeLinear": Segment.coded,
     "DequantizeLinear": Segment.coded,
