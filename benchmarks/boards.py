@@ -9,8 +9,6 @@ import hashlib
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import onnxruntime
 import torch
 from onnx import ModelProto
 
-from benchmarks.deploy import densities
+from benchmarks.deploy import thin, timed
 from benchmarks.networks import FULL
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
@@ -35,7 +33,6 @@ from pipeline.deploy.pack import packed
 from pipeline.deploy.quantize import quantised
 from pipeline.deploy.runtime import Arrays, answers, session
 from pipeline.ground.environment import CHECKOUT, cache_folder, environment
-from pipeline.networks.layers import weight_layers
 
 PAGE = CHECKOUT / "docs" / "benchmarks-networks.md"
 DENSITIES = (0.1, 0.05)
@@ -48,10 +45,8 @@ def forms(name: str, density: float) -> tuple[dict[str, ModelProto], Arrays]:
     make, shape = FULL[name]
     torch.manual_seed(0)
     network, inputs = make(), torch.rand(4, *shape)
-    weights = {each: network.get_parameter(each) for each in weight_layers(network)}
+    thin(network, density)
     with torch.no_grad():
-        for each, share in densities({each: weight.shape for each, weight in weights.items()}, density).items():
-            weights[each].mul_(torch.rand(weights[each].shape) < share)
         for _ in range(10):
             network(inputs)
     plain = folded(exported(network.eval(), lambda given: given, inputs))
@@ -80,21 +75,10 @@ def measured(name: str, density: float) -> Figures:
     ways: dict[str, tuple[str, Path | None]] = {
         FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)
     }  # fmt: skip
-    running = {way: session(made[kind], library=each) for way, (kind, each) in ways.items()}
-    kinds = {SPARSE: FLOAT, SPARSE_INT8: INT8}
-    off = max(difference(answers(running[way], given), unrounded(made[kind], given)) for way, kind in kinds.items())
-
-    def timed(way: str) -> Callable[[], float]:
-        def milliseconds() -> float:
-            begin = time.perf_counter()
-            for _ in range(3):
-                answers(running[way], one)
-            return (time.perf_counter() - begin) / 3 * 1000
-
-        milliseconds()
-        return milliseconds
-
-    found = in_turns({way: timed(way) for way in ways}, TURNS)
+    off = max(
+        difference(answers(session(model, library=engine), given), unrounded(model, given)) for model in made.values()
+    )
+    found = in_turns({way: timed(made[kind], one["input"], 1, each) for way, (kind, each) in ways.items()}, TURNS)
     times = {way: spread(each).median for way, each in found.items()}
     gains = tuple(f"{ratio(found[stock], found[SPARSE]):.2f}" for stock in (FLOAT, INT8))
     return Figures(times, (gains[0], gains[1]), off, counted(name, density, made, one))
@@ -102,10 +86,10 @@ def measured(name: str, density: float) -> Figures:
 
 def counted(name: str, density: float, made: dict[str, ModelProto], one: Arrays) -> dict[str, float]:
     """Millions of instructions on a Raspberry Pi 4, emulated."""
-    aarch64 = library(target_of("aarch64"))
-    ways = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, aarch64), SPARSE_INT8: (INT8, aarch64)}
     if arm.missing():
         return {}
+    aarch64 = library(target_of("aarch64"))
+    ways = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, aarch64), SPARSE_INT8: (INT8, aarch64)}
     facts = [name, density, arm.emulator(), onnxruntime.__version__, *(each.read_text() for each in SOURCES)]
     facts += [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in made.values()]
     kept = cache_folder() / f"counted-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"

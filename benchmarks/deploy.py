@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +51,16 @@ def network(name: str, density: float) -> tuple[nn.Module, Tensor]:
     kind, arguments, size, classes = NETS[name]
     torch.manual_seed(0)
     made = NETWORKS[kind](shape=(3, size, size), classes=classes, **arguments).eval()
+    thin(made, density)
+    return made, torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+
+
+def thin(made: nn.Module, density: float) -> None:
+    """Zeroes weights of a network at random, so that ``density`` of them are left."""
     weights = {each: made.get_parameter(each) for each in weight_layers(made)}
     with torch.no_grad():
         for each, share in densities({each: weight.shape for each, weight in weights.items()}, density).items():
             weights[each].mul_(torch.rand(weights[each].shape) < share)
-    return made, torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
 
 
 def macs_left(name: str, density: float) -> float:
@@ -73,9 +79,9 @@ def contestants(name: str, density: float, threads: Sequence[int]) -> dict[str, 
     model = exported(made, lambda pixels: pixels.float() / 255, torch.cat([image, image]))
     node, reason = with_nodes(packed(lean(model))[0])
     assert reason is None, reason
-    found = {FLOAT: _timed(lean(model), image.numpy(), 1, None)}
+    found = {FLOAT: timed(lean(model), image.numpy(), 1, None)}
     for count in threads:
-        found[engine(count)] = _timed(node, image.numpy(), count, library(target))
+        found[engine(count)] = timed(node, image.numpy(), count, library(target))
     return found
 
 
@@ -84,7 +90,8 @@ def engine(threads: int) -> str:
     return f"engine, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _timed(model: ModelProto, image: NDArray[np.uint8], threads: int, library: Path | None) -> Callable[[], float]:
+def timed(model: ModelProto, image: NDArray[Any], threads: int, library: Path | None) -> Callable[[], float]:
+    """What takes the milliseconds of an inference of one image, the median of three."""
     running = session(model, threads=threads, library=library)
 
     def seconds() -> float:

@@ -59,7 +59,7 @@ def test_the_networks_of_boards_are_exported_packed_and_computed(name, density):
     if target_here() is None:
         return
     for model in (found.float32, found.int8):
-        for count in (1, 3):
+        for count in (1, 3, 8):
             some = {name: each[:count] for name, each in arrays(inputs).items()}
             assert (
                 difference(answers(session(model, library=library(target_here())), some), unrounded(model, some)) < 1e-5

@@ -86,7 +86,7 @@ def _with_fixed_sizes(model: ModelProto) -> ModelProto:
     shapes = {
         each.name: [side.dim_value for side in each.type.tensor_type.shape.dim] for each in model.graph.value_info
     }
-    for node in model.graph.node:
+    for node in list(model.graph.node):
         sizes = makers.get((*node.input, "", "", "")[3]) if node.op_type == "Resize" else None
         if sizes is None or sizes.op_type != "Concat" or sizes.input[-1] not in constants:
             continue

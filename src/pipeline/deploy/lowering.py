@@ -88,13 +88,12 @@ class Segment:
                 lower(self, node)
             except NoLoops:
                 raise NotCovered(f"a {node.op_type} that is no nest of a few loops") from None
-            self._hold_to_limits()
         results = []
         for name in self.outputs:
             self.at = self.graph.makers[name]
             number, asked = self.numbers[name], self.graph.shape(name)
             if self.shapes[number] == (asked[0], 0, 0) and asked[1:] == (1, 1):
-                self.operations.append(Operation("move", number, self._new(asked), loops=((asked[0], 3, 3),)))
+                self.operations.append(self._move(number, view_of(asked[:1]), asked))
                 number = self.operations[-1].to
             if self.shapes[number] != asked:
                 raise NotCovered(f"a {self.at.op_type} of another form")
@@ -104,13 +103,10 @@ class Segment:
         for place, (each, rank) in enumerate(results):
             self.operations.append(Operation("output", each, each, weights=place, kernel_height=rank))
 
-    def _hold_to_limits(self) -> None:
-        largest = max(step.largest for step in self.operations)
-        size = max(channels * max(height, 1) * max(width, 1) for channels, height, width in self.shapes)
-        if largest > LARGEST or size > LARGEST**2:
-            raise NotCovered(f"a {self.at.op_type} of {largest} places along a side, or {size} values")
-
     def _new(self, shape: Shape) -> int:
+        channels, height, width = shape
+        if (size := channels * max(height, 1) * max(width, 1)) > LARGEST**2:
+            raise NotCovered(f"a {self.at.op_type} of {size} values")
         self.shapes.append(shape)
         return len(self.shapes) - 1
 
@@ -213,7 +209,11 @@ class Segment:
         view = view_of(self.shapes[source])
         for side in (1, 2):
             view = view.sliced(side, 0, 1, shape[side])
-        return Operation("move", source, self._new(shape), loops=view.loops(shape))
+        return self._move(source, view, shape)
+
+    def _move(self, source: int, view: View, sides: Sequence[int]) -> Operation:
+        """A view of an activation as one of its own, of these sides."""
+        return Operation("move", source, self._new(plane_of(sides)), start=view.start, loops=view.loops(sides))
 
     def transposed_conv(self, node: NodeProto) -> None:
         """A convolution that makes a plane for each place of the stride, and these woven into one."""
@@ -232,9 +232,7 @@ class Segment:
         step = window.of(Operation("convolution", source, to, groups=told.get("group", 1), transposed=True))
         self.operations.append(self._weighted(node, weights, step))
         woven = view_of((filters, window.stride, window.across, height, width)).transposed((0, 3, 1, 4, 2))
-        self._emit(
-            node, Operation("move", to, self._new((filters, tall, wide)), loops=woven.loops((filters, tall, wide)))
-        )
+        self._emit(node, self._move(to, woven, (filters, tall, wide)))
         if asked[1:] != (tall, wide):
             self._emit(node, self._cropped(self.numbers[node.output[0]], asked))
 
@@ -457,7 +455,7 @@ class Segment:
             view = view_of(before)
             for side in (1, 2):
                 view = view.repeated(side, after[side] // before[side])
-            self._emit(node, Operation("move", source, self._new(after), loops=view.loops(after)))
+            self._emit(node, self._move(source, view, after))
             return
         kind = "nearest" if (mode, where, rounding) == ("nearest", "asymmetric", "floor") else where
         if (mode != "linear" and kind != "nearest") or kind not in MODES or not self._by_sizes(node, before, after):
@@ -485,21 +483,14 @@ class Segment:
         asked = self.graph.shape(node.output[0])
         counted, partial = bool(told.get("count_include_pad", 0)), bool(told.get("ceil_mode", 0))
         rounded = math.ceil if partial else math.floor
-        plane = tuple(
-            rounded((side + 2 * pad - length) / stride) + 1
-            for side, pad, length, stride in (
-                (height, window.top, window.tall, window.stride),
-                (width, window.left, window.wide, window.across),
+        fits = asked[0] == channels and all(
+            count == rounded((side + 2 * pad - length) / stride) + 1 and (count - 1) * stride < side + pad
+            for count, side, pad, length, stride in (
+                (asked[1], height, window.top, window.tall, window.stride),
+                (asked[2], width, window.left, window.wide, window.across),
             )
         )
-        inside = all(
-            (count - 1) * stride < side + pad
-            for count, stride, side, pad in (
-                (asked[1], window.stride, height, window.top),
-                (asked[2], window.across, width, window.left),
-            )
-        )
-        if asked != (channels, *plane) or not inside or (partial and counted):
+        if not fits or (partial and counted):
             raise NotCovered(f"a {node.op_type} with other padding on each side")
         kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"
         step = window.of(Operation(kind, source, self._new(asked), count_padding=counted))
@@ -523,12 +514,11 @@ class Segment:
     def _moved(self, node: NodeProto, view: View, output: int = 0) -> None:
         """Values that stand elsewhere and are the same: nothing to do where they stay where they are."""
         source, name = self.numbers[node.input[0]], node.output[output]
-        held, to = self.shapes[source], self.graph.shape(name)
-        loops = view.loops(self.graph.sides(name)[1:])
-        if is_identity(loops, view.start) and held in (to, (to[0], 0, 0)):
+        held, to, sides = self.shapes[source], self.graph.shape(name), self.graph.sides(name)[1:]
+        if held in (to, (to[0], 0, 0)) and is_identity(view.loops(sides), view.start):
             self.numbers[name] = source
         else:
-            self._emit(node, Operation("move", source, self._new(to), start=view.start, loops=loops), output)
+            self._emit(node, self._move(source, view, sides), output)
 
     def _view(self, node: NodeProto) -> View:
         return view_of(self.graph.sides(node.input[0])[1:])
@@ -629,7 +619,10 @@ class _Window:
         """A step that looks so."""
         step = replace(step, kernel_height=self.tall, kernel_width=self.wide, stride=self.stride, pad=self.top)
         wider, left = self.across - self.stride, self.left - self.top
-        return replace(step, wider=wider, left=left, spread=self.spread)
+        step = replace(step, wider=wider, left=left, spread=self.spread)
+        if step.largest > LARGEST:
+            raise NotCovered(f"a window of {step.largest} places along a side")
+        return step
 
 
 class Graph:

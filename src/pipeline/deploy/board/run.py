@@ -433,8 +433,7 @@ def fitting(manifest: dict[str, Any], file: str, inputs: Arrays) -> dict[str, An
         if not np.can_cast(given.dtype, told["type"], "same_kind"):
             raise Refused(f"{file}: {name} has type {given.dtype}, takes {told['type']}")
         found[name] = np.ascontiguousarray(given, told["type"])
-        if not np.isfinite(found[name]).all():
-            count = found[name].size - np.count_nonzero(np.isfinite(found[name]))
+        if count := np.count_nonzero(~np.isfinite(found[name])):
             raise Refused(f"{file}: {count} of the numbers in {name} are none, or infinite; takes finite ones")
     return found
 

@@ -104,8 +104,7 @@ static void convolved(const network *net, const step *s, const layer *l, number 
     number *out = activations[s->to] + to->first;
     int64_t vectors = vectors_of(to), most = l->rows == 1 ? MOST : MOST_TOGETHER;
     int64_t pieces = (vectors + most - 1) / most;
-    block b = {.plane = to->plane, 
-               .relu = s->relu && !s->function, .ceiling = ceiling_of(s)};
+    block b = {.plane = to->plane, .relu = s->relu && !s->function, .ceiling = ceiling_of(s)};
     for (int64_t piece = 0; piece < pieces; piece++) {
         int64_t v = vectors * piece / pieces, count = vectors * (piece + 1) / pieces - v, at = v * LANES;
         b.in = in + at;
