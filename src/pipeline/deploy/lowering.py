@@ -40,7 +40,8 @@ class Segment:
     """Nodes of a model on their way to a program. Values are numbers, in the order they are made.
 
     ``inputs`` and ``outputs`` are what they read of others and what others read of them, ``at`` is the node that is
-    lowered.
+    lowered. A value may lie in two ways, each with a number of its own: its first side as channels, or turned, which is
+    its last (a sequence's or an image's features). ``turning`` says how the node that is lowered has its values.
     """
 
     def __init__(self, graph: "Graph", nodes: Sequence[NodeProto]) -> None:
@@ -48,13 +49,14 @@ class Segment:
         self.constants, self.made, self.readers = graph.constants, graph.made, graph.readers
         self.shapes: list[Shape] = []
         self.operations: list[Operation] = []
-        self.numbers: dict[str, int] = {}
+        self.numbers: dict[tuple[str, bool], int] = {}
+        self.turning = False
         made = {name for node in nodes for name in node.output}
         read = dict.fromkeys(name for node in nodes for name in node.input)
         self.inputs = [name for name in read if name in graph.running and name not in made]
         outside = graph.readers - Counter(name for node in nodes for name in node.input)
         self.outputs = [name for node in nodes for name in node.output if outside[name]]
-        self.coders = {node.output[0]: node.input[0] for node in nodes if node.op_type in CODED}
+        self.same = {node.output[0]: node.input[0] for node in nodes if node.op_type in CODED}
         self.constant = graph.constant_nodes(nodes)
         used = {name for node in (*self.constant, *nodes) for name in node.input}
         self.used = [name for name in self.constants if name in used]
@@ -75,7 +77,7 @@ class Segment:
         for place, name in enumerate(self.inputs):
             number = self._new(self.graph.shape(name))
             self.operations.append(Operation("input", number, number, weights=place))
-            self.numbers[name] = number
+            self.numbers[name, False] = number
         for node in self.nodes:
             self.at = node
             lower = _OPERATORS.get(node.op_type)
@@ -84,14 +86,15 @@ class Segment:
             rank = max((len(self.graph.sides(name)) for name in node.input), default=0)
             if rank > 4 and lower not in _OF_ANY_RANK:
                 raise NotCovered(f"a {node.op_type} of {rank} dimensions")
+            self.turning = lower is Segment.matmul or (lower in _PLACE_BY_PLACE and self._turns(node))
             try:
                 lower(self, node)
             except NoLoops:
                 raise NotCovered(f"a {node.op_type} that is no nest of a few loops") from None
-        results = []
+        results, self.turning = [], False
         for name in self.outputs:
             self.at = self.graph.makers[name]
-            number, asked = self.numbers[name], self.graph.shape(name)
+            number, asked = self._activation(name), self.graph.shape(name)
             if self.shapes[number] == (asked[0], 0, 0) and asked[1:] == (1, 1):
                 self.operations.append(self._move(number, view_of(asked[:1]), asked))
                 number = self.operations[-1].to
@@ -103,6 +106,39 @@ class Segment:
         for place, (each, rank) in enumerate(results):
             self.operations.append(Operation("output", each, each, weights=place, kernel_height=rank))
 
+    def _turns(self, node: NodeProto) -> bool:
+        """Whether a node takes its values turned: one is there so alone, or has a constant along its last side."""
+        read = [name for name in node.input if name in self.graph.running]
+        only = any((name, False) not in self.numbers for name in read)
+        if node.op_type in CODED:
+            return only
+        sides = {self.graph.sides(name) for name in read}
+        along = any(self.constants[name].dims[-1:] > [1] for name in node.input if name in self.constants)
+        along |= len(sides) == 2 and any(each[-1] > 1 and math.prod(each) == each[-1] for each in sides)
+        return {len(each) for each in sides} in ({3}, {4}) and (only or along)
+
+    def _activation(self, name: str) -> int:
+        """A value's number, as the node that is lowered has it."""
+        if (name, self.turning) not in self.numbers:
+            other, sides = self.numbers[name, not self.turning], self.graph.sides(name)[1:]
+            if len(sides) > 3:
+                raise NotCovered(f"a {self.at.op_type} along the last of {len(sides) + 1} dimensions")
+            if len(sides) > 1:
+                turned, (*before, _) = _turned(sides), range(len(sides))
+                if self.turning:
+                    move = self._move(other, view_of(sides).transposed((-1, *before)), turned)
+                else:
+                    move = self._move(other, view_of(turned).transposed((*(side + 1 for side in before), 0)), sides)
+                self.operations.append(move)
+                other = move.to
+            self.numbers[name, self.turning] = other
+        return self.numbers[name, self.turning]
+
+    def _shape(self, name: str) -> Shape:
+        """A value's, as the node that is lowered has it."""
+        shape = self.graph.shape(name)
+        return plane_of(_turned(self.graph.sides(name)[1:])) if self.turning else shape
+
     def _new(self, shape: Shape) -> int:
         channels, height, width = shape
         if (size := channels * max(height, 1) * max(width, 1)) > LARGEST**2:
@@ -111,23 +147,23 @@ class Segment:
         return len(self.shapes) - 1
 
     def _alone(self, name: str, readers: int = 1) -> bool:
-        """Whether a value has so many readers, and what it was before quantisation has no other."""
+        """Whether a value has so many readers, and what it was before, under another name, has no other."""
         if self.readers[name] != readers:
             return False
-        while name in self.coders:
-            name = self.coders[name]
+        while name in self.same:
+            name = self.same[name]
             if self.readers[name] != 1:
                 return False
         return True
 
     def _emit(self, node: NodeProto, step: Operation, output: int = 0) -> None:
         self.operations.append(step)
-        self.numbers[node.output[output]] = step.to
+        self.numbers[node.output[output], self.turning] = step.to
 
     def coded(self, node: NodeProto) -> None:
         """Quantised and back is the value itself; a range from 0 has taken the place of a Relu."""
-        source = self.numbers[node.input[0]]
-        self.numbers[node.output[0]] = source
+        source = self._activation(node.input[0])
+        self.numbers[node.output[0], self.turning] = source
         if node.op_type == "QuantizeLinear":
             scale, zero = (numpy_helper.to_array(self.constants[name]) for name in node.input[1:3])
             producer = self._producer(source)
@@ -140,7 +176,7 @@ class Segment:
 
     def _bound(self, node: NodeProto, ceiling: float | None) -> None:
         """Clamps a value, in the step that makes it where nothing else reads it."""
-        source = self.numbers[node.input[0]]
+        source = self._activation(node.input[0])
         producer = self._producer(source)
         clamping = (
             "input", "convolution", "linear", "add", "max_pool", "average_pool", "mean", "multiply", "function",
@@ -150,7 +186,7 @@ class Segment:
         if self._alone(node.input[0]) and producer.kind in clamping:
             bounded = replace(producer, relu=True, ceiling=min(known, default=None))
             self.operations[self.operations.index(producer)] = bounded
-            self.numbers[node.output[0]] = source
+            self.numbers[node.output[0], self.turning] = source
         else:
             self._emit(node, Operation("add", source, self._new(self.shapes[source]), relu=True, ceiling=ceiling))
 
@@ -185,7 +221,7 @@ class Segment:
             raise NotCovered("an automatically padded convolution")
         tall, wide = (1, *weights.shape[2:])[-2:]
         window = _Window(told, tall, wide)
-        source = self.numbers[node.input[0]]
+        source = self._activation(node.input[0])
         _, height, width = self.shapes[source]
         if not height:
             self._emit(node, self._weighted(node, weights, self._on_means(source, weights, window.top, told)))
@@ -220,7 +256,7 @@ class Segment:
         told = _attributes(node)
         weights = self._weights(node.input[1], rows=1)
         window = _Window(told, *(1, *weights.shape[2:])[-2:])
-        source, asked = self.numbers[node.input[0]], self.graph.shape(node.output[0])
+        source, asked = self._activation(node.input[0]), self.graph.shape(node.output[0])
         height, width = self.shapes[source][1:]
         tall, wide = height * window.stride, width * window.across
         if not height or len(weights.shape) not in (3, 4) or window.spread or "auto_pad" in told:
@@ -234,7 +270,7 @@ class Segment:
         woven = view_of((filters, window.stride, window.across, height, width)).transposed((0, 3, 1, 4, 2))
         self._emit(node, self._move(to, woven, (filters, tall, wide)))
         if asked[1:] != (tall, wide):
-            self._emit(node, self._cropped(self.numbers[node.output[0]], asked))
+            self._emit(node, self._cropped(self._activation(node.output[0]), asked))
 
     def _on_means(self, source: int, weights: Weights, pad: int, told: Mapping[str, Any]) -> Operation:
         """A 1x1 convolution of a plane's means, which are a vector: a linear layer."""
@@ -260,11 +296,23 @@ class Segment:
         if told.get("transB", 0) != 1 or {"alpha", "beta", "transA"} & set(told):
             raise NotCovered("a Gemm that is not a linear layer")
         weights = self._weights(node.input[1])
-        source = self.numbers[node.input[0]]
+        source = self._activation(node.input[0])
         if self.shapes[source] != (weights.shape[1], 0, 0):
             raise NotCovered("a linear layer on planes")
         to = self._new((weights.shape[0], 0, 0))
         self._emit(node, self._weighted(node, weights, Operation("linear", source, to)))
+
+    def matmul(self, node: NodeProto) -> None:
+        """A linear layer along the last side: a 1x1 convolution, whose weights have inputs first."""
+        if node.input[0] not in self.graph.running or node.input[1] in self.graph.running:
+            raise NotCovered("a MatMul of two activations")
+        weights, source = self._weights(node.input[1], rows=1), self._activation(node.input[0])
+        if len(weights.shape) != 2:
+            raise NotCovered(f"a MatMul with weights of {len(weights.shape)} dimensions")
+        _, *plane = self.shapes[source]
+        to = self._new((weights.shape[1], *plane))  # type: ignore[arg-type]
+        kind = "convolution" if plane[0] else "linear"
+        self._emit(node, self._weighted(node, weights, Operation(kind, source, to, transposed=True)))
 
     def _weighted(self, node: NodeProto, weights: Weights, step: Operation) -> Operation:
         bias, bias_scale = (*node.input, "")[2], None
@@ -310,10 +358,10 @@ class Segment:
         return Weights(tuple(tensor.dims), 0, (name,), 0, tensor.data_type == TensorProto.INT8, scale)
 
     def add(self, node: NodeProto) -> None:
-        if any(name not in self.numbers for name in node.input):
+        if any(name not in self.graph.running for name in node.input):
             self._scaled(node, "bias")
             return
-        pairs = [(name, self.numbers[name]) for name in node.input]
+        pairs = [(name, self._activation(name)) for name in node.input]
         same = self.shapes[pairs[0][1]] == self.shapes[pairs[1][1]] and pairs[0][1] != pairs[1][1]
         for (name, one), (_, other) in (pairs, pairs[::-1]):
             producer = self._producer(one)
@@ -326,10 +374,10 @@ class Segment:
         self._joined(node, "add")
 
     def multiply(self, node: NodeProto) -> None:
-        if any(name not in self.numbers for name in node.input):
+        if any(name not in self.graph.running for name in node.input):
             self._scaled(node, "weights")
             return
-        pairs = [(name, self.numbers[name]) for name in node.input]
+        pairs = [(name, self._activation(name)) for name in node.input]
         for (name, one), (_, other) in (pairs, pairs[::-1]):  # x times a function of x
             producer = self._producer(one)
             fused = {"Sigmoid": "SiLU", "HardSigmoid": "HardSwish"}.get(FUNCTIONS[producer.function], "")
@@ -344,8 +392,8 @@ class Segment:
 
     def _joined(self, node: NodeProto, kind: str) -> None:
         """A sum or product place by place, or with one value a channel."""
-        one, other = (self.numbers[name] for name in node.input)
-        if self.shapes[one] != self.graph.shape(node.output[0]):
+        one, other = (self._activation(name) for name in node.input)
+        if self.shapes[one] != self._shape(node.output[0]):
             one, other = other, one
         large, small = self.shapes[one], self.shapes[other]
         if small != large and not (large[1] and small[0] == large[0] and small[1:] in ((0, 0), (1, 1))):
@@ -355,38 +403,46 @@ class Segment:
         self._emit(node, Operation(kind, one, self._new(large), other))
 
     def subtract(self, node: NodeProto) -> None:
-        if any(name not in self.numbers for name in node.input):
+        if any(name not in self.graph.running for name in node.input):
             self._scaled(node, "bias")
-        elif self.shapes[self.numbers[node.input[0]]] != self.graph.shape(node.output[0]):
+        elif self.shapes[self._activation(node.input[0])] != self._shape(node.output[0]):
             raise NotCovered("a Sub that makes its value larger")
         else:
             self._joined(node, "subtract")
 
     def divide(self, node: NodeProto) -> None:
-        number = self._number(node.input[1]) if node.input[1] not in self.numbers else None
-        if not number or node.input[0] not in self.numbers:
+        number = self._number(node.input[1]) if node.input[1] not in self.graph.running else None
+        if not number or node.input[0] not in self.graph.running:
             raise NotCovered("a Div by what is no constant number")
-        source = self.numbers[node.input[0]]
+        source = self._activation(node.input[0])
         self._emit(node, Operation("affine", source, self._new(self.shapes[source]), first=1 / number))
 
     def _scaled(self, node: NodeProto, place: str) -> None:
         """A sum, difference or product with a constant: a number, or one a channel."""
-        sources = [name for name in node.input if name in self.numbers]
+        sources = [name for name in node.input if name in self.graph.running]
         names = [name for name in node.input if name in self.constants]
         if len(sources) != 1 or len(names) != 1 or self.constants[names[0]].data_type != TensorProto.FLOAT:
             raise NotCovered(f"a {node.op_type} with what is no constant float")
-        shape = self.shapes[self.numbers[sources[0]]]
+        source = self._activation(sources[0])
+        shape = self.shapes[source]
         sides = dims = list(self.constants[names[0]].dims)
-        if sides[-1:] == [1] and shape[1]:  # behind the channels
+        if self.turning:
+            sides = sides[-1:]
+        elif sides[-1:] == [1] and shape[1]:  # behind the channels
             sides = sides[: -2 if len(self.graph.sides(sources[0])) == 4 else -1]
         elif shape[1] and math.prod(sides) > 1:
             raise NotCovered(f"a {node.op_type} with one constant a place")
         if math.prod(sides) not in (1, shape[0]) or math.prod(sides) != math.prod(dims):
             raise NotCovered(f"a {node.op_type} with constants of {dims}")
-        if shape != self.graph.shape(node.output[0]):
+        if shape != self._shape(node.output[0]):
             raise NotCovered(f"a {node.op_type} that makes its value larger")
-        step = Operation("affine", self.numbers[sources[0]], self._new(shape))
-        constant = self._place(names[0])
+        constant, producer = self._place(names[0]), self._producer(source)
+        fits = node.op_type == "Add" and producer.kind in ("convolution", "linear") and math.prod(dims) == shape[0]
+        if fits and not (producer.bias or producer.relu or producer.function) and self._alone(sources[0]):
+            self.operations.remove(producer)
+            self._emit(node, replace(producer, bias=constant))
+            return
+        step = Operation("affine", source, self._new(shape))
         step = replace(step, weights=constant) if place == "weights" else replace(step, bias=constant)
         if node.op_type == "Sub":
             step = replace(step, second=-1.0) if node.input[0] == sources[0] else replace(step, first=-1.0)
@@ -399,7 +455,7 @@ class Segment:
         return len(self.inputs) + self.used.index(name)
 
     def normalisation(self, node: NodeProto) -> None:
-        source = self.numbers[node.input[0]]
+        source = self._activation(node.input[0])
         scale, shift, mean, variance = (self._place(name) for name in node.input[1:5])
         epsilon = float(_attributes(node).get("epsilon", 1e-5))
         step = Operation("affine", source, self._new(self.shapes[source]), weights=scale, scale=mean, bias=shift)
@@ -414,7 +470,7 @@ class Segment:
         }.get(node.op_type, (None, None))
         if told.get("approximate", b"none") != b"none":
             raise NotCovered(f"a {node.op_type} that is approximated")
-        source = self.numbers[node.input[0]]
+        source = self._activation(node.input[0])
         step = Operation("function", source, self._new(self.shapes[source]), function=FUNCTIONS.index(node.op_type))
         self._function(node, replace(step, first=numbers[0], second=numbers[1]), self._alone(node.input[0]))
 
@@ -428,11 +484,11 @@ class Segment:
         self._emit(node, step)
 
     def concat(self, node: NodeProto) -> None:
-        if any(name not in self.numbers for name in node.input) or len(node.input) < 2:
+        if any(name not in self.graph.running for name in node.input) or len(node.input) < 2:
             raise NotCovered("a Concat with constants")
         if _attributes(node)["axis"] % len(self.graph.sides(node.output[0])) != 1:
             raise NotCovered("a Concat along another dimension than channels")
-        first, *others = (self.numbers[name] for name in node.input)
+        first, *others = (self._activation(name) for name in node.input)
         for other in others:
             channels, *plane = self.shapes[first]
             to = self._new((channels + self.shapes[other][0], *plane))  # type: ignore[arg-type]
@@ -440,7 +496,7 @@ class Segment:
             first = to
 
     def resize(self, node: NodeProto) -> None:
-        told, source = _attributes(node), self.numbers[node.input[0]]
+        told, source = _attributes(node), self._activation(node.input[0])
         before, after = self.shapes[source], self.graph.shape(node.output[0])
         mode, where = (
             told.get(name, default).decode()
@@ -476,7 +532,7 @@ class Segment:
         window = _Window(told, *(1, *told["kernel_shape"])[-2:])
         if window.spread or "auto_pad" in told or len(node.output) > 1:
             raise NotCovered(f"a {node.op_type} with dilation, auto_pad or indices")
-        source = self.numbers[node.input[0]]
+        source = self._activation(node.input[0])
         channels, height, width = self.shapes[source]
         if not height:
             raise NotCovered(f"a {node.op_type} of a vector")
@@ -497,26 +553,28 @@ class Segment:
         self._emit(node, step)
 
     def mean(self, node: NodeProto) -> None:
-        source = self.numbers[node.input[0]]
         if node.op_type == "ReduceMean":
             named = self.constants.get((*node.input, "")[1])
             axes = None if named is None else numpy_helper.to_array(named).tolist()
             rank = len(self.graph.sides(node.input[0]))
             over = [] if axes is None else sorted(axis % rank for axis in axes)
-            if over not in ([2, 3], [3]) and (rank != 3 or over != [2]):
+            self.turning = over == list(range(1, rank - 1)) and rank > 2
+            if over not in ([2, 3], [3]) and (rank != 3 or over != [2]) and not self.turning:
                 raise NotCovered(f"a mean over {axes}")
-            if over == [3] and self.shapes[source][1] != 1:
+            if over == [3] and self.graph.shape(node.input[0])[1] != 1:
                 raise NotCovered("a mean of rows")
+        source = self._activation(node.input[0])
         if not self.shapes[source][1]:
             raise NotCovered("a mean of a vector")
         self._emit(node, Operation("mean", source, self._new((self.shapes[source][0], 0, 0))))
 
     def _moved(self, node: NodeProto, view: View, output: int = 0) -> None:
         """Values that stand elsewhere and are the same: nothing to do where they stay where they are."""
-        source, name = self.numbers[node.input[0]], node.output[output]
+        source, name = self._activation(node.input[0]), node.output[output]
         held, to, sides = self.shapes[source], self.graph.shape(name), self.graph.sides(name)[1:]
         if held in (to, (to[0], 0, 0)) and is_identity(view.loops(sides), view.start):
-            self.numbers[name] = source
+            self.numbers[name, self.turning] = source
+            self.same[name] = node.input[0]
         else:
             self._emit(node, self._move(source, view, sides), output)
 
@@ -531,6 +589,11 @@ class Segment:
         first, *order = _attributes(node).get("perm", range(rank)[::-1])
         if first:
             raise NotCovered("a Transpose of the batch")
+        for turned, same in ((True, [*order[1:], order[0]]), (False, [order[-1], *order[:-1]])):
+            if rank in (3, 4) and same == sorted(same) and (node.input[0], turned) in self.numbers:
+                self.numbers[node.output[0], not turned] = self.numbers[node.input[0], turned]
+                self.same[node.output[0]] = node.input[0]
+                return
         self._moved(node, self._view(node).transposed([side - 1 for side in order]))
 
     def slice(self, node: NodeProto) -> None:
@@ -577,11 +640,17 @@ _OF_ANY_RANK = (
     Segment.split,
 )  # fmt: skip
 """Those that take values one by one, or know where each lies; others take leading sides for channels."""
+_PLACE_BY_PLACE = (
+    Segment.coded, Segment.relu, Segment.clip, Segment.function, Segment.add, Segment.multiply, Segment.subtract,
+    Segment.divide,
+)  # fmt: skip
+"""Those that take turned values as well."""
 _OPERATORS = {
     "QuantizeLinear": Segment.coded,
     "DequantizeLinear": Segment.coded,
     "Conv": Segment.conv,
     "Gemm": Segment.gemm,
+    "MatMul": Segment.matmul,
     "Relu": Segment.relu,
     "Clip": Segment.clip,
     "Add": Segment.add,
@@ -737,6 +806,11 @@ def _connected(nodes: Sequence[NodeProto]) -> list[list[NodeProto]]:
         members = [each for each in nodes if any(each in group[1] for group in touched)]
         groups = [group for group in groups if group not in touched] + [(names, [*members, node])]
     return [members for _, members in groups]
+
+
+def _turned(sides: Sequence[int]) -> tuple[int, ...]:
+    """The last side first."""
+    return (*sides[-1:], *sides[:-1])
 
 
 def _attributes(node: NodeProto) -> Mapping[str, Any]:

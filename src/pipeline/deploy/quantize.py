@@ -73,7 +73,7 @@ class Calibrated:
         layers = self.layers
         excluded = [
             *preprocessing(self.model),
-            *_refused(self.model),
+            *_kept_float(self.model),
             *(node for each in float_layers for node in layers[each]),
         ]
         with tempfile.TemporaryDirectory() as name:
@@ -186,12 +186,16 @@ def preprocessing(model: ModelProto) -> list[str]:
     return names
 
 
-def _refused(model: ModelProto) -> list[str]:
-    """Names of the nodes that ONNX Runtime's tools do not know how to quantise: transposed convolutions in groups."""
+def _kept_float(model: ModelProto) -> list[str]:
+    """Names of the nodes not to quantise: transposed convolutions in groups, which ONNX Runtime's tools do not know how
+    to, and sums and products with constants, which would get one scale for all channels.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
     return [
         node.name
         for node in model.graph.node
-        if node.op_type == "ConvTranspose" and any(each.name == "group" and each.i > 1 for each in node.attribute)
+        if (node.op_type == "ConvTranspose" and any(each.name == "group" and each.i > 1 for each in node.attribute))
+        or (node.op_type in ("Add", "Mul") and not constants.isdisjoint(node.input))
     ]
 
 

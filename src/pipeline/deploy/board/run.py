@@ -45,6 +45,8 @@ VNNI = {"avx512_vnni", "avx_vnni"}
 
 With VNNI the sums are exact anyway, and that would double the time of int8.
 """
+UNROUNDED = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Newer ONNX Runtimes else round float activations to 8 bits in front of int8 weights of a MatMul."""
 
 
 STOCK_MEMORY = 8
@@ -179,9 +181,8 @@ def options(threads: int, library: Path | None) -> Any:
     found = onnxruntime.SessionOptions()
     found.intra_op_num_threads = threads
     found.log_severity_level = 4 if library else 3
-    if VNNI.isdisjoint(features()):
-        for key, value in EXACT.items():
-            found.add_session_config_entry(key, value)
+    for key, value in (UNROUNDED | (EXACT if VNNI.isdisjoint(features()) else {})).items():
+        found.add_session_config_entry(key, value)
     if library:
         found.register_custom_ops_library(str(library))
     return found
