@@ -190,6 +190,25 @@ def keywords(widths: Sequence[int], kernel: int, stride: int, classes: int) -> n
     return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
+class Vision(nn.Module):
+    """DeiT (Touvron et al. 2021), with the mean of all pieces of an image in place of a token of its own."""
+
+    def __init__(self, size: int, piece: int, width: int, heads: int, layers: int, classes: int) -> None:
+        super().__init__()
+        self.pieces = nn.Conv2d(3, width, piece, piece)
+        self.places = nn.Parameter(0.02 * torch.randn(1, (size // piece) ** 2, width))
+        block = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.last = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        sequence = self.pieces(images).flatten(2).transpose(1, 2) + self.places
+        scores: Tensor = self.last(self.blocks(sequence).mean(1))
+        return scores
+
+
 SMALL_V3 = (
     (3, 16, 16, True, False, 2), (3, 72, 24, False, False, 2), (3, 88, 24, False, False, 1), (5, 96, 40, True, True, 2),
     (5, 240, 40, True, True, 1), (5, 240, 40, True, True, 1), (5, 120, 48, True, True, 1), (5, 144, 48, True, True, 1),
@@ -208,6 +227,7 @@ FULL: Networks = {
     "DenseNet-BC-100": (lambda: densenet(12, (16, 16, 16), 10), (3, 32, 32)),
     "U-Net": (lambda: UNet((16, 32, 64, 128), 2), (3, 128, 128)),
     "keywords": (lambda: keywords((128, 128, 256, 512), 80, 4, 35), (1, 16_000)),
+    "DeiT-Ti": (lambda: Vision(224, 16, 192, 3, 12, 1000), (3, 224, 224)),
 }
 SMALL: Networks = {
     "MobileNetV3": (
@@ -220,4 +240,5 @@ SMALL: Networks = {
     "DenseNet": (lambda: densenet(4, (2, 2), 10), (3, 16, 16)),
     "U-Net": (lambda: UNet((4, 8, 16), 2), (3, 16, 16)),
     "keywords": (lambda: keywords((16, 16, 24), 9, 4, 12), (1, 256)),
+    "DeiT": (lambda: Vision(16, 4, 16, 2, 2, 10), (3, 16, 16)),
 }  # fmt: skip

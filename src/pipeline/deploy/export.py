@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from pipeline.deploy.subject import INPUT, OUTPUT
@@ -25,6 +26,9 @@ from pipeline.ground.errors import PipelineError, first_cause, one_line
 from pipeline.ground.structures import called, filled, first_row, named_tensors, rows_of
 
 IR_VERSION = 10
+DRAWN = ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
+FEW = 64
+"""Values of a constant that may be larger than what it is made of."""
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -73,7 +77,38 @@ def exported(network: nn.Module, preprocess: Callable[[Any], Any], inputs: Any) 
         except Exception as error:
             raise PipelineError(f"the network cannot be exported to ONNX: {one_line(first_cause(error))}") from error
     assert program is not None
-    return _with_fixed_sizes(program.model_proto)
+    return _with_fixed_sizes(_with_known(program.model_proto))
+
+
+def _with_known(model: ModelProto) -> ModelProto:
+    """The model with what is made of constants alone as constants, where they are no larger than what they are made of.
+
+    PyTorch leaves the parts of a parameter to be split at every inference, such as attention's three projections.
+    """
+    graph = model.graph
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    answers = {each.name for each in graph.output}
+    for node in list(graph.node):
+        read = [known[name] for name in node.input if name in known]
+        constant = len(read) == len([name for name in node.input if name]) > 0
+        if not constant or node.op_type in DRAWN or not answers.isdisjoint(node.output):
+            continue
+        made = helper.make_graph([node], "known", [], [onnx.ValueInfoProto(name=name) for name in node.output])
+        try:
+            evaluator = ReferenceEvaluator(helper.make_model(made, opset_imports=model.opset_import))
+            found = [
+                np.asarray(each) for each in evaluator.run(None, {name: known[name] for name in node.input if name})
+            ]
+        except Exception:  # an operator that onnx's reference does not know, or not so
+            continue
+        if sum(each.size for each in found) <= max(sum(each.size for each in read), FEW):
+            graph.node.remove(node)
+            known |= dict(zip(node.output, found, strict=True))
+            graph.initializer.extend(map(numpy_helper.from_array, found, node.output))
+            used = answers.union(*(each.input for each in graph.node))
+            for tensor in [each for each in graph.initializer if each.name in node.input and each.name not in used]:
+                graph.initializer.remove(tensor)
+    return model
 
 
 def _with_fixed_sizes(model: ModelProto) -> ModelProto:

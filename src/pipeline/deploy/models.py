@@ -11,6 +11,7 @@ from onnx import ModelProto
 from torch import Tensor, from_numpy, nn
 
 from pipeline.deploy import kernels
+from pipeline.deploy.batch_first import batch_first
 from pipeline.deploy.board.run import difference
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.folding import folded
@@ -66,7 +67,7 @@ def models(
     """
     calibration = [piece for each in subject.examples("train", calibration_images) for piece in pieces(each, BATCH)]
     plain, smallest, smaller = _exports(subject, calibration[0], multiple)
-    source = folded(smallest)
+    source = folded(batch_first(smallest))
     float32, facts = packed(lean(source, metadata))
     float32, fault = with_nodes(float32)
     with _to_int8():
