@@ -92,7 +92,6 @@ SETTINGS = (
     "pruning.fraction=0.37",
     "pruning.rounds=null",
     "pruning.target_density=0.1",
-    "deploy.sizes=false",
 )
 
 if __name__ == "__main__":
