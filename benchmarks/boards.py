@@ -29,7 +29,7 @@ from pipeline.deploy.export import exported, lean
 from pipeline.deploy.folding import folded
 from pipeline.deploy.kernels import SOURCES, library, target_here, target_of
 from pipeline.deploy.models import unrounded
-from pipeline.deploy.node import with_nodes
+from pipeline.deploy.node import left_to_onnxruntime, with_nodes
 from pipeline.deploy.pack import packed
 from pipeline.deploy.quantize import quantised
 from pipeline.deploy.runtime import Arrays, answers, session
@@ -58,11 +58,15 @@ def forms(name: str, density: float) -> tuple[dict[str, ModelProto], Arrays]:
 
 @dataclass(frozen=True)
 class Figures:
-    """Milliseconds and millions of instructions by way, gains by pair of ways, how far the engine is from the body."""
+    """Milliseconds and millions of instructions by way, gains by pair of ways, how far the engine is from the body.
+
+    ``off`` is that of the float and of the int8 model, ``rounds`` whether ONNX Runtime rounds between its nodes.
+    """
 
     milliseconds: dict[str, float]
     gains: tuple[str, str]
-    off: float
+    off: tuple[float, float]
+    rounds: bool
     instructions: dict[str, float]
 
 
@@ -76,13 +80,15 @@ def measured(name: str, density: float) -> Figures:
     ways: dict[str, tuple[str, Path | None]] = {
         FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)
     }  # fmt: skip
-    off = max(
-        difference(answers(session(model, library=engine), given), unrounded(model, given)) for model in made.values()
+    off = tuple(
+        difference(answers(session(made[kind], library=engine), given), unrounded(made[kind], given))
+        for kind in (FLOAT, INT8)
     )
+    rounds = "QuantizeLinear" in left_to_onnxruntime(made[INT8])
     found = in_turns({way: timed(made[kind], one["input"], 1, each) for way, (kind, each) in ways.items()}, TURNS)
     times = {way: spread(each).median for way, each in found.items()}
     gains = tuple(f"{ratio(found[stock], found[SPARSE]):.2f}" for stock in (FLOAT, INT8))
-    return Figures(times, (gains[0], gains[1]), off, counted(name, density, made, one))
+    return Figures(times, (gains[0], gains[1]), (off[0], off[1]), rounds, counted(name, density, made, one))
 
 
 def counted(name: str, density: float, made: dict[str, ModelProto], one: Arrays) -> dict[str, float]:
@@ -121,13 +127,15 @@ def page(found: dict[tuple[str, float], Figures]) -> str:
             shares = [f"{each.instructions[way] / sparse:.2f}" for way in (FLOAT, INT8)]
             counts.append([*case, *(f"{each.instructions[way]:.1f}" for way in ways), *shares])
     heads = ["", "zeros", *ways, "engine over float", "over int8"]
-    off = max(each.off for each in found.values())
+    off = max(max(each.off[: 1 if each.rounds else 2]) for each in found.values())
+    rounded = max((each.off[1] for each in found.values() if each.rounds), default=0)
     paragraphs = [
         "# Networks of small boards, by ONNX Runtime and by the engine",
         "Made by `python -m benchmarks.boards`. One input, one thread. Weights are random, with an Erdos-Renyi "
         "kernel's densities; every network but the transformer is one node of the engine, float and int8. "
-        "The engine's answers differ from "
-        f"its body's by at most {off:.1g} of the largest.",
+        f"The engine's answers differ from its body's by at most {off:.1g} of the largest; by {rounded:.1g} where ONNX "
+        "Runtime rounds to int8 between the engine's nodes, so that a last bit may become a step (int8 of the "
+        "transformer).",
         table(["", ""], [[key, str(value)] for key, value in environment().items()]),
         f"Milliseconds here (medians of {TURNS} turns of three); gains are of the same turn, median (least to most):",
         table(heads, times),
