@@ -87,7 +87,7 @@ def _with_known(model: ModelProto) -> ModelProto:
     """
     graph = model.graph
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    answers = {each.name for each in graph.output}
+    answers, spent = {each.name for each in graph.output}, set[str]()
     for node in list(graph.node):
         read = [known[name] for name in node.input if name in known]
         constant = len(read) == len([name for name in node.input if name]) > 0
@@ -105,9 +105,10 @@ def _with_known(model: ModelProto) -> ModelProto:
             graph.node.remove(node)
             known |= dict(zip(node.output, found, strict=True))
             graph.initializer.extend(map(numpy_helper.from_array, found, node.output))
-            used = answers.union(*(each.input for each in graph.node))
-            for tensor in [each for each in graph.initializer if each.name in node.input and each.name not in used]:
-                graph.initializer.remove(tensor)
+            spent |= set(node.input)
+    spent -= answers.union(*(node.input for node in graph.node))
+    for tensor in [each for each in graph.initializer if each.name in spent]:
+        graph.initializer.remove(tensor)
     return model
 
 

@@ -107,7 +107,7 @@ class Segment:
             self.operations.append(Operation("output", each, each, weights=place, kernel_height=rank))
 
     def _turns(self, node: NodeProto) -> bool:
-        """Whether a node takes its values turned: one is there so alone, or has a constant along its last side."""
+        """Whether a node takes its values turned: one is there so alone, or goes with one number a feature."""
         read = [name for name in node.input if name in self.graph.running]
         only = any((name, False) not in self.numbers for name in read)
         if node.op_type in CODED:
