@@ -1,5 +1,7 @@
 """Any forward as an ONNX model: its inputs and outputs by name, its answers those of PyTorch."""
 
+import re
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.deploy.export import exported, lean
-from pipeline.ground.errors import PipelineError
+from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.structures import called, filled, named_tensors
 
 
@@ -82,8 +84,47 @@ class Data(nn.Module):
 
 
 def test_what_cannot_be_exported_is_a_sentence():
-    with pytest.raises(PipelineError, match="the network cannot be exported to ONNX: "):
+    with pytest.raises(PipelineError, match=f"the network cannot be exported to ONNX at {__file__}"):
         exported(Data(), lambda inputs: inputs, torch.ones(2, 3))
+
+
+class Signed(nn.Module):
+    """Answers by the sign of a sum."""
+
+    def forward(self, inputs):
+        return inputs if inputs.sum() > 0 else -inputs
+
+
+class Singular(nn.Module):
+    """What ONNX has no operator for."""
+
+    def forward(self, inputs):
+        return torch.linalg.svd(inputs)[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [(Signed(), "1.0 (Signed)"), (Singular(), "1.0 (Singular), the operator aten._linalg_svd.default")],
+)
+def test_what_cannot_be_exported_is_named(layer, named, capfd):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(layer)).eval()
+    with pytest.raises(PipelineError, match=re.escape(f"exported to ONNX, for the layer {named}")):
+        exported(network, lambda inputs: inputs, torch.ones(2, 4))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_axes_of_any_size_have_names():
+    network = nn.Conv2d(3, 4, 3, stride=2)
+    model = lean(exported(network.eval(), lambda inputs: inputs, torch.rand(2, 3, 9, 9), {"input": [2, 3]}))
+    (given,) = model.graph.input
+    sides = [side.dim_param or side.dim_value for side in given.type.tensor_type.shape.dim]
+    assert sides == ["batch", 3, "input_2", "input_3"]
+
+
+@pytest.mark.parametrize(("axes", "got"), [({"input": [4]}, "input: [4]"), ({"image": [2]}, "image: [2]")])
+def test_axes_that_are_none_are_a_sentence(axes, got):
+    with pytest.raises(SettingsError, match=re.escape(f"deploy.dynamic_axes: got {got}, takes inputs")):
+        exported(nn.Conv2d(3, 4, 3).eval(), lambda inputs: inputs, torch.rand(2, 3, 9, 9), axes)
 
 
 def test_names_tell_the_way_and_none_comes_twice():

@@ -229,6 +229,31 @@ def test_scores_that_are_random_are_told_and_nothing_is_disturbed(kind, tmp_path
     assert (len(TOLD), len(NOT_TOLD)) == (4, 3)
 
 
+class Decides(Net):
+    """What it answers by is a number, which no exported graph looks at."""
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores if scores.detach().abs().sum() > 0 else -scores
+
+
+@pytest.mark.parametrize(("kind", "told"), [(Decides, 1), (Net, 0)])
+def test_what_no_file_can_be_made_of_is_told_before_it_is_trained(kind, told, tmp_path):
+    made, _ = job(kind(), (loader(),) * 3, tmp_path, "deploy.sizes=true")
+    notes = [note for note in made.notes if note.startswith("warning: the network cannot be exported to ONNX")]
+    assert len(notes) == told
+    assert all(
+        f"at {__file__}, line " in note and note.endswith("no file for a board can be made of it") for note in notes
+    )
+
+
+def test_axes_that_no_input_has_are_told_before_it_is_trained(tmp_path):
+    with pytest.raises(
+        SettingsError, match=r"deploy.dynamic_axes: got image: \[2\], takes inputs with .*: input \(3\)"
+    ):
+        job(Net(), (loader(),) * 3, tmp_path, "deploy.sizes=true", "deploy.dynamic_axes={image: [2]}")
+
+
 FAILS = "objective.loss: CrossEntropyLoss fails on outputs .*"
 LABELS = {
     "none for it": ([10] * 16, [0] * 16, SettingsError, f"{FAILS}10 to 10 of train: .*; takes labels from 0 to 9"),

@@ -74,15 +74,15 @@ def test_times_are_drawn_as_shares_of_what_the_dense_network_took_in_turns_with_
 
 STALE = {
     "timing.json": {
-        "another engine": {"recipe": recipe() | {"source": "0" * 12}},
-        "another onnxruntime": {"recipe": recipe() | {"onnxruntime": "1.0.0"}},
+        "another engine": {"recipe": recipe({}) | {"source": "0" * 12}},
+        "another onnxruntime": {"recipe": recipe({}) | {"onnxruntime": "1.0.0"}},
         "from before recipes were kept": {"recipe": {}},
         "another processor": {"processor": "x86_64 another"},
         "another width": {"width_multiple": 16},
     },
     "sizes.json": {
-        "another packing": {"recipe": recipe() | {"source": "0" * 12}},
-        "another torch": {"recipe": recipe() | {"torch": "2.0.0"}},
+        "another packing": {"recipe": recipe({}) | {"source": "0" * 12}},
+        "another torch": {"recipe": recipe({}) | {"torch": "2.0.0"}},
         "another calibration": {"calibration_images": 7},
     },
 }

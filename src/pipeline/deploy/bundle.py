@@ -58,11 +58,11 @@ def make(subject: Subject, *, deploy: Deploy, origin: Origin, folder: Path, told
     told("exporting, quantising and packing")
     classes = subject.classes
     metadata = {} if classes is None else {"classes": json.dumps(list(classes))}
-    found = models(subject, deploy.calibration_images, deploy.width_multiple, metadata)
+    found = models(subject, deploy.calibration_images, deploy.width_multiple, metadata, deploy.dynamic_axes)
     inputs = taken(found.plain, subject, deploy)
     told("checking")
     golden = arrays(next(iter(subject.examples("test", GOLDEN))))
-    if faults := check(found, subject, next(iter(subject.examples("validation", COMPARED)))):
+    if faults := check(found, subject, next(iter(subject.examples("validation", COMPARED))), deploy.dynamic_axes):
         raise PipelineError("; ".join(faults))
     told("evaluating")
     found, scores, unjudged = _judged(found, subject, deploy, told)

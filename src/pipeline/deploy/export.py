@@ -7,9 +7,11 @@ and weights, and nothing that says where it comes from.
 import contextlib
 import io
 import logging
+import re
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import count, product
 from string import ascii_letters
 from typing import Any
@@ -22,10 +24,12 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from pipeline.deploy.subject import INPUT, OUTPUT
-from pipeline.ground.errors import PipelineError, first_cause, one_line
+from pipeline.ground.errors import PipelineError, SettingsError, first_cause, one_line, where
 from pipeline.ground.structures import called, filled, first_row, named_tensors, rows_of
 
 IR_VERSION = 10
+LOUD = ("torch.onnx", "torch.export", "torch.fx.experimental", "torch._dynamo")
+"""Loggers that tell at length what ends in a sentence."""
 DRAWN = ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
 FEW = 64
 """Values of a constant that may be larger than what it is made of."""
@@ -50,34 +54,95 @@ class Whole(nn.Module):
         return named_tensors(called(self.network, self.preprocess(filled(self.example, tensors))), OUTPUT)
 
 
-def exported(network: nn.Module, preprocess: Callable[[Any], Any], inputs: Any) -> ModelProto:
+def exported(
+    network: nn.Module,
+    preprocess: Callable[[Any], Any],
+    inputs: Any,
+    dynamic_axes: Mapping[str, Collection[int]] | None = None,
+) -> ModelProto:
     """The plain export of a network in evaluation, of any batch size.
 
-    ``inputs``, tensors (N, ...) in any structure, are a few as the model will get them.
+    ``inputs``, tensors (N, ...) in any structure, are a few as the model will get them; ``dynamic_axes`` names further
+    axes of them, by the input's name, that may have any size.
 
     Raises:
         PipelineError: if PyTorch cannot export it.
+        SettingsError: if there are no such axes.
     """
     example = rows_of(first_row(inputs), 2)
     whole, given = Whole(preprocess, network, example).eval(), named_tensors(example, INPUT)
-    batch = torch.export.Dim("batch")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    free = dynamic_axes or {}
+    _check_axes(free, given)
+    batch, any_size = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
+    for each in LOUD:
+        logging.getLogger(each).setLevel(logging.CRITICAL)
+    with warnings.catch_warnings(), _silent(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 whole,
                 tuple(given.values()),
                 dynamo=True,
-                dynamic_shapes=(tuple({0: batch} for _ in given),),
+                dynamic_shapes=(tuple({**dict.fromkeys(free.get(name, ()), any_size), 0: batch} for name in given),),
                 input_names=list(given),
                 output_names=list(whole.answers(*given.values())),
                 verbose=False,
             )
         except Exception as error:
-            raise PipelineError(f"the network cannot be exported to ONNX: {one_line(first_cause(error))}") from error
+            cause = first_cause(error)
+            raise PipelineError(
+                f"the network cannot be exported to ONNX{blamed(cause, network)}: {one_line(cause)}"
+            ) from error
     assert program is not None
-    return _with_fixed_sizes(_with_known(program.model_proto))
+    return _with_fixed_sizes(_with_known(_with_named_axes(program.model_proto, free)))
+
+
+def blamed(error: BaseException, network: nn.Module) -> str:
+    """The layer of a network that an error of its export came through, and the operator, as far as they are known."""
+    names = {id(each): name for name, each in network.named_modules() if name}
+    layer = operator = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        of, node = frame.f_locals.get("self"), frame.f_locals.get("node")
+        if id(of) in names:
+            layer = f"{names[id(of)]} ({type(of).__name__})"
+        if isinstance(node, torch.fx.Node):
+            operator = str(node.target)
+            for path, kind in (node.meta.get("nn_module_stack") or {}).values():
+                name = path.removeprefix("network").lstrip(".")
+                layer = f"{name} ({str(kind).rpartition('.')[2]})" if name else layer
+    said = [f"the layer {layer}" if layer else "", f"the operator {operator}" if operator else ""]
+    return "".join(f", for {each}" for each in [", ".join(filter(None, said))] if each) + where(error)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """PyTorch prints whole graphs where it fails."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _check_axes(axes: Mapping[str, Collection[int]], given: Mapping[str, Tensor]) -> None:
+    takes = ", ".join(f"{name} ({each.ndim - 1 or 'none'})" for name, each in given.items())
+    faults = [
+        f"deploy.dynamic_axes: got {name}: {list(asked)}, takes inputs with numbers of axes behind the first: {takes}"
+        for name, asked in axes.items()
+        if name not in given or not all(0 < axis < given[name].ndim for axis in asked)
+    ]
+    if faults:
+        raise SettingsError(faults)
+
+
+def _with_named_axes(model: ModelProto, axes: Mapping[str, Collection[int]]) -> ModelProto:
+    """The model with its free sides called by input and axis, in the place of the exporter's s53."""
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    sides = {each.name: each.type.tensor_type.shape.dim for each in model.graph.input}
+    names: dict[str, str] = {}
+    for name, asked in axes.items():
+        for axis in asked:
+            names.setdefault(sides[name][axis].dim_param, f"{name}_{axis}")
+    for side in (side for value in values for side in value.type.tensor_type.shape.dim if side.dim_param):
+        side.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), side.dim_param)
+    return model
 
 
 def _with_known(model: ModelProto) -> ModelProto:

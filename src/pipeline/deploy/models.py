@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto
 from torch import Tensor, from_numpy, nn
 
@@ -21,7 +22,7 @@ from pipeline.deploy.quantize import Calibrated, with_float_activations
 from pipeline.deploy.runtime import BATCH, Arrays, answers, arrays, optimised_operators, session
 from pipeline.deploy.runtime import TOLERANCE as ROUNDED
 from pipeline.deploy.shrink import macs, shrunk
-from pipeline.deploy.subject import OUTPUT, Form, Subject
+from pipeline.deploy.subject import INPUT, OUTPUT, Form, Subject
 from pipeline.ground.errors import PipelineError, first_cause, one_line
 from pipeline.ground.structures import filled, first_row, named_tensors, pieces
 
@@ -56,17 +57,22 @@ class Models:
 
 
 def models(
-    subject: Subject, calibration_images: int, multiple: int, metadata: Mapping[str, str] | None = None
+    subject: Subject,
+    calibration_images: int,
+    multiple: int,
+    metadata: Mapping[str, str] | None = None,
+    dynamic_axes: Mapping[str, Collection[int]] | None = None,
 ) -> Models:
     """Exports, quantises and packs a network that has its pruned weights at zero; dead channels go before.
 
-    ``multiple`` as of ``shrunk``.
+    ``multiple`` as of ``shrunk``, ``dynamic_axes`` as of ``exported``.
 
     Raises:
         PipelineError: if a library cannot do it with this network.
+        SettingsError: as ``exported``.
     """
     calibration = [piece for each in subject.examples("train", calibration_images) for piece in pieces(each, BATCH)]
-    plain, smallest, smaller = _exports(subject, calibration[0], multiple)
+    plain, smallest, smaller = _exports(subject, calibration[0], multiple, dynamic_axes)
     source = folded(batch_first(smallest))
     float32, facts = packed(lean(source, metadata))
     float32, fault = with_nodes(float32)
@@ -113,15 +119,24 @@ def _to_int8() -> Iterator[None]:
         raise PipelineError(f"the network cannot be brought to int8: {one_line(first_cause(error))}") from error
 
 
-def _exports(subject: Subject, inputs: Any, multiple: int) -> tuple[ModelProto, ModelProto, nn.Module]:
+def _exports(
+    subject: Subject, inputs: Any, multiple: int, dynamic_axes: Mapping[str, Collection[int]] | None
+) -> tuple[ModelProto, ModelProto, nn.Module]:
     """The network as PyTorch exports it, whole and without dead channels, and the latter itself."""
-    plain = exported(subject.network, subject.preprocess, inputs)
+    plain = exported(subject.network, subject.preprocess, inputs, dynamic_axes)
     smaller = shrunk(subject.network, subject.preprocess(inputs), multiple)
-    return plain, plain if smaller is subject.network else exported(smaller, subject.preprocess, inputs), smaller
+    if smaller is subject.network:
+        return plain, plain, smaller
+    return plain, exported(smaller, subject.preprocess, inputs, dynamic_axes), smaller
 
 
-def check(found: Models, subject: Subject, inputs: Any) -> list[str]:
-    """What is wrong with the models, a sentence each; ``inputs`` (N, ...) are compared on."""
+def check(
+    found: Models, subject: Subject, inputs: Any, dynamic_axes: Mapping[str, Collection[int]] | None = None
+) -> list[str]:
+    """What is wrong with the models, a sentence each; ``inputs`` (N, ...) are compared on.
+
+    And one of them at another size, where ``dynamic_axes`` may have any.
+    """
     faults = []
     given = arrays(inputs)
     for name, model, facts in (("float32", found.float32, found.float32_facts), ("int8", found.int8, found.int8_facts)):
@@ -137,13 +152,54 @@ def check(found: Models, subject: Subject, inputs: Any) -> list[str]:
         if facts and optimised_operators(model) != optimised_operators(dense):
             more = optimised_operators(model) - optimised_operators(dense)
             faults.append(f"{name}: weights are unpacked at every inference ({', '.join(sorted(more))})")
-    expected = {name: each.numpy() for name, each in named_tensors(subject.answered(inputs), OUTPUT).items()}
-    for name, each in answers(session(found.float32), given).items():
-        if not (differing := difference({name: each}, {name: expected[name]})) <= TOLERANCE:
-            faults.append(
-                f"float32: its {name} differ by {differing:.3g} of the largest from the network's, takes {TOLERANCE:g}"
-            )
+    faults += _differing(found, subject, inputs)
+    if dynamic_axes and not faults:
+        faults = _at_another_size(found, subject, first_row(inputs), dynamic_axes)
     return faults
+
+
+def _differing(found: Models, subject: Subject, inputs: Any) -> list[str]:
+    """Where the float model's outputs are not the network's, a sentence each."""
+    expected = {name: each.numpy() for name, each in named_tensors(subject.answered(inputs), OUTPUT).items()}
+    return [
+        f"float32: its {name} differ by {differing:.3g} of the largest from the network's, takes {TOLERANCE:g}"
+        for name, each in answers(session(found.float32), arrays(inputs)).items()
+        if not (differing := difference({name: each}, {name: expected[name]})) <= TOLERANCE
+    ]
+
+
+def _at_another_size(
+    found: Models, subject: Subject, example: Any, dynamic_axes: Mapping[str, Collection[int]]
+) -> list[str]:
+    """What is wrong where the axes that may have any size are twice as long; half, where the network refuses that."""
+
+    def resized(tensor: Tensor, axes: Collection[int], *, longer: bool) -> Tensor:
+        for axis in axes:
+            half = tensor.narrow(axis, 0, (tensor.shape[axis] + 1) // 2)
+            tensor = torch.cat([tensor, tensor], axis) if longer else half
+        return tensor
+
+    refused = ""
+    for longer in (True, False):
+        given = named_tensors(example, INPUT)
+        tensors = [resized(each, dynamic_axes.get(name, ()), longer=longer) for name, each in given.items()]
+        other = filled(example, tensors)
+        try:
+            subject.answered(other)
+        except Exception as error:  # a network of a user's may raise anything
+            refused = refused or one_line(error)
+            continue
+        shown = ", ".join(f"{name} of " + " x ".join(map(str, each.shape)) for name, each in arrays(other).items())
+        try:
+            faults = _differing(found, subject, other)
+            answers(session(found.int8), arrays(other))
+        except Exception as error:  # onnxruntime has no class of its own for what a graph cannot compute
+            faults = [one_line(error)]
+        return [f"deploy.dynamic_axes: with {shown}: {fault}" for fault in faults]
+    return [
+        f"deploy.dynamic_axes: got {', '.join(dynamic_axes)}, but the network takes neither twice nor half that size: "
+        f"{refused}"
+    ]
 
 
 def unrounded(model: ModelProto, inputs: Arrays) -> Arrays:

@@ -7,6 +7,7 @@ stands between the nodes as it was.
 
 from onnx import FunctionProto, ModelProto, NodeProto, helper
 
+from pipeline.deploy.export import WEIGHTED
 from pipeline.deploy.lowering import Graph, Segment
 from pipeline.deploy.program import integers
 from pipeline.ground.errors import one_line
@@ -66,14 +67,20 @@ def _in_order(nodes: list[NodeProto], known: set[str]) -> list[NodeProto]:
 
 
 def left_to_onnxruntime(model: ModelProto) -> list[str]:
-    """Operators that a model has behind and between the engine's nodes, in order of their first node."""
+    """Operators that a model has behind and between the engine's nodes, in order of their first node.
+
+    And those with weights before them; preprocessing is not told.
+    """
     behind: set[str] = set()
+    running = {each.name for each in model.graph.input}
     found: dict[str, None] = {}
     for node in model.graph.node:
-        if node.domain == DOMAIN or not behind.isdisjoint(node.input):
+        reads, after = not running.isdisjoint(node.input), not behind.isdisjoint(node.input)
+        running |= set(node.output) if reads else set()
+        if node.domain == DOMAIN or after:
             behind |= set(node.output)
-            if node.domain != DOMAIN:
-                found[node.op_type] = None
+        if node.domain != DOMAIN and (after or (reads and node.op_type in WEIGHTED)):
+            found[node.op_type] = None
     return list(found)
 
 

@@ -66,17 +66,16 @@ def kept_in(folder: Path) -> Sizes | None:
 def _stored(site: Site, round_: Round, deploy: Deploy) -> Sizes | None:
     sizes = kept_in(_path(site, round_).parent)
     made = None if sizes is None else (sizes.calibration_images, sizes.width_multiple, sizes.recipe)
-    return sizes if made == (deploy.calibration_images, deploy.width_multiple, recipe()) else None
+    asked = (deploy.calibration_images, deploy.width_multiple, recipe(deploy.dynamic_axes))
+    return sizes if made == asked else None
 
 
 def _made(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[int], None]) -> Sizes:
     from pipeline.deploy.models import models  # no training waits for ONNX
 
     told(round_.index)
-    found = models(subject_of(job, site, round_.index), deploy.calibration_images, deploy.width_multiple)
-    size = found.size_bytes
-    sizes = Sizes(
-        size["dense"], size["float32"], size["int8"], deploy.calibration_images, deploy.width_multiple, recipe()
-    )
+    subject, made = subject_of(job, site, round_.index), (deploy.calibration_images, deploy.width_multiple)
+    size = models(subject, *made, dynamic_axes=deploy.dynamic_axes).size_bytes
+    sizes = Sizes(size["dense"], size["float32"], size["int8"], *made, recipe(deploy.dynamic_axes))
     write_file(_path(site, round_), json.dumps(dataclasses.asdict(sizes)).encode())
     return sizes

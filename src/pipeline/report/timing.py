@@ -120,7 +120,7 @@ def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
     if timing is None:
         return None
     made = timing.width_multiple, timing.calibration_images, timing.processor, timing.recipe
-    if made != (deploy.width_multiple, deploy.calibration_images, processor(), recipe()):
+    if made != (deploy.width_multiple, deploy.calibration_images, processor(), recipe(deploy.dynamic_axes)):
         return None
     return timing if timing.instructions or arm.missing() else None
 
@@ -128,7 +128,7 @@ def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
 def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[str], None]) -> Timing:
     told(f"measuring round {round_.index}")
     subject = subject_of(job, site, round_.index)
-    found = models(subject, deploy.calibration_images, deploy.width_multiple)
+    found = models(subject, deploy.calibration_images, deploy.width_multiple, dynamic_axes=deploy.dynamic_axes)
     one = arrays(next(iter(subject.examples("validation", 1))))
     covered = found.uncovered["float32"] is None and engine_fault(found.float32, one) is None
     here = _forms(found, kernels.target_here() if covered else None)
@@ -147,7 +147,7 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
         deploy.width_multiple,
         deploy.calibration_images,
         time.time_ns() // 1_000_000,
-        recipe(),
+        recipe(deploy.dynamic_axes),
     )
     write_file(_path(site, round_), written(dataclasses.asdict(timing)).encode())
     return timing

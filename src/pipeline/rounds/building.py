@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.data import AnyDataset, load
 from pipeline.data.own import OwnBatches, Use, as_data_module, own_batches
 from pipeline.ground.environment import environment, expanded
-from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.tensors import packed, tensor_digest
 from pipeline.networks import NETWORKS, build_module, build_network
@@ -36,7 +36,7 @@ from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Ledger, dense_home, run_home, search_home
 from pipeline.rounds.planning import check_end
 from pipeline.rounds.trainables import as_it_is, schedule_of, with_objective
-from pipeline.settings.groups import OwnObjective, Pruning, Settings, Supervised
+from pipeline.settings.groups import Deploy, OwnObjective, Pruning, Settings, Supervised
 from pipeline.settings.identity import amc_identity, dense_identity, run_identity
 from pipeline.training.retraining import training_span
 from pipeline.training.speed import resolved
@@ -158,7 +158,22 @@ def build_job(
         ledger=Ledger(run_home(runs, settings.name, identity), identity),
         environment=environment(),
     )
+    if own_code and settings.deploy.sizes and site.dense.read(0) is None:
+        job = dataclasses.replace(job, notes=(*job.notes, *_not_exportable(made, dataset.example, settings.deploy)))
     return job, site
+
+
+def _not_exportable(network: nn.Module, example: Any, deploy: Deploy) -> Iterator[str]:
+    """Before a training of hours: why no file of the network will be had."""
+    from pipeline.deploy.export import exported  # no other training waits for ONNX
+
+    try:
+        with undisturbed():
+            exported(copy.deepcopy(network), lambda inputs: inputs, example, deploy.dynamic_axes)
+    except SettingsError:
+        raise
+    except PipelineError as error:
+        yield f"warning: {error}; it is trained and pruned, but no file for a board can be made of it"
 
 
 def _first_images(dataset: AnyDataset) -> Tensor:

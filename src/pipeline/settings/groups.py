@@ -323,6 +323,9 @@ class Deploy:
     the data are the pipeline's own images, else arrays. Of an image a float input gets values from 0 to 1."""
     sample_rate: Count | None
     """Samples a second of a sound; null for any."""
+    dynamic_axes: Mapping[str, tuple[Count, ...]]
+    """Axes of inputs, by the input's name, that may have any size beside that of the data; the first always may. The
+    sparse engine leaves what depends on them to ONNX Runtime."""
     max_bytes: Count | None
     """How big the bundle's model may be; null for no limit."""
     measure: Literal["outcome", "all"]

@@ -398,14 +398,22 @@ def answer(manifest: dict[str, Any], engine: str, file: str, out: str | None) ->
 
 
 def by_pieces(manifest: dict[str, Any], model: Any, inputs: Arrays) -> dict[str, Any]:
-    """Outputs of inputs, a few at a time where every output has a row an example."""
+    """Outputs of inputs, a few at a time where every output has a row an example.
+
+    Raises:
+        Refused: if the network takes no inputs of these sizes.
+    """
     count = len(next(iter(inputs.values())))
     rows = all(each["shape"] and each["shape"][0] is None for each in (*manifest["inputs"], *manifest["outputs"]))
     size = BATCH if rows else count
-    found = [
-        answered(model, {name: each[first : first + size] for name, each in inputs.items()})
-        for first in range(0, count, size)
-    ]
+    try:
+        found = [
+            answered(model, {name: each[first : first + size] for name, each in inputs.items()})
+            for first in range(0, count, size)
+        ]
+    except Exception as error:  # onnxruntime has no class of its own for a graph that fails on an input
+        sizes = ", ".join(f"{name} of " + " x ".join(map(str, each.shape)) for name, each in inputs.items())
+        raise Refused(f"the network cannot compute {sizes}: {str(error).splitlines()[0]}") from error
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
@@ -459,14 +467,16 @@ def image_in(told: dict[str, Any], file: Path) -> Any:
 
     if told["kind"] != "image":
         raise Refused(f"{file}: this network takes no images, but {takes_of(told)}")
-    height, width = told["shape"][2:]
     try:
         picture, animated = opened(file, told["mode"])
     except Unreadable as error:
         raise Refused(f"{file}: {error}; takes an image file") from error
     if animated:
         print(f"{file} has several frames: the first is used", file=sys.stderr)
-    picture = middle(picture, told["shorter_side"], (width, height))
+    height, width = told["shape"][2:]
+    scale = (told["shorter_side"] or min(picture.size)) / min(picture.size)
+    size = (width or round(picture.width * scale), height or round(picture.height * scale))
+    picture = middle(picture, told["shorter_side"], size)
     pixels = np.asarray(picture)
     pixels = (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))[None]
     return pixels if told["type"] == "uint8" else pixels.astype(told["type"]) / np.asarray(255, told["type"])
