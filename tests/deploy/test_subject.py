@@ -257,3 +257,30 @@ def test_boxes_are_listed_by_name_and_drawn(tmp_path):
     wrong = board(folder, "predict", str(tmp_path / "inputs.wav"))
     assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
     assert "takes no sounds, but an image, input: N x 3 x 16 x 12" in wrong.stderr
+
+
+class Anchored(Two):
+    """A constant, a number and an input among the answers."""
+
+    def forward(self, left, *, right):
+        found = super().forward(left, right=right)
+        return {**found, "anchors": torch.arange(6.0).reshape(2, 3), "largest": found["map"].max(), "same": right}
+
+
+@pytest.mark.slow
+def test_answers_that_have_no_row_an_example_end_in_a_bundle(tmp_path):
+    done = pruned(Anchored, loaders(), tmp_path, *BY_ERROR)
+    folder = done.bundle(tmp_path / "bundle")
+    assert board(folder, "check").returncode == 0
+    given = Pairs(5, 9)
+    np.savez(tmp_path / "inputs.npz", left=given.left.numpy(), right=given.right.numpy())
+    answered = board(folder, "answer", str(tmp_path / "inputs.npz"), "--out", str(tmp_path / "all.npz"))
+    assert answered.returncode == 0, answered.stderr
+    assert "model_fp32.onnx: 9 answers" in answered.stdout
+    with torch.no_grad():
+        expected = done.network()(given.left, right=given.right)
+    kept = np.load(tmp_path / "all.npz")
+    for name in ("anchors", "largest", "same"):
+        assert np.allclose(kept[f"model_fp32.onnx/{name}"], expected[name], atol=1e-5)
+    predicted = board(folder, "predict", str(tmp_path / "inputs.npz"))
+    assert "anchors: 2 x 3, from 0 to 5" in predicted.stdout

@@ -94,7 +94,7 @@ def exported(
                 f"the network cannot be exported to ONNX{blamed(cause, network)}: {one_line(cause)}"
             ) from error
     assert program is not None
-    return _with_fixed_sizes(_with_known(_with_named_axes(program.model_proto, free)))
+    return _with_fixed_sizes(_with_known(with_made_answers(_with_named_axes(program.model_proto, free))))
 
 
 def blamed(error: BaseException, network: nn.Module) -> str:
@@ -142,6 +142,18 @@ def _with_named_axes(model: ModelProto, axes: Mapping[str, Collection[int]]) -> 
             names.setdefault(sides[name][axis].dim_param, f"{name}_{axis}")
     for side in (side for value in values for side in value.type.tensor_type.shape.dim if side.dim_param):
         side.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), side.dim_param)
+    return model
+
+
+def with_made_answers(model: ModelProto) -> ModelProto:
+    """The model with a node that makes each answer which is a constant, such as a detector's anchors."""
+    answers = {each.name for each in model.graph.output}
+    for tensor in model.graph.initializer:
+        if tensor.name in answers:
+            answer, tensor.name = tensor.name, f"{tensor.name}_constant"
+            for node in model.graph.node:
+                node.input[:] = [tensor.name if name == answer else name for name in node.input]
+            model.graph.node.append(helper.make_node("Identity", [tensor.name], [answer]))
     return model
 
 

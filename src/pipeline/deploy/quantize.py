@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from pipeline.deploy.export import WEIGHTED
+from pipeline.deploy.export import WEIGHTED, with_made_answers
 from pipeline.ground.errors import PipelineError
 
 QUANTISED = (
@@ -39,7 +39,7 @@ class Calibrated:
 
     def __init__(self, model: ModelProto, batches: Iterable[Mapping[str, NDArray[Any]]]) -> None:
         for logger in (logging.getLogger(name) for name in ("root", "onnxruntime.quantization")):
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         self._batches = _Inputs(batches)
         self._ranges: str | None = None
         with tempfile.TemporaryDirectory() as name:
@@ -47,7 +47,7 @@ class Calibrated:
             onnx.save(model, source)
             # onnx infers shapes too; symbolically fewer operators are known, and what fails leaves files in the folder
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            self.model = onnx.load(prepared)
+            self.model = with_made_answers(onnx.load(prepared))
         for number, node in enumerate(self.model.graph.node):
             node.name = f"n{number}"
 

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from pipeline.deploy.board.run import options
+from pipeline.deploy.board.run import joined, options
 from pipeline.deploy.export import operators
 from pipeline.deploy.subject import INPUT
 from pipeline.ground.structures import named_tensors
@@ -58,7 +58,7 @@ def answers(running: Session, inputs: Arrays) -> dict[str, NDArray[Any]]:
         running.run(names, {name: each[first : first + size] for name, each in inputs.items()})
         for first in range(0, rows, size)
     ]
-    return {name: np.concatenate(parts) for name, *parts in zip(names, *found, strict=True)}
+    return {name: joined(parts) for name, *parts in zip(names, *found, strict=True)}
 
 
 def arrays(structure: Any) -> dict[str, NDArray[Any]]:

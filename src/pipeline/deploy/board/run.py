@@ -25,7 +25,7 @@ import sys
 import time
 import wave
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -381,17 +381,20 @@ def answer(manifest: dict[str, Any], engine: str, file: str, out: str | None) ->
     for way, (name, library, _) in ways(manifest, engine, manifest["models"]).items():
         model = session(name, library=library)
         parts: dict[str, list[Any]] = {}
+        count = 0
         for batch in sorted(batches, key=lambda each: (len(each), each)):
             mark = f"{batch}/" if batch else ""
             inputs = {key.removeprefix(mark): each for key, each in given.items() if key.startswith(mark)}
-            for key, each in by_pieces(manifest, model, fitting(manifest, file, inputs)).items():
+            inputs = fitting(manifest, file, inputs)
+            count += len(next(iter(inputs.values())))
+            for key, each in by_pieces(manifest, model, inputs).items():
                 kept[f"{way}/{mark}{key}"] = each
                 parts.setdefault(key, []).append(each)
-        (first, *_) = parts.values()
         if labels is None:
-            found[way] = sum(map(len, first))
+            found[way] = count
         else:
-            found[way] = float((np.concatenate(first).argmax(1) == labels).mean())
+            (scores, *_) = parts.values()
+            found[way] = float((np.concatenate(scores).argmax(1) == labels).mean())
     if out is not None:
         np.savez(out, allow_pickle=False, **kept)
     return found
@@ -414,7 +417,12 @@ def by_pieces(manifest: dict[str, Any], model: Any, inputs: Arrays) -> dict[str,
     except Exception as error:  # onnxruntime has no class of its own for a graph that fails on an input
         sizes = ", ".join(f"{name} of " + " x ".join(map(str, each.shape)) for name, each in inputs.items())
         raise Refused(f"the network cannot compute {sizes}: {str(error).splitlines()[0]}") from error
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    return {name: joined([part[name] for part in found]) for name in found[0]}
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """An output of several pieces of inputs, or of all at once, whatever its shape."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def fitting(manifest: dict[str, Any], file: str, inputs: Arrays) -> dict[str, Any]:
