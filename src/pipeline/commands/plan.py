@@ -27,7 +27,7 @@ def main(settings: Settings, runs: Path) -> None:
 
 def plan(job: Job) -> Iterator[str]:
     """Lines for a person: rounds with densities, epochs and steps, and the time by a timed epoch."""
-    excluded = job.pruning.exclude if job.pruning.structure == "weight" else ()
+    excluded = job.pruning.exclude if job.pruning.structure != "filter" else ()
     parameters = dict(job.network.named_parameters())
     weights = sum(parameters[name].numel() for name in prunable(job.network, excluded, job.pruning.include))
     first = job.dense_span if job.trained is None else dataclasses.replace(job.dense_span, first=job.dense_span.last)

@@ -38,6 +38,20 @@ def weight_layers(network: nn.Module, include: Sequence[str] = ()) -> dict[str, 
     return {name: owners[parameter] for name, parameter in network.named_parameters() if parameter in owners}
 
 
+def filters_of(layer: nn.Module, weight: Tensor) -> tuple[int, int]:
+    """The axis of a weight that has the layer's outputs, and how many neighbours there read the same inputs."""
+    if isinstance(layer, (nn.modules.conv._ConvTransposeNd, *EMBEDDING)):
+        return 1, weight.shape[1]
+    parts = 1
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        parts = layer.groups
+    elif isinstance(layer, RECURRENT) and weight.shape[0] % layer.hidden_size == 0:
+        parts = weight.shape[0] // layer.hidden_size  # its gates
+    elif isinstance(layer, nn.MultiheadAttention):
+        parts = weight.shape[0] // layer.embed_dim  # queries, keys, values
+    return 0, weight.shape[0] // parts
+
+
 def _is_weight(module: nn.Module, name: str) -> bool:
     if isinstance(module, (*PRUNABLE, *EMBEDDING)):
         return name == "weight"

@@ -5,10 +5,12 @@ Steps raise ValueError with a sentence where they cannot do what they are asked 
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.pruning.blocks import Blocks
 from pipeline.pruning.channels import ChannelGroup
 from pipeline.pruning.criteria import CRITERIA, Scores
 from pipeline.pruning.filters import counts, keep_filters, norms, prune_filters
@@ -33,28 +35,63 @@ def cut_weights(
 
     ``positions`` as ``costs.positions`` counts them: the multiply-adds that a weight's removal saves.
     """
-    prices = None
-    if pruning.criterion == "magnitude_per_mac":
-        prices = {name: max(1, positions[name]) ** pruning.mac_strength for name in masks}
-    scores = Scores(CRITERIA[pruning.criterion], weights, generator, prices)
+    scores = Scores(CRITERIA[pruning.criterion], weights, generator, _prices(pruning, positions))
+    if (stay := _by_layer(pruning, masks, index)) is not None:
+        return keep(scores, masks, stay)
+    return prune(scores, masks, **_competing(pruning))
+
+
+def cut_blocks(
+    pruning: Pruning,
+    weights: Mapping[str, Tensor],
+    masks: Masks,
+    index: int,
+    generator: Generators,
+    positions: Mapping[str, int],
+    blocks: Mapping[str, Blocks],
+) -> dict[str, Tensor]:
+    """As ``cut_weights``, where whole blocks go: the fewest that are as many weights as are to go."""
+    power = 1 if pruning.norm == "l1" else 2
+    norms = {name: blocks[name].norms(weights[name], mask, power) for name, mask in masks.items()}
+    scores = Scores(CRITERIA[pruning.criterion], norms, generator, _prices(pruning, positions))
+    sizes = {name: blocks[name].sums(torch.ones_like(mask, dtype=torch.int64)) for name, mask in masks.items()}
+    alive = {name: blocks[name].sums(mask.long()) > 0 for name, mask in masks.items()}
+    if (stay := _by_layer(pruning, masks, index)) is not None:
+        left = keep(scores, alive, stay, sizes)
+    else:
+        left = prune(scores, alive, sizes=sizes, **_competing(pruning))
+    return {name: blocks[name].spread(left[name], mask.shape) & mask for name, mask in masks.items()}
+
+
+def _prices(pruning: Pruning, positions: Mapping[str, int]) -> dict[str, float] | None:
+    """What scores are divided by, for what their weights cost."""
+    if pruning.criterion != "magnitude_per_mac":
+        return None
+    return {name: max(1, uses) ** pruning.mac_strength for name, uses in positions.items()}
+
+
+def _by_layer(pruning: Pruning, masks: Masks, index: int) -> dict[str, int] | None:
+    """How many weights of each layer stay, where that does not follow from their scores."""
     if pruning.shares is not None:
-        sizes = {name: mask.numel() for name, mask in masks.items()}
-        return keep(scores, masks, shared(pruning, sizes, named, index))
+        return shared(pruning, {name: mask.numel() for name, mask in masks.items()}, named, index)
+    if pruning.scope != "erk":
+        return None
     assert pruning.fraction is not None
-    if pruning.scope == "erk":
-        left = {name: int(mask.sum()) for name, mask in masks.items()}
-        shapes = {name: mask.shape for name, mask in masks.items()}
-        survivors, size = sum(left.values()), sum(mask.numel() for mask in masks.values())
-        total = survivors - removal_count(survivors, size, pruning.fraction, pruning.target_density)
-        return keep(scores, masks, erdos_renyi_kernel(shapes, left, total))
-    return prune(
-        scores,
-        masks,
-        fraction=pruning.fraction,
-        scope=pruning.scope,
-        target_density=pruning.target_density,
-        keep_share=least_share(pruning),
-    )
+    left = {name: int(mask.sum()) for name, mask in masks.items()}
+    shapes = {name: mask.shape for name, mask in masks.items()}
+    survivors, size = sum(left.values()), sum(mask.numel() for mask in masks.values())
+    total = survivors - removal_count(survivors, size, pruning.fraction, pruning.target_density)
+    return erdos_renyi_kernel(shapes, left, total)
+
+
+def _competing(pruning: Pruning) -> dict[str, Any]:
+    """How weights compete, as ``prune`` takes it."""
+    return {
+        "fraction": pruning.fraction,
+        "scope": pruning.scope,
+        "target_density": pruning.target_density,
+        "keep_share": least_share(pruning),
+    }
 
 
 def cut_filters(

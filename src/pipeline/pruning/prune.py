@@ -42,6 +42,7 @@ def prune(
     scope: str = "global",
     target_density: float | None = None,
     keep_share: float = 0.0,
+    sizes: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """New masks: each a subset of the old one. Nothing that is passed in is changed.
 
@@ -52,6 +53,8 @@ def prune(
         scope: "global" for one group, "layer" for a group a tensor.
         target_density: share of a group's weights that stays in any case; the step that meets it meets it exactly.
         keep_share: share of every tensor (at least one weight, if above 0) that stays, its highest scores.
+        sizes: how many weights each entry stands for, at least one (None: one). Then the fewest entries go that stand
+            for as many weights as are to go.
 
     Raises:
         ValueError: if a score is not a number, or ``keep_share`` leaves too few weights to remove.
@@ -59,29 +62,37 @@ def prune(
     groups = [masks] if scope == "global" else [{name: mask} for name, mask in masks.items()]
     pruned: dict[str, Tensor] = {}
     for group in groups:
-        size = sum(mask.numel() for mask in group.values())
-        count = removal_count(kept(group), size, fraction, target_density)
+        size = sum(mask.numel() if sizes is None else int(sizes[name].sum()) for name, mask in group.items())
+        count = removal_count(_weights(group, sizes), size, fraction, target_density)
         candidates = _without_highest(scores, group, keep_share) if keep_share > 0 else group
-        if count > kept(candidates):
-            raise ValueError(
-                f"{count} weights are to go, but only {kept(candidates)} may: {keep_share:g} of every layer is kept"
-            )
-        for name, gone in lowest(scores, candidates, count).items():
+        if count > (may := _weights(candidates, sizes)):
+            raise ValueError(f"{count} weights are to go, but only {may} may: {keep_share:g} of every layer is kept")
+        for name, gone in lowest(scores, candidates, count, sizes).items():
             pruned[name] = gone.logical_not_().logical_and_(group[name])
     return pruned
 
 
-def keep(scores: Mapping[str, Tensor], masks: Masks, kept: Mapping[str, int]) -> dict[str, Tensor]:
+def keep(
+    scores: Mapping[str, Tensor], masks: Masks, kept: Mapping[str, int], sizes: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """New masks in which each tensor keeps so many weights, its highest scores; never more than it has.
+
+    ``sizes`` as of ``prune``: then as many as whole entries allow.
 
     Raises:
         ValueError: if a score is not a number.
     """
     pruned: dict[str, Tensor] = {}
     for name, mask in masks.items():
-        gone = lowest(scores, {name: mask}, max(0, int(mask.sum()) - kept[name]))[name]
+        count = max(0, _weights({name: mask}, sizes) - kept[name])
+        gone = lowest(scores, {name: mask}, count, sizes)[name]
         pruned[name] = gone.logical_not_().logical_and_(mask)
     return pruned
+
+
+def _weights(masks: Masks, sizes: Mapping[str, Tensor] | None) -> int:
+    """How many weights the marked entries stand for."""
+    return kept(masks) if sizes is None else sum(int(sizes[name][mask].sum()) for name, mask in masks.items())
 
 
 @contextmanager
@@ -96,12 +107,26 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def lowest(scores: Mapping[str, Tensor], among: Masks, count: int) -> dict[str, Tensor]:
+def lowest(
+    scores: Mapping[str, Tensor], among: Masks, count: int, sizes: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Marks exactly ``count`` of the entries that ``among`` marks: the lowest scores, of equal ones the earlier.
+
+    With ``sizes``, the fewest of them that stand for at least ``count`` weights.
 
     Raises:
         ValueError: if a score among them is not a number.
     """
+    if sizes is None:
+        return _lowest(scores, among, count)
+    largest = max(int(each.max()) for each in sizes.values())
+    entries = -(-count // largest)
+    while (left := count - _weights(marked := _lowest(scores, among, entries), sizes)) > 0:
+        entries += -(-left // largest)
+    return marked
+
+
+def _lowest(scores: Mapping[str, Tensor], among: Masks, count: int) -> dict[str, Tensor]:
     marked = {name: torch.zeros_like(mask, memory_format=torch.contiguous_format) for name, mask in among.items()}
     if count == 0:
         for _ in _keys(scores, among):

@@ -59,6 +59,8 @@ def ended(job: Job, rounds: Sequence[Round]) -> bool:
         last = rounds[-1]
         left = last.macs_kept / last.macs_dense if job.pruning.measure == "macs" else last.density
         return left <= job.pruning.target_density
+    if job.pruning.structure == "block" and rounds[-1].density <= (job.pruning.target_density or 0):
+        return True
     planned = planned_rounds(job)
     return planned is not None and len(rounds) > planned
 

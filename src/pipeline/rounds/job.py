@@ -13,10 +13,11 @@ from pipeline.data import AnyDataset
 from pipeline.data.own import OwnBatches
 from pipeline.ground.randomness import generator
 from pipeline.networks.costs import LayerCost, layer_costs, positions
-from pipeline.networks.layers import prunable, weight_layers
+from pipeline.networks.layers import filters_of, prunable, weight_layers
 from pipeline.objective.score import Score
+from pipeline.pruning.blocks import Blocks
 from pipeline.pruning.channels import ChannelGroup
-from pipeline.pruning.cut import cut_filters, cut_weights
+from pipeline.pruning.cut import cut_blocks, cut_filters, cut_weights
 from pipeline.pruning.masks import Masks, ones_like
 from pipeline.rounds.ledger import Ledger, Round
 from pipeline.settings.groups import Pruning, Retraining, Training
@@ -120,6 +121,16 @@ class Job:
             return self.counted
         return positions(self.network, self.dataset.example, self.pruning.include)
 
+    @cached_property
+    def blocks(self) -> Mapping[str, Blocks]:
+        """How the filters of each weight that is pruned are divided, where blocks of them go together."""
+        assert isinstance(self.pruning.block, int)
+        layers = weight_layers(self.network, self.pruning.include)
+        return {
+            name: Blocks(*filters_of(layer, self.network.get_parameter(name)), self.pruning.block)
+            for name, layer in layers.items()
+        }
+
     @property
     def dense_span(self) -> Span:
         return training_span(self.training, self.steps_per_epoch)
@@ -169,6 +180,8 @@ class Job:
 
         if self.groups:
             return cut_filters(self.pruning, weights, masks, index, draws, self.groups, self.positions)
+        if self.pruning.structure == "block":
+            return cut_blocks(self.pruning, weights, masks, index, draws, self.positions, self.blocks)
         return cut_weights(self.pruning, weights, masks, index, draws, self.positions)
 
     def cut_to(self, index: int, weights: Mapping[str, Tensor], masks: Masks, number: int) -> dict[str, Tensor]:

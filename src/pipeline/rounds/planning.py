@@ -17,7 +17,7 @@ def planned(job: Job) -> list[float] | None:
     """Density of every round from 0 on, by arithmetic alone; None if nothing but accuracy ends the run.
 
     A floor on accuracy may end a run before. Filters: of weights or multiply-adds (``pruning.measure``), each round to
-    within a filter; there may be fewer rounds, since one never removes less than it should.
+    within a filter; there may be fewer rounds, since one never removes less than it should. So with blocks, to one.
     """
     pruning, masks = job.pruning, job.alive()
     if pruning.rounds is None and pruning.target_density is None and pruning.shares is None:

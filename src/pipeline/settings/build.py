@@ -37,6 +37,7 @@ def build(mapping: Mapping[str, Any]) -> Settings:
     if not faults:
         settings = _with_fraction(settings)
         faults = list(_impossible(settings))
+        settings = _with_block(settings)
     if faults:
         raise SettingsError(faults)
     return typing.cast(Settings, settings)
@@ -49,6 +50,18 @@ def _with_fraction(settings: Settings) -> Settings:
         return settings
     fraction = 1 - pruning.target_density ** (1 / pruning.rounds)
     return dataclasses.replace(settings, pruning=dataclasses.replace(pruning, fraction=fraction))
+
+
+JOINED = 4
+"""Filters that the sparse engine computes together, on every processor that it knows."""
+
+
+def _with_block(settings: Settings) -> Settings:
+    """The settings with the size of blocks that ``auto`` stands for, where there are blocks."""
+    pruning = settings.pruning
+    if pruning.structure != "block" or pruning.block != "auto":
+        return settings
+    return dataclasses.replace(settings, pruning=dataclasses.replace(pruning, block=JOINED))
 
 
 def _impossible(settings: Settings) -> Iterator[str]:
@@ -123,6 +136,8 @@ def _impossible(settings: Settings) -> Iterator[str]:
         isinstance(settings.objective, OwnObjective) or settings.objective.score != "accuracy"
     ):
         yield "objective: got another score than accuracy for a search by AMC, takes objective=classification"
+    if (settings.task == "search" or pruning.policy == "search") and pruning.structure == "block":
+        yield "pruning.structure: got block for a search by AMC, takes weight or filter"
     if amc.share is None and amc.reward == "resource_constrained":
         yield "amc.share: got null with amc.reward=resource_constrained, takes a share (else nothing would be pruned)"
     if amc.budget == "latency" and pruning.structure == "weight":
@@ -148,7 +163,7 @@ def _impossible_criterion(pruning: Pruning, given: bool) -> Iterator[str]:
         if getattr(pruning, setting) != value:
             continue
         if pruning.structure == "filter":
-            yield f"pruning.{setting}: got {value} with pruning.structure=filter, takes pruning.structure=weight"
+            yield f"pruning.{setting}: got {value} with pruning.structure=filter, takes weight or block"
         elif given:
             yield f"pruning.{setting}: got {value} beside shares of layers, takes pruning.shares=null and no policy"
     if pruning.scope == "erk" and isinstance(pruning.empty_layer, float):
@@ -231,8 +246,10 @@ def _impossible_trainer(trainer: Mapping[str, Any]) -> Iterator[str]:
 
 def _impossible_shares(pruning: Pruning) -> Iterator[str]:
     given = "policy" if pruning.policy is not None else "shares"
-    if pruning.measure == "macs" and pruning.structure == "weight":
-        yield "pruning.measure: got macs with pruning.structure=weight, takes weights"
+    if pruning.measure == "macs" and pruning.structure != "filter":
+        yield f"pruning.measure: got macs with pruning.structure={pruning.structure}, takes weights"
+    if pruning.block != "auto" and pruning.structure != "block":
+        yield f"pruning.block: got {pruning.block} with pruning.structure={pruning.structure}, takes auto"
     if pruning.shares is not None and pruning.policy is not None:
         yield f"pruning.policy: got {pruning.policy!r} beside pruning.shares, takes null: one of them says what stays"
     if getattr(pruning, given) is not None and pruning.target_density is not None:

@@ -9,6 +9,7 @@ from pipeline.settings.strict import Takes
 Count = Annotated[int, Takes("a whole number from 1", lambda n: n >= 1)]
 Pixels = Annotated[int, Takes("a whole number from 1 to 4096", lambda n: 1 <= n <= 4096)]
 Padding = Annotated[int, Takes("a whole number from 0 to 4096", lambda n: 0 <= n <= 4096)]
+Block = Annotated[int, Takes("2, 4 or 8", lambda n: n in (2, 4, 8))]
 Natural = Annotated[int, Takes("a whole number from 0", lambda n: n >= 0)]
 Positive = Annotated[float, Takes("a number above 0", lambda x: x > 0)]
 NotNegative = Annotated[float, Takes("a number from 0", lambda x: x >= 0)]
@@ -224,8 +225,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Pruning:
-    structure: Literal["weight", "filter"]
-    """Whether single weights go, or whole filters with all that reads what they make."""
+    structure: Literal["weight", "block", "filter"]
+    """Whether single weights go; or blocks of neighbouring filters' weights at one input and place, which the sparse
+    engine computes together; or whole filters with all that reads what they make."""
+    block: Literal["auto"] | Block
+    """Filters in a block (``structure=block``); auto: as many as the engine computes together."""
     fraction: ShareFromZero | None
     """Share of the surviving weights that one round removes (of filters: so many that at least this share goes); null
     for that by which ``rounds`` rounds end at ``target_density``; 0 for a control in which nothing goes."""
@@ -237,7 +241,7 @@ class Pruning:
     """Of ``magnitude_per_mac``: a magnitude is divided by the multiply-adds of its weight to this power; 0 is plain
     magnitude."""
     norm: Literal["l1", "l2"]
-    """How the magnitudes of a filter's weights make one score."""
+    """How the magnitudes of the weights of a block or filter make one score."""
     scope: Literal["global", "layer", "erk"]
     """Whether weights compete over the whole network or within their layer; of filters: all layers lose one share.
     erk: within layers, which lose the more the larger they are (Erdos-Renyi kernel)."""

@@ -28,7 +28,7 @@ LATER: Mapping[str, Mapping[str, Any]] = {
     "data": {"crop_fill": "zeros"},
     "pruning": {
         "structure": "weight", "mac_strength": 0.2, "norm": "l1", "measure": "weights", "shares": None, "policy": None,
-        "include": [], "schedule": "at_once",
+        "include": [], "schedule": "at_once", "block": "auto",
     },
     "training": {"optimizer.rates": {}, "ema": None},
     "retraining": {"hold": "last", "copies": 1, "teacher": None},

@@ -52,13 +52,14 @@ def run_title(pruning: Pruning, retraining: Retraining, teacher: str | None = No
 
 def _what(pruning: Pruning) -> str:
     """What a run prunes, and by what."""
+    parts = f"blocks of {pruning.block}" if pruning.structure == "block" else f"{pruning.structure}s"
     if pruning.shares is not None:
-        what = f"{pruning.structure}s by {pruning.policy or 'given shares'}"
+        what = f"{parts} by {pruning.policy or 'given shares'}"
     elif pruning.criterion == "random":
-        what = "random pruning" if pruning.structure == "weight" else f"random {pruning.structure}s"
+        what = "random pruning" if pruning.structure == "weight" else f"random {parts}"
     else:
         by = {"magnitude_per_mac": " by magnitude per MAC", "lamp": " by LAMP"}.get(pruning.criterion, "")
-        what = f"{pruning.structure}s{by}" + (", ERK" if pruning.scope == "erk" else "")
+        what = f"{parts}{by}" + (", ERK" if pruning.scope == "erk" else "")
     target = pruning.target_density
     at_once = pruning.schedule == "at_once" and target is not None and (pruning.fraction or 0) >= 1 - target - 1e-9
     return f"{what}, one shot" if at_once else what
