@@ -35,6 +35,8 @@ from pipeline.deploy.runtime import answers, tolerance
 from pipeline.ground.environment import CHECKOUT
 from pipeline.ground.errors import PipelineError
 from pipeline.networks import NETWORKS
+from pipeline.networks.layers import filters_of
+from pipeline.pruning.blocks import Blocks
 from pipeline.settings.groups import Deploy
 
 here = pytest.mark.skipif(target_here() is None, reason="no library is for this processor")
@@ -375,6 +377,48 @@ def test_older_onnxruntimes_take_the_library_and_compute_the_same(version, tmp_p
             assert float(done.stdout) < TOLERANCE
 
 
+class OfBlocks(nn.Module):
+    """Layers of each kind whose filters' weights are zero together."""
+
+    def __init__(self, length, density):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 64, 3, 2, 1)
+        self.larger, self.along, self.last = nn.ConvTranspose2d(64, 32, 2, 2), nn.Linear(32, 64), nn.Linear(64, 16)
+        draws = torch.Generator().manual_seed(length)
+        with torch.no_grad():
+            for layer in self.children():
+                axis, filters = filters_of(layer, layer.weight)
+                blocks = Blocks(axis, filters, length)
+                alive = torch.rand(blocks.sums(layer.weight).shape, generator=draws) < density
+                layer.weight.mul_(blocks.spread(alive, layer.weight.shape))
+
+    def forward(self, images):
+        made = self.larger(self.second(self.first(images).relu()).relu()).relu()
+        return self.last(self.along(made.flatten(2).transpose(1, 2)).relu().mean(1))
+
+
+def of_blocks(length, density):
+    """Its float model, packed, the codings in it, and inputs."""
+    torch.manual_seed(0)
+    inputs = torch.rand(3, 3, 16, 16)
+    model, facts = packed(lean(exported(OfBlocks(length, density).eval(), lambda given: given, inputs)))
+    return model, {fact.coding for fact in facts.values()}, inputs.numpy()
+
+
+BLOCKS = [(2, 0.5), (4, 0.5), (8, 0.1), (4, 0.1)]
+
+
+@here
+@pytest.mark.parametrize(("length", "density"), BLOCKS)
+def test_blocks_of_filters_are_read_as_what_they_are(length, density):
+    model, codings, inputs = of_blocks(length, density)
+    assert {each.removesuffix("blocks") for each in codings if each.endswith("blocks")}
+    made, reason = with_nodes(model)
+    assert reason is None
+    found = scores(made, inputs, engine=library(target_here()))
+    assert difference(found, scores(model, inputs, engine=None)) < TOLERANCE
+
+
 SANITIZED = """
 import ctypes, sys
 from pathlib import Path
@@ -449,6 +493,11 @@ def test_sanitizers_find_nothing(tmp_path):
         place.write_bytes(with_nodes(model)[0].SerializeToString())
         expected = scores(model, images["input"], engine=None)
         np.savez(place.with_suffix(".npz"), inputs=images["input"], expected=expected)
+    for length, density in BLOCKS:
+        model, _, inputs = of_blocks(length, density)
+        place = tmp_path / f"blocks of {length} at {density}.onnx"
+        place.write_bytes(with_nodes(model)[0].SerializeToString())
+        np.savez(place.with_suffix(".npz"), inputs=inputs, expected=scores(model, inputs, engine=None))
     environment = os.environ | {"LD_PRELOAD": ":".join(runtimes), "ASAN_OPTIONS": "detect_leaks=1:exitcode=0"}
     command = [sys.executable, "-c", SANITIZED, str(engine), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -32,6 +32,7 @@ class Weights:
     coding: int
     streams: tuple[str, ...]
     low_bits: int
+    more: int
     is_int8: bool
     scale: str | None
 
@@ -326,6 +327,7 @@ class Segment:
             coding=weights.coding,
             weights=places[weights.streams[0]],
             low_bits=weights.low_bits,
+            more=weights.more,
             is_int8=weights.is_int8,
             scale=places[weights.scale] if weights.scale else 0,
             bias=places[bias] if bias else 0,
@@ -348,14 +350,18 @@ class Segment:
         if name in self.made and self.made[name].domain == pack.DOMAIN:
             node = self.made[name]
             told = _attributes(node)
-            coding = CODINGS.index(pack.coding_name(node.op_type))
+            coding = CODINGS.index(pack.coding_name(node.op_type).removesuffix(pack.BLOCKS))
             kind = self.constants[node.input[0]].data_type
             streams, shape = tuple(node.input), tuple(told["shape"])
-            return Weights(shape, coding, streams, len(told.get("powers", [])), kind == TensorProto.INT8, scale)
+            *_, behind, length = told.get("sides", (0, 1))
+            if length > 1 and behind != math.prod(shape[rows + 1 :]):
+                raise NotCovered("blocks of weights along their inputs")
+            low_bits, is_int8 = len(told.get("powers", [])), kind == TensorProto.INT8
+            return Weights(shape, coding, streams, low_bits, length - 1, is_int8, scale)
         if name not in self.constants:
             raise NotCovered("weights that are computed")
         tensor = self.constants[name]
-        return Weights(tuple(tensor.dims), 0, (name,), 0, tensor.data_type == TensorProto.INT8, scale)
+        return Weights(tuple(tensor.dims), 0, (name,), 0, 0, tensor.data_type == TensorProto.INT8, scale)
 
     def add(self, node: NodeProto) -> None:
         if any(name not in self.graph.running for name in node.input):

@@ -10,12 +10,13 @@ The codings of positions, in bits a non-zero value:
     gaps   one byte, the zeros before the value; after 255 zeros comes a value that is zero itself
     rice   the zeros before the value, their low k bits as they are and the rest in unary (Rice 1979), k by tensor
 
-Each tensor takes the one that is smallest with all that goes with it; one that none makes smaller stays as it is.
+Each tensor takes the one that is smallest with all that goes with it; one that none makes smaller stays as it is. Where
+blocks of neighbouring filters are zero together, a position is that of a block, and its values are a row.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -37,8 +38,8 @@ Bytes = NDArray[np.uint8]
 class Coding:
     """How the positions of one tensor's values are written down.
 
-    ``values`` are the tensor's non-zero values and perhaps some zeros, ``streams`` what the function reads beside them,
-    ``numbers`` its attributes.
+    ``values`` are the tensor's non-zero values and perhaps some zeros, of blocks in rows, ``streams`` what the function
+    reads beside them, ``numbers`` its attributes.
     """
 
     name: str
@@ -49,8 +50,9 @@ class Coding:
     @property
     def position_bytes(self) -> int:
         """Bytes that are there for the positions alone."""
-        zeros = self.values.size - np.count_nonzero(self.values)
-        return sum(stream.nbytes for stream in self.streams) + int(zeros) * self.values.itemsize
+        rows = self.values.reshape(len(self.values), -1)
+        zeros = len(rows) - np.count_nonzero(rows.any(1))
+        return sum(stream.nbytes for stream in self.streams) + int(zeros) * rows[:1].nbytes
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,22 @@ class PackedTensor:
         return self.size * bits / 8
 
 
-def encode_mask(flat: Array) -> Coding:
+def encode_mask(entries: Array) -> Coding:
     """``values`` begin with the zero that all pruned weights take."""
-    alive = flat != 0
-    values = np.concatenate([np.zeros(1, flat.dtype), flat[alive]])
+    alive = _alive(entries)
+    values = np.concatenate([np.zeros_like(entries[:1]), entries[alive]])
     return Coding("Mask", values, (np.packbits(alive, bitorder="little"),), {})
 
 
-def encode_gaps(flat: Array) -> Coding:
+def _alive(entries: Array) -> NDArray[np.bool_]:
+    """Which weights, or rows of them, are not zero."""
+    return np.asarray(entries.reshape(len(entries), -1).any(1))
+
+
+def encode_gaps(entries: Array) -> Coding:
     places = []
     last = -1
-    for place in np.flatnonzero(flat).tolist():
+    for place in np.flatnonzero(_alive(entries)).tolist():
         while place - last - 1 > LONGEST_GAP:
             last += LONGEST_GAP + 1
             places.append(last)
@@ -90,11 +97,11 @@ def encode_gaps(flat: Array) -> Coding:
         last = place
     index = np.array(places or [0], dtype=np.int64)
     gaps = np.diff(index, prepend=-1) - 1
-    return Coding("Gaps", flat[index], (gaps.astype(np.uint8),), {})
+    return Coding("Gaps", entries[index], (gaps.astype(np.uint8),), {})
 
 
-def encode_rice(flat: Array) -> Coding:
-    index = np.flatnonzero(flat)
+def encode_rice(entries: Array) -> Coding:
+    index = np.flatnonzero(_alive(entries))
     if not len(index):
         index = np.zeros(1, dtype=np.int64)
     gaps = np.diff(index, prepend=-1) - 1
@@ -104,14 +111,38 @@ def encode_rice(flat: Array) -> Coding:
     unary[ends] = True
     remainders = (gaps[:, None] >> np.arange(low)) & 1
     streams = tuple(np.packbits(bits.astype(bool).ravel(), bitorder="little") for bits in (unary, remainders))
-    return Coding("Rice", flat[index], streams, {"powers": [2**bit for bit in range(low)]})
+    return Coding("Rice", entries[index], streams, {"powers": [2**bit for bit in range(low)]})
 
 
 ENCODERS: tuple[Callable[[Array], Coding], ...] = (encode_mask, encode_gaps, encode_rice)
+BLOCKS, LENGTHS = "Blocks", (8, 4, 2)
+"""How the codings of blocks end, and how many filters these have."""
+
+
+def codings(tensor: Array, axis: int) -> list[Coding]:
+    """All codings of a tensor's positions, of blocks along the ``axis`` of filters too where it has such."""
+    found = [encode(tensor.ravel()) for encode in ENCODERS]
+    before, filters, behind = math.prod(tensor.shape[:axis]), tensor.shape[axis], math.prod(tensor.shape[axis + 1 :])
+    for length in LENGTHS:
+        if filters % length:
+            continue
+        sides = [before * filters // length, behind, length]
+        rows = tensor.reshape(sides[0], length, behind).swapaxes(1, 2).reshape(-1, length)
+        if 2 * np.count_nonzero(rows.any(1)) * length > 3 * np.count_nonzero(tensor):
+            continue
+        numbers = {"sides": sides, "entries": list(rows.shape)}
+        for encode in ENCODERS:
+            of_rows = encode(rows)
+            found.append(replace(of_rows, name=of_rows.name + BLOCKS, numbers={**of_rows.numbers, **numbers}))
+    return found
 
 
 def decode(coding: Coding, size: int) -> Array:
     """The tensor (size) that a coding stands for: in numpy what the model's function does in ONNX."""
+    if "sides" in coding.numbers:
+        rows = decode(replace(coding, name=coding.name.removesuffix(BLOCKS), numbers=_of_rows(coding)), size)
+        return rows.reshape(coding.numbers["sides"]).swapaxes(1, 2).ravel()
+    size //= math.prod(coding.values.shape[1:])
     if coding.name == "Mask":
         alive = np.unpackbits(coding.streams[0], bitorder="little")[:size].astype(np.int64)
         return coding.values[np.cumsum(alive) * alive]
@@ -123,9 +154,13 @@ def decode(coding: Coding, size: int) -> Array:
         powers = np.asarray(coding.numbers["powers"])
         low = remainders[: len(high) * len(powers)].reshape(len(high), len(powers)) @ powers
         gaps = high * (powers.sum() + 1) + low
-    flat = np.zeros(size, coding.values.dtype)
+    flat = np.zeros((size, *coding.values.shape[1:]), coding.values.dtype)
     flat[np.cumsum(gaps + 1) - 1] = coding.values
     return flat
+
+
+def _of_rows(coding: Coding) -> dict[str, list[int]]:
+    return {name: each for name, each in coding.numbers.items() if name not in ("sides", "entries")}
 
 
 def packed(model: ModelProto) -> tuple[ModelProto, dict[str, PackedTensor]]:
@@ -188,20 +223,25 @@ def unpacked(model: ModelProto) -> ModelProto:
 def _choices(model: ModelProto) -> dict[str, Coding]:
     """The coding of every tensor that gets smaller by one, in bytes of the file, the functions included."""
     savings: dict[str, dict[str, tuple[int, Coding]]] = {}
+    across = _across(model)
     for tensor in model.graph.initializer:
         if tensor.data_type not in PACKABLE or len(tensor.dims) < 2:  # weights, but no biases and scales
             continue
-        flat = numpy_helper.to_array(tensor).ravel()
-        if len(flat) < 2 or np.signbit(flat[flat == 0]).any():  # -0.0 is not the zero that comes back
+        weights = numpy_helper.to_array(tensor)
+        if weights.size < 2 or np.signbit(weights[weights == 0]).any():  # -0.0 is not the zero that comes back
             continue
-        codings = [encode(flat) for encode in ENCODERS]
-        savings[tensor.name] = {coding.name: (_saved(tensor, coding), coding) for coding in codings}
+        possible = codings(weights, 1 if tensor.name in across else 0)
+        rising = sorted(((_saved(tensor, each), each) for each in possible), key=lambda fit: fit[0])
+        savings[tensor.name] = {coding.name: (saved, coding) for saved, coding in rising}  # of one name the smallest
     kinds = {tensor.data_type for tensor in model.graph.initializer if tensor.name in savings}
     best: dict[str, Coding] = {}
     most = 0
-    for allowed in (names for count in range(4) for names in combinations(FUNCTIONS, count)):
+    known = [name for name in FUNCTIONS if any(name in by_coding for by_coding in savings.values())]
+    for allowed in (names for count in range(len(known) + 1) for names in combinations(known, count)):
         fits = {
-            name: max((by_coding[coding] for coding in allowed), key=lambda fit: fit[0], default=(0, None))
+            name: max(
+                (by_coding[each] for each in allowed if each in by_coding), key=lambda fit: fit[0], default=(0, None)
+            )
             for name, by_coding in savings.items()
         }
         chosen = {name: coding for name, (saved, coding) in fits.items() if coding is not None and saved > 0}
@@ -210,6 +250,13 @@ def _choices(model: ModelProto) -> dict[str, Coding]:
         if saved > most:
             best, most = chosen, saved
     return best
+
+
+def _across(model: ModelProto) -> set[str]:
+    """Names of the weights whose filters lie along their second axis."""
+    sources = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    read = {node.input[1] for node in model.graph.node if node.op_type in ("ConvTranspose", "MatMul")}
+    return {sources.get(name, name) for name in read}
 
 
 def _opset(model: ModelProto) -> int:
@@ -276,22 +323,48 @@ _CONSTANTS = """
 
 _SCATTERED = """
     zeros = ConstantOfShape <value = ZERO> (size)
-    flat = ScatterElements (zeros, places, values)
+    flat = ScatterElements (zeros, places, values)"""
+
+_DENSE = """
     dense = Reshape (flat, shape)"""
 
-FUNCTIONS = {
+_BLOCKS = {
+    "<shape": "<shape, sides, entries",
+    "size = ReduceProd <keepdims = 1> (shape)": """entries = Constant <value_ints: ints = @entries> ()
+    sides = Constant <value_ints: ints = @sides> ()
+    size = Slice (entries, zero, one)""",
+    "count = Shape (values)": "count = Shape <end = 1> (values)",
+    _SCATTERED: """
+    zeros = ConstantOfShape <value = ZERO> (entries)
+    column = Unsqueeze (places, one)
+    wide = Cast <to = 7> (column)
+    flat = ScatterND (zeros, wide, values)""",
+    _DENSE: """
+    rows = Reshape (flat, sides)
+    turned = Transpose <perm = [0, 2, 1]> (rows)
+    dense = Reshape (turned, shape)""",
+}
+"""What a function for rows of values has in the place of one for single values."""
+
+
+def _of_blocks(function: str) -> str:
+    for single, rows in _BLOCKS.items():
+        function = function.replace(single, rows)
+    return function
+
+
+_OF_WEIGHTS = {
     "Mask": f"""NAME <shape> (values, mask) => (dense) {{{_CONSTANTS}{_bits("mask", "alive")}
     rank = CumSum (alive, axis)
     index = Mul (rank, alive)
     padded = Gather (values, index)
-    flat = Slice (padded, zero, size)
-    dense = Reshape (flat, shape)
+    flat = Slice (padded, zero, size){_DENSE}
 }}""",
     "Gaps": f"""NAME <shape> (values, gaps) => (dense) {{{_CONSTANTS}
     skipped = Cast <to = 6> (gaps)
     steps = Add (skipped, unit)
     ends = CumSum (steps, axis)
-    places = Sub (ends, unit){_SCATTERED}
+    places = Sub (ends, unit){_SCATTERED}{_DENSE}
 }}""",
     "Rice": f"""NAME <shape, powers> (values, unary, low) => (dense) {{{_CONSTANTS}
     powers = Constant <value_ints: ints = @powers> ()
@@ -320,6 +393,8 @@ FUNCTIONS = {
     high_skipped = Mul (high, scale)
     both = Add (high_skipped, skipped)
     ends = Add (both, number)
-    places = Sub (ends, unit){_SCATTERED}
+    places = Sub (ends, unit){_SCATTERED}{_DENSE}
 }}""",
 }
+
+FUNCTIONS = _OF_WEIGHTS | {name + BLOCKS: _of_blocks(each) for name, each in _OF_WEIGHTS.items()}

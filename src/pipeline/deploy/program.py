@@ -47,6 +47,7 @@ class Operation:
     coding: int = 0
     weights: int = 0
     low_bits: int = 0
+    more: int = 0
     is_int8: bool = False
     scale: int = 0
     bias: int = 0

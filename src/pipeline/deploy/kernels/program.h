@@ -21,6 +21,7 @@ typedef struct {
     int64_t count_padding;             /* zeros of the padding count in an average */
     int64_t relu, ceiling;             /* nothing below 0; nothing above: bits of a float32, 0: none */
     int64_t coding, weights, low_bits; /* of the weights, the first input that has them (of INPUT and OUTPUT: which), Rice's k */
+    int64_t more; /* filters behind each, whose values stand at its places: a block */
     int64_t is_int8, scale, bias, bias_scale; /* inputs; 0: none */
     int64_t left, spread;                     /* more zeros on the left than on top; places between taps */
     int64_t function, first, second;          /* of single values; bits of float32 that it takes */

@@ -106,7 +106,7 @@ static int fits(const network *net, int64_t inputs) {
             !in_range(s->function, NONE, GELU) || !in_range(s->mode, HALF_PIXEL, NEAREST) ||
             !in_range(s->stride, 1, LARGEST) || !in_range(across(s), 1, LARGEST) || !in_range(s->pad, 0, LARGEST) ||
             !in_range(s->transposed, 0, 1) || !in_range(s->groups, 1, 1 << 24) || !in_range(s->coding, PLAIN, RICE) ||
-            !in_range(s->low_bits, 0, 30) || !in_range(s->weights, 0, inputs > net->asked ? inputs - 1 : net->asked - 1))
+            !in_range(s->low_bits, 0, 30) || !in_range(s->more, 0, LARGEST) || !in_range(s->weights, 0, inputs > net->asked ? inputs - 1 : net->asked - 1))
             return 0;
         int64_t last = i - (net->step_count - net->asked);
         if (i < net->given ? s->kind != INPUT || s->weights != i

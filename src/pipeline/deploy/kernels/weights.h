@@ -12,9 +12,17 @@ static float value_at(const step *s, const constant *values, int64_t i) {
     return s->is_int8 ? (float)((const int8_t *)values->data)[i] : ((const float *)values->data)[i];
 }
 
-/* Writes the dense tensor; 0 if a stream does not fit to it. */
-static int decoded(const step *s, const constant *inputs, float *dense, int64_t size) {
+/* Writes the values at the place `at` of a coding, number `i`: one, or those of a block, whose filters are `behind` apart. */
+static void set_at(const step *s, const constant *values, int64_t i, int64_t at, int64_t behind, float *dense) {
+    int64_t length = s->more + 1, first = length == 1 ? at : at / behind * length * behind + at % behind;
+    for (int64_t j = 0; j < length; j++) dense[first + j * behind] = value_at(s, values, i * length + j);
+}
+
+/* Writes the dense tensor, (filters, behind) from some axis on; 0 if a stream does not fit to it. */
+static int decoded(const step *s, const constant *inputs, float *dense, int64_t size, int64_t behind) {
     const constant *values = inputs + s->weights, *stream = values + 1, *low = values + 2;
+    int64_t length = s->more + 1, count = values->count / length;
+    if (values->count % length || size % (length * behind)) return 0;
     if (values->type != (s->is_int8 ? INT8 : FLOAT)) return 0;
     if ((s->coding != PLAIN && stream->type != UINT8) || (s->coding == RICE && low->type != UINT8)) return 0;
     memset(dense, 0, sizeof(float) * size);
@@ -23,17 +31,18 @@ static int decoded(const step *s, const constant *inputs, float *dense, int64_t 
         for (int64_t i = 0; i < size; i++) dense[i] = value_at(s, values, i);
         return 1;
     }
+    size /= length;
     if (s->coding == MASK) {
         if (stream->count * 8 < size) return 0;
         int64_t next = 1; /* the first value is the zero of all pruned weights */
         for (int64_t i = 0; i < size; i++) {
             if (!bit(stream->data, i)) continue;
-            if (next >= values->count) return 0;
-            dense[i] = value_at(s, values, next++);
+            if (next >= count) return 0;
+            set_at(s, values, next++, i, behind, dense);
         }
-        return next == values->count;
+        return next == count;
     }
-    for (int64_t i = 0, at = -1, high = 0; i < values->count; i++) {
+    for (int64_t i = 0, at = -1, high = 0; i < count; i++) {
         int64_t gap = 0;
         if (s->coding == GAPS) {
             if (i >= stream->count) return 0;
@@ -46,7 +55,7 @@ static int decoded(const step *s, const constant *inputs, float *dense, int64_t 
         }
         at += gap + 1;
         if (at >= size) return 0;
-        dense[at] = value_at(s, values, i);
+        set_at(s, values, i, at, behind, dense);
     }
     return 1;
 }
@@ -159,7 +168,7 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
     if (bias && (bias->type != (bias_scale ? INT32 : FLOAT) || bias->count != filters)) return 0;
     if (bias_scale && (bias_scale->type != FLOAT || (bias_scale->count != 1 && bias_scale->count != filters))) return 0;
     float *dense = malloc(sizeof(float) * (size + 1));
-    int fits = dense && decoded(s, inputs, dense, size);
+    int fits = dense && decoded(s, inputs, dense, size, s->transposed ? area : channels * area);
     for (int64_t i = 0; fits && scale && i < size; i++) {
         int64_t filter = s->transposed ? i / area % (filters / s->groups) : i / (channels * area);
         dense[i] *= ((const float *)scale->data)[scale->count == 1 ? 0 : filter];
