@@ -93,3 +93,17 @@ def test_a_network_that_the_graph_does_not_know_stays_as_it_is():
     with torch.no_grad():
         network.output.weight[:, 0] = 0
     assert shrunk(network, torch.randn(2, 1, 5, 5)) is network
+
+
+@pytest.mark.parametrize(("block", "left"), [(1, 6), (2, 8), (4, 8), (8, 12)])
+def test_filters_that_lose_weights_together_go_together(block, left):
+    """Nothing reads channels 1, 4 to 7 and 10 of twelve."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 4, 3), nn.Flatten()).eval()
+    with torch.no_grad():
+        network[2].weight[:, [1, 4, 5, 6, 7, 10]] = 0
+    inputs = torch.randn(2, 1, 8, 8)
+    smaller = shrunk(network, inputs, block=block)
+    assert smaller[0].out_channels == left
+    with torch.no_grad():
+        assert torch.allclose(smaller(inputs), network(inputs), atol=1e-6)

@@ -124,7 +124,7 @@ def _exports(
 ) -> tuple[ModelProto, ModelProto, nn.Module]:
     """The network as PyTorch exports it, whole and without dead channels, and the latter itself."""
     plain = exported(subject.network, subject.preprocess, inputs, dynamic_axes)
-    smaller = shrunk(subject.network, subject.preprocess(inputs), multiple)
+    smaller = shrunk(subject.network, subject.preprocess(inputs), multiple, subject.block)
     if smaller is subject.network:
         return plain, plain, smaller
     return plain, exported(smaller, subject.preprocess, inputs, dynamic_axes), smaller

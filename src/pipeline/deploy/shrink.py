@@ -29,17 +29,18 @@ def macs(network: nn.Module, example: Any) -> int:
     return sum(parameters[name].numel() * count for name, count in positions(network, example).items())
 
 
-def shrunk(network: nn.Module, inputs: Any, multiple: int = 1) -> nn.Module:
+def shrunk(network: nn.Module, inputs: Any, multiple: int = 1, block: int = 1) -> nn.Module:
     """The network without its dead channels; the network itself where they are not worth it or cannot be told.
 
     ``inputs`` (N, ...), of any structure, are some of its own; on them both must answer the same. So many dead channels
-    stay that what is left of a layer is a ``multiple``, where it is not whole.
+    stay that what is left of a layer is a ``multiple``, where it is not whole. Of ``block`` neighbours all go or none,
+    so that filters which lose weights together stay together.
     """
     smaller = copy.deepcopy(network).eval()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while _take_out(smaller, inputs, multiple):
+            while _take_out(smaller, inputs, multiple, block):
                 pass
         with torch.no_grad():
             before, after = (named_tensors(called(each.eval(), inputs), "") for each in (network, smaller))
@@ -57,16 +58,18 @@ def _same(before: Tensor, after: Tensor) -> bool:
     return torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE * largest)
 
 
-def _take_out(network: nn.Module, inputs: Any, multiple: int) -> bool:
+def _take_out(network: nn.Module, inputs: Any, multiple: int, block: int) -> bool:
     """Takes out all channels that are dead now; whether there were any."""
     graph = dependency_graph(network, first_row(inputs))
     highest = _highest(network, inputs)
     found = False
     for layer, group in roots(network, graph):
         channels = len(group[0].idxs)
-        dead = _dead(graph, group, channels, highest)
+        alone = set(_dead(graph, group, channels, highest))
+        blocks = [range(first, min(first + block, channels)) for first in range(0, channels, block)]
+        dead = [channel for each in blocks if alone.issuperset(each) for channel in each]
         width = -(-max(1, channels - len(dead)) // multiple) * multiple
-        dead = dead[: max(0, channels - width)]
+        dead = dead[: max(0, channels - width) // block * block]
         if dead:
             chosen = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=dead)
             if graph.check_pruning_group(chosen):

@@ -38,12 +38,16 @@ class Elsewhere(Exception):
 
 @dataclass(frozen=True)
 class Subject:
-    """A network with its pruned weights at zero, in evaluation, on the CPU; its data; what it was trained by."""
+    """A network with its pruned weights at zero, in evaluation, on the CPU; its data; what it was trained by.
+
+    ``block`` is how many neighbouring filters lose weights together.
+    """
 
     network: nn.Module
     dataset: AnyDataset
     trainable: Trainable
     score: Score
+    block: int = 1
     _seen: dict[Split, list[Any]] = field(default_factory=dict, compare=False)
 
     @property

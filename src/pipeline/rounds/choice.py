@@ -101,4 +101,5 @@ def network_after(job: Job, site: Site, index: int) -> nn.Module:
 
 def subject_of(job: Job, site: Site, index: int) -> Subject:
     """What is deployed of a complete round."""
-    return Subject(network_after(job, site, index), job.dataset, job.trainable, job.score)
+    block = job.pruning.block if isinstance(job.pruning.block, int) else 1
+    return Subject(network_after(job, site, index), job.dataset, job.trainable, job.score, block)
