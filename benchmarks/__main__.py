@@ -17,7 +17,12 @@ TURNS = 5
 BUSY_TURNS = 3
 SIZES = (250_000, 2_500_000, 25_000_000, 250_000_000)
 ENGINE_TURNS = 15
-ENGINE_CASES = [(name, density) for name in deploy.NETS for density in ((0.1, 0.05) if "50" in name else (1.0, 0.05))]
+ENGINE_CASES = [
+    (name, density, block)
+    for name in deploy.NETS
+    for density in ((0.1, 0.05) if "50" in name else (1.0, 0.05))
+    for block in ((1,) if density == 1 else (1, 2, 4))
+]
 PAPERS_STEPS = 11 * 71_108
 
 
@@ -161,15 +166,19 @@ def sparse_engine() -> Iterator[str]:
         "Random weights with an Erdos-Renyi kernel's densities, against the dense network by ONNX Runtime's float on "
         f"one thread; {ENGINE_TURNS} turns of three inferences."
     )
-    heads, rows = ["", "density", "MACs left", "ONNX Runtime", "engine", "faster by", "two threads over one"], []
-    for name, density in ENGINE_CASES:
-        found = in_turns(deploy.contestants(name, density, (1, 2)), ENGINE_TURNS)
+    heads, rows = (
+        ["", "density", "filters a block", "MACs left", "ONNX Runtime", "engine", "faster by", "two threads over one"],
+        [],
+    )
+    for name, density, block in ENGINE_CASES:
+        found = in_turns(deploy.contestants(name, density, block, (1, 2)), ENGINE_TURNS)
         one, two = found[deploy.engine(1)], found[deploy.engine(2)]
         rows.append(
             [
                 name,
                 f"{density:g}",
-                f"{deploy.macs_left(name, density):.3f}",
+                str(block),
+                f"{deploy.macs_left(name, density, block):.3f}",
                 f"{spread(found[deploy.FLOAT]):.2f}",
                 f"{spread(one):.2f}",
                 f"{ratio(found[deploy.FLOAT], one):.2f}",

@@ -24,7 +24,8 @@ from pipeline.deploy.pack import packed
 from pipeline.deploy.runtime import answers, session
 from pipeline.networks import NETWORKS
 from pipeline.networks.costs import positions
-from pipeline.networks.layers import weight_layers
+from pipeline.networks.layers import filters_of, weight_layers
+from pipeline.pruning.blocks import Blocks
 
 NETS = {
     "ResNet-20, 32x32": ("cifar_resnet", {"depth": 20}, 32, 10),
@@ -46,36 +47,39 @@ def densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, 
     return {name: min(1.0, high * each) for name, each in raw.items()}
 
 
-def network(name: str, density: float) -> tuple[nn.Module, Tensor]:
+def network(name: str, density: float, block: int) -> tuple[nn.Module, Tensor]:
     """A network with its zeros, and one image of it (1, 3, height, width)."""
     kind, arguments, size, classes = NETS[name]
     torch.manual_seed(0)
     made = NETWORKS[kind](shape=(3, size, size), classes=classes, **arguments).eval()
-    thin(made, density)
+    thin(made, density, block)
     return made, torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
 
 
-def thin(made: nn.Module, density: float) -> None:
-    """Zeroes weights of a network at random, so that ``density`` of them are left."""
-    weights = {each: made.get_parameter(each) for each in weight_layers(made)}
+def thin(made: nn.Module, density: float, block: int = 1) -> None:
+    """Zeroes weights of a network at random, so many filters' together, so that ``density`` of them are left."""
+    layers = weight_layers(made)
+    weights = {each: made.get_parameter(each) for each in layers}
     with torch.no_grad():
         for each, share in densities({each: weight.shape for each, weight in weights.items()}, density).items():
-            weights[each].mul_(torch.rand(weights[each].shape) < share)
+            blocks = Blocks(*filters_of(layers[each], weights[each]), block)
+            alive = torch.rand(blocks.sums(weights[each]).shape) < share
+            weights[each].mul_(blocks.spread(alive, weights[each].shape))
 
 
-def macs_left(name: str, density: float) -> float:
+def macs_left(name: str, density: float, block: int) -> float:
     """Share of the multiply-adds that is left."""
-    made, image = network(name, density)
+    made, image = network(name, density, block)
     used = positions(made, image.float())
     left = sum(int(made.get_parameter(each).count_nonzero()) * count for each, count in used.items())
     return left / sum(made.get_parameter(each).numel() * count for each, count in used.items())
 
 
-def contestants(name: str, density: float, threads: Sequence[int]) -> dict[str, Callable[[], float]]:
+def contestants(name: str, density: float, block: int, threads: Sequence[int]) -> dict[str, Callable[[], float]]:
     """Float by ONNX Runtime on one thread, and the engine on each of ``threads``: milliseconds, the median of three."""
     target = target_here()
     assert target is not None, "no library is for this processor"
-    made, image = network(name, density)
+    made, image = network(name, density, block)
     model = exported(made, lambda pixels: pixels.float() / 255, torch.cat([image, image]))
     node, reason = with_nodes(packed(lean(model))[0])
     assert reason is None, reason
