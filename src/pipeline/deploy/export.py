@@ -33,6 +33,8 @@ LOUD = ("torch.onnx", "torch.export", "torch.fx.experimental", "torch._dynamo")
 DRAWN = ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike")
 FEW = 64
 """Values of a constant that may be larger than what it is made of."""
+Axes = Mapping[str, Collection[int]]
+"""By the name of an input: which of its axes may have any size."""
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -58,7 +60,7 @@ def exported(
     network: nn.Module,
     preprocess: Callable[[Any], Any],
     inputs: Any,
-    dynamic_axes: Mapping[str, Collection[int]] | None = None,
+    dynamic_axes: Axes | None = None,
 ) -> ModelProto:
     """The plain export of a network in evaluation, of any batch size.
 
@@ -88,16 +90,16 @@ def exported(
                 output_names=list(whole.answers(*given.values())),
                 verbose=False,
             )
+            assert program is not None
+            return _with_fixed_sizes(_with_known(with_made_answers(_with_named_axes(program.model_proto, free))))
         except Exception as error:
             cause = first_cause(error)
             raise PipelineError(
-                f"the network cannot be exported to ONNX{blamed(cause, network)}: {one_line(cause)}"
+                f"the network cannot be exported to ONNX{_blamed(cause, network)}: {one_line(cause)}"
             ) from error
-    assert program is not None
-    return _with_fixed_sizes(_with_known(with_made_answers(_with_named_axes(program.model_proto, free))))
 
 
-def blamed(error: BaseException, network: nn.Module) -> str:
+def _blamed(error: BaseException, network: nn.Module) -> str:
     """The layer of a network that an error of its export came through, and the operator, as far as they are known."""
     names = {id(each): name for name, each in network.named_modules() if name}
     layer = operator = ""
@@ -121,7 +123,7 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _check_axes(axes: Mapping[str, Collection[int]], given: Mapping[str, Tensor]) -> None:
+def _check_axes(axes: Axes, given: Mapping[str, Tensor]) -> None:
     takes = ", ".join(f"{name} ({each.ndim - 1 or 'none'})" for name, each in given.items())
     faults = [
         f"deploy.dynamic_axes: got {name}: {list(asked)}, takes inputs with numbers of axes behind the first: {takes}"
@@ -132,7 +134,7 @@ def _check_axes(axes: Mapping[str, Collection[int]], given: Mapping[str, Tensor]
         raise SettingsError(faults)
 
 
-def _with_named_axes(model: ModelProto, axes: Mapping[str, Collection[int]]) -> ModelProto:
+def _with_named_axes(model: ModelProto, axes: Axes) -> ModelProto:
     """The model with its free sides called by input and axis, in the place of the exporter's s53."""
     values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
     sides = {each.name: each.type.tensor_type.shape.dim for each in model.graph.input}

@@ -13,8 +13,8 @@ from torch import Tensor, from_numpy, nn
 
 from pipeline.deploy import kernels
 from pipeline.deploy.batch_first import batch_first
-from pipeline.deploy.board.run import difference
-from pipeline.deploy.export import exported, lean
+from pipeline.deploy.board.run import difference, sizes_of
+from pipeline.deploy.export import Axes, exported, lean
 from pipeline.deploy.folding import folded
 from pipeline.deploy.node import computed_by_the_engine, left_to_onnxruntime, opened, with_nodes
 from pipeline.deploy.pack import PackedTensor, packed, unpacked
@@ -61,7 +61,7 @@ def models(
     calibration_images: int,
     multiple: int,
     metadata: Mapping[str, str] | None = None,
-    dynamic_axes: Mapping[str, Collection[int]] | None = None,
+    dynamic_axes: Axes | None = None,
 ) -> Models:
     """Exports, quantises and packs a network that has its pruned weights at zero; dead channels go before.
 
@@ -120,7 +120,7 @@ def _to_int8() -> Iterator[None]:
 
 
 def _exports(
-    subject: Subject, inputs: Any, multiple: int, dynamic_axes: Mapping[str, Collection[int]] | None
+    subject: Subject, inputs: Any, multiple: int, dynamic_axes: Axes | None
 ) -> tuple[ModelProto, ModelProto, nn.Module]:
     """The network as PyTorch exports it, whole and without dead channels, and the latter itself."""
     plain = exported(subject.network, subject.preprocess, inputs, dynamic_axes)
@@ -130,9 +130,7 @@ def _exports(
     return plain, exported(smaller, subject.preprocess, inputs, dynamic_axes), smaller
 
 
-def check(
-    found: Models, subject: Subject, inputs: Any, dynamic_axes: Mapping[str, Collection[int]] | None = None
-) -> list[str]:
+def check(found: Models, subject: Subject, inputs: Any, dynamic_axes: Axes | None = None) -> list[str]:
     """What is wrong with the models, a sentence each; ``inputs`` (N, ...) are compared on.
 
     And one of them at another size, where ``dynamic_axes`` may have any.
@@ -168,9 +166,7 @@ def _differing(found: Models, subject: Subject, inputs: Any) -> list[str]:
     ]
 
 
-def _at_another_size(
-    found: Models, subject: Subject, example: Any, dynamic_axes: Mapping[str, Collection[int]]
-) -> list[str]:
+def _at_another_size(found: Models, subject: Subject, example: Any, dynamic_axes: Axes) -> list[str]:
     """What is wrong where the axes that may have any size are twice as long; half, where the network refuses that."""
 
     def resized(tensor: Tensor, axes: Collection[int], *, longer: bool) -> Tensor:
@@ -189,13 +185,12 @@ def _at_another_size(
         except Exception as error:  # a network of a user's may raise anything
             refused = refused or one_line(error)
             continue
-        shown = ", ".join(f"{name} of " + " x ".join(map(str, each.shape)) for name, each in arrays(other).items())
         try:
             faults = _differing(found, subject, other)
             answers(session(found.int8), arrays(other))
         except Exception as error:  # onnxruntime has no class of its own for what a graph cannot compute
             faults = [one_line(error)]
-        return [f"deploy.dynamic_axes: with {shown}: {fault}" for fault in faults]
+        return [f"deploy.dynamic_axes: with {sizes_of(arrays(other))}: {fault}" for fault in faults]
     return [
         f"deploy.dynamic_axes: got {', '.join(dynamic_axes)}, but the network takes neither twice nor half that size: "
         f"{refused}"

@@ -123,13 +123,15 @@ def codings(tensor: Array, axis: int) -> list[Coding]:
     """All codings of a tensor's positions, of blocks along the ``axis`` of filters too where it has such."""
     found = [encode(tensor.ravel()) for encode in ENCODERS]
     before, filters, behind = math.prod(tensor.shape[:axis]), tensor.shape[axis], math.prod(tensor.shape[axis + 1 :])
+    kept = np.count_nonzero(tensor)
     for length in LENGTHS:
         if filters % length:
             continue
         sides = [before * filters // length, behind, length]
-        rows = tensor.reshape(sides[0], length, behind).swapaxes(1, 2).reshape(-1, length)
-        if 2 * np.count_nonzero(rows.any(1)) * length > 3 * np.count_nonzero(tensor):
+        filters_together = tensor.reshape(sides[0], length, behind)
+        if 2 * np.count_nonzero(filters_together.any(1)) * length > 3 * kept:
             continue
+        rows = filters_together.swapaxes(1, 2).reshape(-1, length)
         numbers = {"sides": sides, "entries": list(rows.shape)}
         for encode in ENCODERS:
             of_rows = encode(rows)
@@ -237,6 +239,7 @@ def _choices(model: ModelProto) -> dict[str, Coding]:
     best: dict[str, Coding] = {}
     most = 0
     known = [name for name in FUNCTIONS if any(name in by_coding for by_coding in savings.values())]
+    costs = {name: sum(function(name, kind, _opset(model)).ByteSize() for kind in kinds) for name in known}
     for allowed in (names for count in range(len(known) + 1) for names in combinations(known, count)):
         fits = {
             name: max(
@@ -245,8 +248,7 @@ def _choices(model: ModelProto) -> dict[str, Coding]:
             for name, by_coding in savings.items()
         }
         chosen = {name: coding for name, (saved, coding) in fits.items() if coding is not None and saved > 0}
-        cost = sum(function(coding, kind, _opset(model)).ByteSize() for coding in allowed for kind in kinds)
-        saved = sum(fits[name][0] for name in chosen) - cost
+        saved = sum(fits[name][0] for name in chosen) - sum(costs[name] for name in allowed)
         if saved > most:
             best, most = chosen, saved
     return best

@@ -5,7 +5,6 @@ Steps raise ValueError with a sentence where they cannot do what they are asked 
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +35,7 @@ def cut_weights(
     ``positions`` as ``costs.positions`` counts them: the multiply-adds that a weight's removal saves.
     """
     scores = Scores(CRITERIA[pruning.criterion], weights, generator, _prices(pruning, positions))
-    if (stay := _by_layer(pruning, masks, index)) is not None:
-        return keep(scores, masks, stay)
-    return prune(scores, masks, **_competing(pruning))
+    return _cut(pruning, scores, masks, _by_layer(pruning, masks, index))
 
 
 def cut_blocks(
@@ -56,10 +53,7 @@ def cut_blocks(
     scores = Scores(CRITERIA[pruning.criterion], norms, generator, _prices(pruning, positions))
     sizes = {name: blocks[name].sums(torch.ones_like(mask, dtype=torch.int64)) for name, mask in masks.items()}
     alive = {name: blocks[name].sums(mask.long()) > 0 for name, mask in masks.items()}
-    if (stay := _by_layer(pruning, masks, index)) is not None:
-        left = keep(scores, alive, stay, sizes)
-    else:
-        left = prune(scores, alive, sizes=sizes, **_competing(pruning))
+    left = _cut(pruning, scores, alive, _by_layer(pruning, masks, index), sizes)
     return {name: blocks[name].spread(left[name], mask.shape) & mask for name, mask in masks.items()}
 
 
@@ -84,14 +78,26 @@ def _by_layer(pruning: Pruning, masks: Masks, index: int) -> dict[str, int] | No
     return erdos_renyi_kernel(shapes, left, total)
 
 
-def _competing(pruning: Pruning) -> dict[str, Any]:
-    """How weights compete, as ``prune`` takes it."""
-    return {
-        "fraction": pruning.fraction,
-        "scope": pruning.scope,
-        "target_density": pruning.target_density,
-        "keep_share": least_share(pruning),
-    }
+def _cut(
+    pruning: Pruning,
+    scores: Scores,
+    masks: Masks,
+    stay: Mapping[str, int] | None,
+    sizes: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """New masks of entries: ``stay`` weights stay by layer, or (None) all compete; ``sizes`` as ``prune``'s."""
+    if stay is not None:
+        return keep(scores, masks, stay, sizes)
+    assert pruning.fraction is not None
+    return prune(
+        scores,
+        masks,
+        fraction=pruning.fraction,
+        scope=pruning.scope,
+        target_density=pruning.target_density,
+        keep_share=least_share(pruning),
+        sizes=sizes,
+    )
 
 
 def cut_filters(

@@ -415,9 +415,13 @@ def by_pieces(manifest: dict[str, Any], model: Any, inputs: Arrays) -> dict[str,
             for first in range(0, count, size)
         ]
     except Exception as error:  # onnxruntime has no class of its own for a graph that fails on an input
-        sizes = ", ".join(f"{name} of " + " x ".join(map(str, each.shape)) for name, each in inputs.items())
-        raise Refused(f"the network cannot compute {sizes}: {str(error).splitlines()[0]}") from error
+        raise Refused(f"the network cannot compute {sizes_of(inputs)}: {str(error).splitlines()[0]}") from error
     return {name: joined([part[name] for part in found]) for name in found[0]}
+
+
+def sizes_of(inputs: Arrays) -> str:
+    """In words: image of 1 x 3 x 32 x 32."""
+    return ", ".join(f"{name} of " + " x ".join(map(str, each.shape)) for name, each in inputs.items())
 
 
 def joined(parts: Sequence[Any]) -> Any:
