@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from torch import nn
 
+from pipeline.data.batches import standardised_alike
 from pipeline.deploy import arm, kernels
 from pipeline.deploy.board.run import difference as differing
 from pipeline.deploy.export import exported, lean, operators
@@ -498,6 +499,13 @@ def test_sanitizers_find_nothing(tmp_path):
         place = tmp_path / f"blocks of {length} at {density}.onnx"
         place.write_bytes(with_nodes(model)[0].SerializeToString())
         np.savez(place.with_suffix(".npz"), inputs=inputs, expected=scores(model, inputs, engine=None))
+    for name, preprocess in (("by image", standardised_alike), ("one by one", lambda pixels: pixels.float() / 255)):
+        images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), dtype=np.uint8)
+        network = NETWORKS["small_cnn"](shape=(1, 8, 8), classes=10).eval()
+        model = packed(lean(exported(network, preprocess, torch.from_numpy(images))))[0]
+        place = tmp_path / f"pixels {name}.onnx"
+        place.write_bytes(with_nodes(model)[0].SerializeToString())
+        np.savez(place.with_suffix(".npz"), inputs=images, expected=scores(model, images, engine=None))
     environment = os.environ | {"LD_PRELOAD": ":".join(runtimes), "ASAN_OPTIONS": "detect_leaks=1:exitcode=0"}
     command = [sys.executable, "-c", SANITIZED, str(engine), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

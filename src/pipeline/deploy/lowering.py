@@ -13,6 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from pipeline.deploy import pack
 from pipeline.deploy.export import WEIGHTED
 from pipeline.deploy.moving import NoLoops, View, is_identity, plane_of, view_of
+from pipeline.deploy.pixels import BY_IMAGE, ONE_BY_ONE, Pixels, covered, pixels
 from pipeline.deploy.program import CODINGS, FUNCTIONS, LARGEST, MODES, SIDE, Operation, Shape
 
 
@@ -75,11 +76,16 @@ class Segment:
         """
         if max(len(self.inputs), len(self.outputs)) > SIDE:
             raise NotCovered(f"{max(len(self.inputs), len(self.outputs))} inputs or outputs")
+        seen = [self.graph.pixels[name] for name in self.inputs if name in self.graph.pixels]
         for place, name in enumerate(self.inputs):
-            number = self._new(self.graph.shape(name))
-            self.operations.append(Operation("input", number, number, weights=place))
-            self.numbers[name, False] = number
+            prepared = self.graph.pixels.get(name)
+            number = self._new(self.graph.shape(prepared.value if prepared else name))
+            step = Operation("input", number, number, weights=place)
+            self.operations.append(self._prepared(step, prepared) if prepared else step)
+            self.numbers[prepared.value if prepared else name, False] = number
         for node in self.nodes:
+            if id(node) in covered(seen):
+                continue
             self.at = node
             lower = _OPERATORS.get(node.op_type)
             if lower is None or node.domain:
@@ -106,6 +112,12 @@ class Segment:
             results.append((number, 3 if rank == 3 else 1))
         for place, (each, rank) in enumerate(results):
             self.operations.append(Operation("output", each, each, weights=place, kernel_height=rank))
+
+    def _prepared(self, step: Operation, made: Pixels) -> Operation:
+        if made.least is not None:
+            return replace(step, pixels=BY_IMAGE, scale=self._place(made.least))
+        loops = tuple((operation, self._place(name), 0) for operation, name in made.steps)
+        return replace(step, pixels=ONE_BY_ONE, loops=loops)
 
     def _turns(self, node: NodeProto) -> bool:
         """Whether a node takes its values turned: one is there so alone, or goes with one number a feature."""
@@ -722,6 +734,8 @@ class Graph:
         self.readers = Counter(name for node in self.nodes for name in node.input)
         self.readers.update(output.name for output in model.graph.output)
         self._shapes = _shapes(model)
+        found = pixels(_images(model), self.makers, self.readers, self.constants)
+        self.pixels = {each.source: each for each in found}
         self.reasons: dict[str, None] = {}
         self.segments = self._segments()
 
@@ -761,13 +775,16 @@ class Graph:
             return []
         while first and self.nodes[first - 1].op_type in CODED:
             first -= 1
-        known = {id(node) for node in self.nodes[first:] if self._known(node)}
+        known = {id(node) for node in self.nodes[first:] if self._known(node)} | covered(self.pixels.values())
         while True:
             segments = [Segment(self, nodes) for nodes in self._apart(known)]
             refused = [fault for segment in segments if (fault := self._fault(segment)) is not None]
             if not refused:
                 return [segment for segment in segments if segment.weighted]
             known -= {id(node) for node in refused}
+            partly = {name: each for name, each in self.pixels.items() if not covered([each]) <= known}
+            known -= covered(partly.values())
+            self.pixels = {name: each for name, each in self.pixels.items() if name not in partly}
 
     def _apart(self, known: Collection[int]) -> list[list[NodeProto]]:
         """The nodes that are known, apart where one waits for another that is not, or where nothing connects them."""
@@ -828,6 +845,17 @@ def _even(values: Sequence[int], what: str) -> int:
     if len(set(values)) != 1:
         raise NotCovered(f"{what} of {list(values)}")
     return values[0]
+
+
+def _images(model: ModelProto) -> dict[str, tuple[int, ...]]:
+    """Sides of an example of the inputs that are bytes (N, channels, height, width)."""
+    kinds = {each.name: each.type.tensor_type for each in model.graph.input}
+    sides = {
+        name: tuple(each.dim_value for each in kind.shape.dim[1:])
+        for name, kind in kinds.items()
+        if kind.elem_type == TensorProto.UINT8
+    }
+    return {name: each for name, each in sides.items() if len(each) == 3 and all(each)}
 
 
 def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:

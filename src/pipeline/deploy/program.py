@@ -62,6 +62,7 @@ class Operation:
     transposed: bool = False
     gate: float | None = None
     start: tuple[int, int, int] = (0, 0, 0)
+    pixels: int = 0
     loops: tuple[Loop, ...] = ()
 
     @property
@@ -73,8 +74,8 @@ class Operation:
         }
         residual = 0 if self.residual is None else self.residual + 1
         own = replace(self, residual=residual, **numbers)
-        _, *fields, start, loops = astuple(own)
-        told = [*(int(each) for each in fields), *start, *(each for loop in loops for each in loop)]
+        _, *fields, start, pixels, loops = astuple(own)
+        told = [*(int(each) for each in fields), *start, pixels, *(each for loop in loops for each in loop)]
         return [KINDS.index(self.kind), *told, *[0] * (3 * (LOOPS - len(loops)))]
 
     @property

@@ -31,15 +31,18 @@ static inline __attribute__((always_inline)) void tapped(const int M, const int 
         UNROLLED for (int n = 0; n < N; n++) sums[n] += weight * *(const vector *)(in + n * LANES);
         return;
     }
-    vector x[MOST_TOGETHER];
-    UNROLLED for (int n = 0; n < N; n++) x[n] = *(const vector *)(in + n * LANES);
-    UNROLLED for (int m = 0; m < M; m++) {
-        UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] += weights[m] * x[n];
+    UNROLLED for (int n = 0; n < N; n++) {
+        vector x = *(const vector *)(in + n * LANES);
+        UNROLLED for (int m = 0; m < M; m++) sums[m * N + n] += weights[m] * x;
     }
 }
 
 static inline __attribute__((always_inline)) void computed(const int M, const int N, const block *b) {
+    /* few vectors: several sums of each, for one has to wait for the tap before */
+    const int held = M * N, most = M == 1 ? MOST : M == 2 ? 2 * MOST_OF_TWO : 4 * MOST_OF_FOUR;
+    const int chains = 4 * held <= most ? 4 : 2 * held <= most ? 2 : 1, ahead = chains == 1 ? 2 : chains;
     vector sums[MOST];
+    UNROLLED for (int i = held; i < chains * held; i++) sums[i] = (vector){0};
     UNROLLED for (int m = 0; m < M; m++) {
         vector bias;
         UNROLLED for (int i = 0; i < LANES; i++) bias[i] = b->bias[m];
@@ -52,11 +55,11 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
     }
     const number *in = b->in, *weights = b->weights;
     const int32_t *offsets = b->offsets;
-    for (int64_t pairs = b->taps / 2; pairs > 0; pairs--, offsets += 2, weights += 2 * M) { /* half the counting */
-        tapped(M, N, sums, in + offsets[0], weights);
-        tapped(M, N, sums, in + offsets[1], weights + M);
+    for (int64_t rounds = b->taps / ahead; rounds > 0; rounds--, offsets += ahead, weights += ahead * M) {
+        UNROLLED for (int i = 0; i < ahead; i++) tapped(M, N, sums + i % chains * held, in + offsets[i], weights + i * M);
     }
-    if (b->taps % 2) tapped(M, N, sums, in + offsets[0], weights);
+    for (int64_t left = b->taps % ahead; left > 0; left--, offsets++, weights += M) tapped(M, N, sums, in + *offsets, weights);
+    UNROLLED for (int i = held; i < chains * held; i++) sums[i % held] += sums[i];
     UNROLLED for (int m = 0; m < M; m++) {
         if (m >= b->rows) return;
         vector *sum = sums + m * N, *out = (vector *)(b->out + m * b->plane);
@@ -82,47 +85,60 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
 #define TWENTY_EIGHT(DO, M) TWENTY_FOUR(DO, M) DO(M, 25) DO(M, 26) DO(M, 27) DO(M, 28)
 #if defined(__AVX512F__)
 #define TO_MOST TWENTY_EIGHT
-#define TO_MOST_TOGETHER SIX
+#define TO_MOST_OF_TWO TWELVE
+#define TO_MOST_OF_FOUR SIX
 #elif defined(__AVX2__)
 #define TO_MOST TWELVE
-#define TO_MOST_TOGETHER TWO
+#define TO_MOST_OF_TWO SIX
+#define TO_MOST_OF_FOUR TWO
 #else
 #define TO_MOST TWENTY_FOUR
-#define TO_MOST_TOGETHER SIX
+#define TO_MOST_OF_TWO TWELVE
+#define TO_MOST_OF_FOUR SIX
 #endif
 TO_MOST(BLOCK, 1)
-TO_MOST_TOGETHER(BLOCK, 4)
+TO_MOST_OF_TWO(BLOCK, 2)
+TO_MOST_OF_FOUR(BLOCK, 4)
 #define NAME(M, N) block_##M##_##N,
-static void (*const ALONE[MOST])(const block *) = {TO_MOST(NAME, 1)};
-static void (*const JOINED[MOST_TOGETHER])(const block *) = {TO_MOST_TOGETHER(NAME, 4)};
+typedef void (*computing)(const block *);
+static const computing ALONE[MOST] = {TO_MOST(NAME, 1)}, OF_TWO[MOST_OF_TWO] = {TO_MOST_OF_TWO(NAME, 2)},
+                       OF_FOUR[MOST_OF_FOUR] = {TO_MOST_OF_FOUR(NAME, 4)};
 
-/* Groups `begin` to `end` of a convolution: outside pieces of the plane, whose inputs stay near, inside filters. */
+/* Pieces that a plane is computed in: as many vectors of each as registers hold. */
+static int64_t pieces_of(const layout *to, const layer *l) {
+    return (vectors_of(to) + most_of(l->rows) - 1) / most_of(l->rows);
+}
+
+static const number NO_BIAS[4];
+
+/* Units `begin` to `end` of a convolution: outside pieces of the plane and chunks of inputs, which stay near, inside groups of
+ * filters. What the chunks before have summed up is where the next begins. */
 static void convolved(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
     const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
     const number *in = activations[s->from] + from->first;
     const number *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
     number *out = activations[s->to] + to->first;
-    int64_t vectors = vectors_of(to), most = l->rows == 1 ? MOST : MOST_TOGETHER;
-    int64_t pieces = (vectors + most - 1) / most;
-    block b = {.plane = to->plane, .relu = s->relu && !s->function, .ceiling = ceiling_of(s)};
-    for (int64_t piece = 0; piece < pieces; piece++) {
+    int64_t vectors = vectors_of(to), pieces = pieces_of(to, l), groups = groups_of(l);
+    const computing *computed = l->rows == 1 ? ALONE : l->rows == 2 ? OF_TWO : OF_FOUR;
+    block b = {.plane = to->plane, .ceiling = ceiling_of(s)};
+    for (int64_t part = begin / groups * l->chunks; part < (end + groups - 1) / groups * l->chunks; part++) {
+        int64_t piece = part / l->chunks, chunk = part % l->chunks, ends = chunk == l->chunks - 1;
         int64_t v = vectors * piece / pieces, count = vectors * (piece + 1) / pieces - v, at = v * LANES;
+        int64_t until = end - piece * groups < groups ? end - piece * groups : groups;
         b.in = in + at;
         b.inside = to->inside + v;
-        for (int64_t group = begin; group < end; group++) {
-            int64_t first = group * l->rows, start = l->starts[group];
+        b.relu = ends && s->relu && !s->function;
+        for (int64_t group = begin > piece * groups ? begin - piece * groups : 0; group < until; group++) {
+            int64_t first = group * l->rows, listed = chunk * groups + group, start = l->starts[listed];
             b.weights = l->weights + start * l->rows;
             b.offsets = l->offsets + start;
-            b.taps = l->starts[group + 1] - start;
-            b.bias = l->bias + first;
+            b.taps = l->starts[listed + 1] - start;
+            b.bias = chunk ? NO_BIAS : l->bias + first;
             b.rows = l->outputs - first < l->rows ? l->outputs - first : l->rows;
             b.out = out + first * to->plane + at;
-            b.residual = residual ? residual + first * to->plane + at : NULL;
-            if (l->rows == 1)
-                ALONE[count - 1](&b);
-            else
-                JOINED[count - 1](&b);
-            for (int64_t row = 0; s->function && row < b.rows; row++) valued(s, b.out + row * b.plane, b.inside, count);
+            b.residual = chunk ? b.out : residual ? residual + first * to->plane + at : NULL;
+            computed[count - 1](&b);
+            for (int64_t row = 0; ends && s->function && row < b.rows; row++) valued(s, b.out + row * b.plane, b.inside, count);
         }
     }
 }

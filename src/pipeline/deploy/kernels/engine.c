@@ -8,7 +8,7 @@
  *
  * is its part of every output at once; what comes out between the rows is masked to zeros. N vectors of M output
  * channels stay in registers while their weights stream by: M = 1 for sparse filters, where a weight costs one load;
- * M = TOGETHER for layers that are too dense for that, where one load serves so many filters.
+ * M = 2 or 4 where neighbouring filters have the same taps (blocks, layers that are dense): one load serves so many.
  *
  * A convolution of stride s reads s * s planes made before, (row mod s, column mod s) of its input, at stride 1.
  * Weights arrive coded as the model stores them (pack.py) and are decoded once, when a session is made.
@@ -23,6 +23,7 @@
 #include "functions.h"
 #include "convolution.h"
 #include "layers.h"
+#include "pixels.h"
 #include "validation.h"
 
 /* A whole inference */
@@ -62,12 +63,13 @@ static void worked(void *given, size_t part) {
     }
 }
 
-enum { PARTS = 16, WORTH_A_THREAD = 1 << 18 }; /* multiply-adds below which a step stays on its thread */
+/* Multiply-adds below which a step stays on its thread, and of how many a place of a pooling's window takes the time. */
+enum { PARTS = 16, WORTH_A_THREAD = 1 << 18, WINDOW = 4 };
 
 enum { SIDE = 64 }; /* inputs that are no constants, and outputs: at most so many */
 
 typedef struct { /* where a network's inputs and outputs lie, and how many numbers an image has in each */
-    const float *in[SIDE];
+    const void *in[SIDE]; /* floats, or bytes that are pixels */
     float *out[SIDE];
     int64_t in_size[SIDE], out_size[SIDE];
 } ends;
@@ -79,7 +81,11 @@ static status *inferred(const network *net, number **activations, const ends *e,
         const layer *l = net->layers + i;
         const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
         if (s->kind == INPUT) {
-            copied_in(s, to, e->in[s->weights] + image * e->in_size[s->weights], activations[s->to]);
+            int64_t first = image * e->in_size[s->weights];
+            if (s->pixels)
+                seen(s, l, to, (const uint8_t *)e->in[s->weights] + first, activations[s->to]);
+            else
+                copied_in(s, to, (const float *)e->in[s->weights] + first, activations[s->to]);
             continue;
         }
         if (s->kind == OUTPUT) {
@@ -88,9 +94,10 @@ static status *inferred(const network *net, number **activations, const ends *e,
         }
         int64_t units = s->kind == MOVE ? s->loops[0].count : s->kind == SPLIT ? from->shape.channels : to->shape.channels;
         int64_t cost = to->shape.channels * to->plane;
+        if (s->kind == MAX_POOL || s->kind == AVERAGE_POOL) cost *= WINDOW * s->kernel_height * s->kernel_width;
         if (l->rows) {
-            units = (l->outputs + l->rows - 1) / l->rows;
-            cost = l->starts[units] * l->rows * to->plane;
+            units = groups_of(l) * (s->kind == CONVOLUTION ? pieces_of(to, l) : 1);
+            cost = l->starts[l->chunks * groups_of(l)] * l->rows * to->plane;
         }
         work w = {net, s, l, activations, units, 1};
         if (!context || cost < WORTH_A_THREAD) {
@@ -98,7 +105,7 @@ static status *inferred(const network *net, number **activations, const ends *e,
             continue;
         }
         w.parts = units < PARTS ? units : PARTS;
-        status *failed = net->api->parallel_for(context, worked, w.parts, 0, &w);
+        status *failed = net->api->parallel_for(context, worked, w.parts, w.parts, &w);
         if (failed) return failed;
     }
     return NULL;
@@ -168,7 +175,7 @@ static status *found(network *net, kernel_context *context, int64_t i, ends *e, 
     if (failed) return failed;
     if (i == 0) *images = dimensions[0];
     e->in_size[i] = elements(net->layouts[net->steps[i].to].shape);
-    if (type != FLOAT || dimensions[0] != *images || (int64_t)size != *images * e->in_size[i])
+    if (type != (net->steps[i].pixels ? UINT8 : FLOAT) || dimensions[0] != *images || (int64_t)size != *images * e->in_size[i])
         return api->create_status(FAILED, "rewind sparse engine: an input has another shape than the network takes");
     return api->tensor_data((value *)input, (void **)&e->in[i]);
 }
@@ -262,7 +269,8 @@ static status *create(const custom_operator *self, const api *api, const kernel_
     for (int64_t i = 0; i < net->step_count; i++)
         if (((net->steps[i].kind == CONVOLUTION || net->steps[i].kind == LINEAR) &&
              !weighted(net, net->steps + i, constants, net->layers + i)) ||
-            (net->steps[i].kind == AFFINE && !scaled(net, net->steps + i, constants, net->layers + i)))
+            (net->steps[i].kind == AFFINE && !scaled(net, net->steps + i, constants, net->layers + i)) ||
+            (net->steps[i].pixels && !tabled(net, net->steps + i, constants, net->layers + i)))
             goto refuse;
     free(program), free(constants);
     *kernel = net;
@@ -285,7 +293,7 @@ static const char *name(const custom_operator *self) { return ((const named *)se
 static const char *provider(const custom_operator *self) { return NULL; }
 static size_t two(const custom_operator *self) { return 2; }
 static size_t one(const custom_operator *self) { return 1; }
-static int input_type(const custom_operator *self, size_t i) { return i ? ANY : FLOAT; }
+static int input_type(const custom_operator *self, size_t i) { return ANY; }
 static int output_type(const custom_operator *self, size_t i) { return FLOAT; }
 static int input_characteristic(const custom_operator *self, size_t i) { return i ? VARIADIC : REQUIRED; }
 static int output_characteristic(const custom_operator *self, size_t i) { return VARIADIC; }

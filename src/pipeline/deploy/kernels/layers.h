@@ -37,9 +37,11 @@ static void multiplied(const network *net, const step *s, const layer *l, number
 static void copied_in(const step *s, const layout *to, const float *in, number *out) {
     int64_t rows = to->shape.height ? to->shape.height : 1, width = to->shape.height ? to->shape.width : 1;
     for (int64_t c = 0; c < to->shape.channels; c++)
-        for (int64_t y = 0; y < rows; y++)
-            for (int64_t x = 0; x < width; x++)
-                out[to->first + c * to->plane + y * to->row + x] = clamped(s, in[(c * rows + y) * width + x]);
+        for (int64_t y = 0; y < rows; y++, in += width) {
+            number *row = out + to->first + c * to->plane + y * to->row;
+            for (int64_t x = 0; x < width; x++) row[x] = in[x];
+            for (int64_t x = 0; s->relu && x < width; x++) row[x] = clamped(s, in[x]);
+        }
 }
 
 static void copied_out(const layout *from, const number *in, float *out) {
@@ -70,6 +72,8 @@ static inline void dealt(const number *restrict in, number *restrict out, int64_
             *(vector *)out = __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
             *(vector *)(out + next) = __builtin_shufflevector(pair[0], pair[1], ODD_LANES);
         }
+    if (stride == 2 && phases == 1)
+        for (; in + 2 * LANES <= end; in += 2 * LANES, out += LANES) *(vector *)out = every_second(in);
     for (int64_t phase = 0; phase < phases; phase++) {
         number *written = out + phase * next;
         for (const number *read = in + phase; read < end; read += stride) *written++ = *read;
@@ -92,15 +96,21 @@ static void split(const step *s, const layout *from, const layout *to, const num
 
 static number joined(int maximum, number a, number b) { return !maximum ? a + b : a > b ? a : b; }
 
+static inline void joined_to(int maximum, int64_t stride, const number *in, number *out) {
+    vector given = stride == 1 ? *(const vector *)in : stride == 2 ? every_second(in) : every_fourth(in), *to = (vector *)out;
+    if (maximum)
+        *to = larger(*to, given);
+    else
+        *to += given;
+}
+
 /* One row of a window's column: out[x] joined with in[x * stride]. */
 static void swept(int maximum, int64_t stride, const number *in, number *out, int64_t count) {
-    int64_t x = 0;
-    if (maximum && (stride <= 2 || stride == 4))
-        for (; x + LANES <= count; x += LANES) {
-            const number *at = in + stride * x;
-            vector given = stride == 1 ? *(const vector *)at : stride == 2 ? every_second(at) : every_fourth(at);
-            *(vector *)(out + x) = larger(*(vector *)(out + x), given);
-        }
+    int64_t x = 0, last = count - LANES;
+    if (stride <= 2 || stride == 4) {
+        for (; x <= last; x += LANES) joined_to(maximum, stride, in + stride * x, out + x);
+        if (maximum && last > 0 && x < count) joined_to(1, stride, in + stride * last, out + last), x = count; /* some twice */
+    }
     for (; x < count; x++) out[x] = joined(maximum, out[x], in[stride * x]);
 }
 
@@ -112,26 +122,31 @@ static int64_t within(int64_t begin, int64_t length, int64_t size) { /* how much
 static void pooled(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
                    int64_t end) {
     int maximum = s->kind == MAX_POOL;
-    int64_t high = from->shape.height, wide = from->shape.width, area = s->kernel_height * s->kernel_width;
-    for (int64_t c = begin; c < end; c++)
-        for (int64_t y = 0; y < to->shape.height; y++) {
-            number *row = out + to->first + c * to->plane + y * to->row;
-            const number *plane = in + from->first + c * from->plane;
-            int64_t top = y * s->stride - s->pad, pad = s->pad + s->left;
-            for (int64_t x = 0; x < to->shape.width; x++) row[x] = maximum ? -INFINITY : 0;
-            for (int64_t v = top < 0 ? 0 : top; v < top + s->kernel_height && v < high; v++)
-                for (int64_t u = -pad; u < s->kernel_width - pad; u++) {
-                    int64_t first = u < 0 ? (across(s) - 1 - u) / across(s) : 0;
-                    int64_t last = u < wide ? (wide - 1 - u) / across(s) : -1;
-                    if (last >= to->shape.width) last = to->shape.width - 1;
-                    swept(maximum, across(s), plane + v * from->row + first * across(s) + u, row + first, last - first + 1);
-                }
-            for (int64_t x = 0; x < to->shape.width; x++) {
-                int64_t count = within(top, s->kernel_height, high) *
-                                within(x * across(s) - pad, s->kernel_width, wide);
-                row[x] = clamped(s, maximum ? row[x] : row[x] / (s->count_padding ? area : count));
+    int64_t high = from->shape.height, wide = from->shape.width, pad = s->pad + s->left, width = to->shape.width;
+    for (int64_t c = begin; c < end; c++) {
+        const number *plane = in + from->first + c * from->plane;
+        number *result = out + to->first + c * to->plane;
+        for (int64_t y = 0; y < to->shape.height; y++)
+            for (int64_t x = 0; x < width; x++) result[y * to->row + x] = maximum ? -INFINITY : 0;
+        for (int64_t u = -pad; u < s->kernel_width - pad; u++) {
+            int64_t first = u < 0 ? (across(s) - 1 - u) / across(s) : 0, last = u < wide ? (wide - 1 - u) / across(s) : -1;
+            int64_t count = (last < width ? last + 1 : width) - first;
+            for (int64_t y = 0; y < to->shape.height; y++) {
+                int64_t top = y * s->stride - s->pad, bottom = top + s->kernel_height < high ? top + s->kernel_height : high;
+                for (int64_t v = top < 0 ? 0 : top; v < bottom; v++)
+                    swept(maximum, across(s), plane + v * from->row + first * across(s) + u, result + y * to->row + first,
+                          count);
             }
         }
+        for (int64_t y = 0; y < to->shape.height; y++) {
+            number *row = result + y * to->row;
+            int64_t tall = within(y * s->stride - s->pad, s->kernel_height, high);
+            for (int64_t x = 0; !maximum && x < width; x++)
+                row[x] /= s->count_padding ? s->kernel_height * s->kernel_width
+                                           : tall * within(x * across(s) - pad, s->kernel_width, wide);
+            for (int64_t x = 0; s->relu && x < width; x++) row[x] = clamped(s, row[x]);
+        }
+    }
 }
 
 static void averaged(const step *s, const layout *from, const number *in, number *out, int64_t begin, int64_t end) {

@@ -18,26 +18,31 @@ typedef int32_t lane; /* as wide as a number */
 #endif
 
 #if defined(__AVX512F__)
-enum { LANES = 16, MOST = 28, MOST_TOGETHER = 6 };
+enum { LANES = 16, MOST = 28, MOST_OF_TWO = 12, MOST_OF_FOUR = 6 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif defined(__AVX2__)
-enum { LANES = 8, MOST = 12, MOST_TOGETHER = 2 };
+enum { LANES = 8, MOST = 12, MOST_OF_TWO = 6, MOST_OF_FOUR = 2 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #elif defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
-enum { LANES = 8, MOST = 24, MOST_TOGETHER = 6 };
+enum { LANES = 8, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #else
-enum { LANES = 4, MOST = 24, MOST_TOGETHER = 6 };
+enum { LANES = 4, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6 };
 #define EVEN_LANES 0, 2, 4, 6
 #define ODD_LANES 1, 3, 5, 7
 #endif
-enum { TOGETHER = 4 }; /* filters; MOST vectors of sums of one filter fit into the registers, MOST_TOGETHER of four */
+/* MOST: so many vectors of sums of one filter fit into the registers; of two and of four filters at a time */
+
+static int64_t most_of(int64_t rows) { return rows == 1 ? MOST : rows == 2 ? MOST_OF_TWO : MOST_OF_FOUR; }
+
+/* Bytes of the first cache for what a piece reads; multiply-adds of vectors that a chunk of a group has to have. */
+enum { NEAR = 20 << 10, WORTH_A_CHUNK = 300 };
 
 /* What a tap of several filters or of a vector of them costs, in taps of one: docs/kernels.md. */
-static const double TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;
+static const double TAP_OF_TWO = 1.4, TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;
 
 typedef number vector __attribute__((vector_size(sizeof(number) * LANES), aligned(sizeof(number)), may_alias));
 typedef lane lanes __attribute__((vector_size(sizeof(lane) * LANES), aligned(sizeof(lane)), may_alias));

@@ -28,7 +28,8 @@ typedef struct {
     int64_t mode, wider, transposed; /* wider: more stride to the right than down; transposed: inputs before outputs */
     int64_t gate;                    /* of SILU and HARD_SWISH: what their other factor is at most; bits of a float32, 0: 1 */
     int64_t channel, row, column;    /* of MOVE: where it begins to read */
-    loop loops[LOOPS];
+    int64_t pixels; /* of INPUT: bytes, and how they become numbers (pixels.h) */
+    loop loops[LOOPS]; /* of INPUT: an operation, and the input that it has its other number from */
 } step;
 
 enum { SHAPE_FIELDS = sizeof(shape) / 8, STEP_FIELDS = sizeof(step) / 8 };
@@ -39,12 +40,14 @@ typedef struct { /* numbers from row to row, from plane to plane, before the fir
     lanes *inside; /* of a plane's vectors: all ones in the rows, zero between them */
 } layout;
 
-typedef struct { /* filters, `rows` at a time: group g has the taps starts[g] to starts[g + 1] */
-    int64_t rows, outputs;
+/* Filters, `rows` at a time, and inputs in chunks: group g has the taps starts[c * groups + g] to the next of chunk c. */
+typedef struct {
+    int64_t rows, outputs, chunks;
     int64_t *starts;
     int32_t *offsets; /* of a tap, from the output that it is for */
     number *weights;  /* taps x rows */
     number *bias;
+    double least; /* deviation of an image */
 } layer;
 
 typedef struct workspace {
@@ -61,6 +64,8 @@ typedef struct {
     pthread_mutex_t lock;
     workspace *idle; /* one for every inference that has run at the same time as others */
 } network;
+
+static int64_t groups_of(const layer *l) { return (l->outputs + l->rows - 1) / l->rows; }
 
 static int64_t across(const step *s) { return s->stride + s->wider; }
 

@@ -42,6 +42,15 @@ static int constant_or_none(const network *net, int64_t input, int64_t inputs) {
     return !input || in_range(input, net->given, inputs - 1);
 }
 
+/* What pixels become, of planes that come in. */
+static int from_pixels(const step *s, const network *net, int64_t inputs) {
+    if (!in_range(s->pixels, ONE_BY_ONE, BY_IMAGE) || !net->layouts[s->to].shape.height) return 0;
+    if (s->pixels == BY_IMAGE) return s->scale && constant_or_none(net, s->scale, inputs);
+    for (const loop *l = s->loops; l < s->loops + LOOPS && l->count; l++)
+        if (!in_range(l->count, PLUS, OVER) || !in_range(l->from, net->given, inputs - 1)) return 0;
+    return 1;
+}
+
 static int fitting(const step *s, const network *net, int64_t inputs) {
     const layout *from = net->layouts + s->from;
     shape in = from->shape, out = net->layouts[s->to].shape;
@@ -109,6 +118,7 @@ static int fits(const network *net, int64_t inputs) {
             !in_range(s->low_bits, 0, 30) || !in_range(s->more, 0, LARGEST) || !in_range(s->weights, 0, inputs > net->asked ? inputs - 1 : net->asked - 1))
             return 0;
         int64_t last = i - (net->step_count - net->asked);
+        if (s->pixels && (s->kind != INPUT || !from_pixels(s, net, inputs))) return 0;
         if (i < net->given ? s->kind != INPUT || s->weights != i
             : last >= 0    ? s->kind != OUTPUT || s->weights != last ||
                                (s->kernel_height == 3 && net->layouts[s->from].shape.height != 1)

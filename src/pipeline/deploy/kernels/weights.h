@@ -107,10 +107,12 @@ static int64_t offset_of(const step *s, const layout *from, int64_t channels, in
 /* Lists the taps of groups of `rows` filters, each that any filter of the group has; into `made`, or null: counts them. */
 static int64_t taps(const step *s, const layout *from, const float *dense, int64_t outputs, int64_t inputs, int64_t rows,
                     layer *made) {
-    int64_t count = 0, area = s->kernel_height * s->kernel_width, filter = inputs * area;
-    for (int64_t first = 0; first < outputs; first += rows) {
-        if (made) made->starts[first / rows] = count;
-        for (int64_t tap = 0; tap < filter; tap++) {
+    int64_t count = 0, area = s->kernel_height * s->kernel_width, filter = inputs * area, chunks = made ? made->chunks : 1;
+    int64_t groups = (outputs + rows - 1) / rows;
+    for (int64_t part = 0; part < chunks * groups; part++) {
+        int64_t chunk = part / groups, first = part % groups * rows;
+        if (made) made->starts[part] = count;
+        for (int64_t tap = inputs * chunk / chunks * area; tap < inputs * (chunk + 1) / chunks * area; tap++) {
             int used = 0;
             for (int64_t o = first; o < first + rows && o < outputs; o++) used |= dense[o * filter + tap] != 0;
             if (used && made) {
@@ -122,22 +124,36 @@ static int64_t taps(const step *s, const layout *from, const float *dense, int64
             }
             count += used;
         }
-        if (made) made->starts[first / rows + 1] = count;
+        if (made) made->starts[part + 1] = count;
     }
     return count;
 }
 
+/* How many parts the inputs are taken in: what a piece reads of one shall stay in the first cache, and is worth it where it has
+ * many taps, for sums go to memory and back between them. */
+static int64_t chunks_of(const step *s, const layout *from, int64_t inputs, double taps, int64_t most) {
+    int64_t vectors = vectors_of(from) < most ? vectors_of(from) : most, planes = from->shape.channels / inputs;
+    int64_t rows = (s->kernel_height - 1) * (s->spread + 1) / s->stride, read = vectors * LANES + rows * from->row;
+    int64_t wanted = (inputs * planes * read * (int64_t)sizeof(number) + NEAR - 1) / NEAR;
+    int64_t worth = (int64_t)(taps * vectors / WORTH_A_CHUNK), chunks = wanted < worth ? wanted : worth;
+    return chunks < 1 ? 1 : chunks < inputs ? chunks : inputs;
+}
+
 static int made_of(const step *s, const layout *from, const float *dense, int64_t outputs, int64_t inputs, layer *made) {
-    int64_t rows = s->kind == LINEAR ? LANES : TOGETHER;
+    typedef struct { int64_t rows; double tap; } way;
+    const way filters[] = {{2, TAP_OF_TWO}, {4, TAP_OF_FOUR}, {0}}, vectors[] = {{LANES, TAP_OF_LANES}, {0}};
     int64_t count = taps(s, from, dense, outputs, inputs, 1, NULL);
-    if (s->groups == 1) {
-        int64_t joined = taps(s, from, dense, outputs, inputs, rows, NULL);
-        if (joined * (s->kind == LINEAR ? TAP_OF_LANES : TAP_OF_FOUR) < count) made->rows = rows, count = joined;
+    double least = count;
+    made->rows = 1, made->outputs = outputs;
+    for (const way *w = s->kind == LINEAR ? vectors : filters; s->groups == 1 && w->rows; w++) {
+        int64_t together = taps(s, from, dense, outputs, inputs, w->rows, NULL);
+        if (together * w->tap < least) made->rows = w->rows, count = together, least = together * w->tap;
     }
-    if (!made->rows) made->rows = 1;
-    made->outputs = outputs;
-    int64_t groups = (outputs + made->rows - 1) / made->rows;
-    made->starts = malloc(sizeof(int64_t) * (groups + 1));
+    int64_t groups = groups_of(made);
+    made->chunks = 1;
+    if (s->kind == CONVOLUTION && s->groups == 1)
+        made->chunks = chunks_of(s, from, inputs, (double)count / groups, most_of(made->rows));
+    made->starts = malloc(sizeof(int64_t) * (made->chunks * groups + 1));
     made->offsets = malloc(sizeof(int32_t) * (count + 1));
     made->weights = malloc(sizeof(number) * (count * made->rows + 1));
     made->bias = calloc(groups * made->rows, sizeof(number));
