@@ -67,6 +67,19 @@ def test_wins_are_counted_at_equal_seed_and_density_without_round_0():
     assert comparison.wins(other, one) == (1, 5)
 
 
+@pytest.mark.parametrize(("share", "pairs"), [(1.0, 3), (0.995, 3), (0.98, 0)])
+def test_densities_that_are_a_few_weights_apart_meet(share, pairs):
+    blocks = run("b", accuracies=(0.9, 0.7, 0.7, 0.7))
+    lower = tuple(
+        {**each, "density": each["density"] * share if index else 1.0} for index, each in enumerate(blocks.rounds)
+    )
+    one, other = comparison.methods([run("a"), dataclasses.replace(blocks, rounds=lower)])
+    assert comparison.wins(one, other) == (pairs, pairs)
+    table = [line for line in comparison.scores([one, other]).splitlines() if line.startswith("| 0")]
+    assert [line.split("|")[1].strip() for line in table[:: 1 if pairs else 2]] == ["0.8000", "0.6400", "0.5120"]
+    assert sum("-" in line for line in table) == (0 if pairs else 6)
+
+
 def test_runs_of_one_method_are_told_apart_by_their_pruning():
     found = comparison.methods([run(), run(seed=1), run(pruning__fraction="0.5"), run("fine", pruning__rounds="9")])
     assert [(method.name, sorted(method.runs)) for method in found] == [

@@ -5,7 +5,7 @@ Pure: records of runs in, methods and their tables out. All have one score, such
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,8 @@ TRAINING = ("training_epochs", "training_flops")
 FLOPS = 6
 """Of training, for a multiply-add of the dense network and an example: 2 forward, 4 backward. Zeros are computed."""
 FLOPS_OF_A_TEACHER = 2
+SAME = 0.01
+"""Densities that differ by no more than this share are the same place: blocks and filters end a few weights lower."""
 NOT_COMPARED = {f"{group}.{name}" for group, names in NO_NUMBERS.items() for name in names} - {"model.weights"} | {
     "training.precision",
     "training.compile",
@@ -259,14 +261,26 @@ def wins(one: Method, other: Method) -> tuple[int, int]:
     won, of, test = 0, 0, one.score.test
     by_round = one.control or other.control
     for seed in one.runs.keys() & other.runs.keys():
+        both = [method.runs[seed].rounds for method in (one, other)]
+        place_of = _meeting(each["density"] for rounds in both for each in rounds)
         ours, theirs = (
-            {index if by_round else round(each["density"], 4): each[test] for index, each in enumerate(rounds) if index}
-            for rounds in (one.runs[seed].rounds, other.runs[seed].rounds)
+            {index if by_round else place_of[each["density"]]: each[test] for index, each in enumerate(rounds) if index}
+            for rounds in both
         )
         for place in ours.keys() & theirs.keys():
             of += 1
             won += one.score.is_better(ours[place], theirs[place])
     return won, of
+
+
+def _meeting(densities: Iterable[float]) -> dict[float, float]:
+    """What stands for each density: the largest of those that are the same place."""
+    found: dict[float, float] = {}
+    largest = math.inf
+    for density in sorted(set(densities), reverse=True):
+        largest = largest if density >= largest * (1 - SAME) else density
+        found[density] = largest
+    return found
 
 
 def titles(methods: Sequence[Method]) -> dict[str, str]:
@@ -289,8 +303,9 @@ def markdown(methods: Sequence[Method]) -> str:
 def scores(methods: Sequence[Method]) -> str:
     """Test scores by density; by round where no two runs meet at a density."""
     names = titles(methods)
+    place_of = _meeting(point.density for method in methods for point in method.points)
     by_density = {
-        method.name: {round(point.density, 4): point for point in method.points}
+        method.name: {place_of[point.density]: point for point in method.points}
         for method in methods
         if not method.control
     }
@@ -298,7 +313,7 @@ def scores(methods: Sequence[Method]) -> str:
     for control in (method for method in methods if method.control):
         beside = (longest or control).points
         by_density[control.name] = {
-            round(theirs.density, 4): own for theirs, own in zip(beside, control.points, strict=False)
+            place_of[theirs.density]: own for theirs, own in zip(beside, control.points, strict=False)
         }
     densities = sorted({density for points in by_density.values() for density in points}, reverse=True)
     if len(densities) > 2 * max(len(method.points) for method in methods):  # filters meet no density to the weight

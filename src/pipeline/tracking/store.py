@@ -5,20 +5,24 @@ import hashlib
 import logging
 import os
 import shlex
+import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy import URL
 
+from pipeline.ground.environment import cache_folder
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.files import whole
 from pipeline.objective.score import Score
@@ -77,7 +81,20 @@ def make_embedded_store(runs: Path) -> None:
     with FileLock(folder / "lock"):
         if not (folder / "mlflow.db").exists():
             with whole(folder / "mlflow.db") as unfinished:
+                shutil.copyfile(_tables(), unfinished)
                 MlflowClient(sqlite_uri(unfinished)).search_experiments()
+
+
+def _tables() -> Path:
+    """A store with nothing in it, which this release of MLflow has made: that takes it seconds, so it is done once."""
+    place = cache_folder() / f"mlflow-{mlflow.__version__}.db"
+    with FileLock(place.with_suffix(".lock")):
+        if not place.exists():
+            with whole(place) as unfinished:
+                MlflowClient(sqlite_uri(unfinished)).search_experiments()
+                with closing(sqlite3.connect(unfinished)) as database, database:
+                    database.execute("DELETE FROM experiments")  # the one that has the path of its store
+    return place
 
 
 def parameters(settings: Settings) -> dict[str, str]:
