@@ -420,6 +420,51 @@ def test_blocks_of_filters_are_read_as_what_they_are(length, density):
     assert difference(found, scores(model, inputs, engine=None)) < TOLERANCE
 
 
+WAYS = {
+    "alone, in chunks": (96, 50, 20, 0.3, 1),
+    "alone, short planes": (300, 30, 4, 0.1, 1),
+    "alone, the shortest": (200, 17, 1, 0.3, 1),
+    "two, in chunks": (96, 51, 20, 0.3, 2),
+    "two, short planes": (300, 31, 5, 0.1, 2),
+    "four, in chunks": (96, 49, 20, 0.3, 4),
+    "four, short planes": (300, 30, 3, 0.1, 4),
+}
+
+
+def one_layer(into, filters, side, density, block):
+    """A 3x3 convolution of planes of so many rows with a sum and a Relu, whose filters lose weights so many together."""
+    random = np.random.default_rng(0)
+    alive = (random.random((-(-filters // block), into, 3, 3)) < density).repeat(block, 0)[:filters]
+    weight = (random.normal(size=alive.shape) * alive / np.sqrt(9 * into * density)).astype(np.float32)
+    inputs = random.normal(size=(3, into, side, side)).astype(np.float32)
+    beside = (random.normal(size=(filters, into, 1, 1)) / np.sqrt(into)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["input", "weight", "bias"], ["convolved"], pads=[1] * 4),
+        helper.make_node("Conv", ["input", "beside"], ["short"]),
+        helper.make_node("Add", ["convolved", "short"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["output"]),
+    ]
+    bias = random.normal(size=filters).astype(np.float32)
+    tensors = [numpy_helper.from_array(*each) for each in ((weight, "weight"), (bias, "bias"), (beside, "beside"))]
+    sides = {"input": ["N", into, side, side], "output": ["N", filters, side, side]}
+    ends = [[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sides[name])] for name in sides]
+    opset = [helper.make_opsetid("", 18)]
+    model = helper.make_model(helper.make_graph(nodes, "one", *ends, tensors), opset_imports=opset, ir_version=9)
+    return model, inputs
+
+
+@here
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_compute_a_layer_gives_its_answers(way):
+    model, inputs = one_layer(*WAYS[way])
+    made, reason = with_nodes(packed(model)[0])
+    assert reason is None
+    expected = scores(model, inputs, engine=None)
+    for count, threads in ((3, 1), (1, 1), (1, 2), (1, 4)):
+        found = scores(made, inputs[:count], engine=library(target_here()), threads=threads)
+        assert difference(found, expected[:count]) < TOLERANCE
+
+
 SANITIZED = """
 import ctypes, sys
 from pathlib import Path
@@ -498,6 +543,11 @@ def test_sanitizers_find_nothing(tmp_path):
         model, _, inputs = of_blocks(length, density)
         place = tmp_path / f"blocks of {length} at {density}.onnx"
         place.write_bytes(with_nodes(model)[0].SerializeToString())
+        np.savez(place.with_suffix(".npz"), inputs=inputs, expected=scores(model, inputs, engine=None))
+    for way in WAYS:
+        model, inputs = one_layer(*WAYS[way])
+        place = tmp_path / f"{way}.onnx"
+        place.write_bytes(with_nodes(packed(model)[0])[0].SerializeToString())
         np.savez(place.with_suffix(".npz"), inputs=inputs, expected=scores(model, inputs, engine=None))
     for name, preprocess in (("by image", standardised_alike), ("one by one", lambda pixels: pixels.float() / 255)):
         images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), dtype=np.uint8)

@@ -3,8 +3,8 @@
 typedef struct { /* N vectors of the outputs of one group of filters */
     const number *in, *weights, *bias, *residual;
     const int32_t *offsets;
-    const lanes *inside; /* all ones in the rows, zero between them */
-    int64_t taps, rows, plane, relu;
+    const int32_t *gaps; /* between rows, from where the plane begins */
+    int64_t taps, rows, plane, relu, at, gap_count;
     number ceiling; /* with a Relu: nothing above */
     number *out;
 } block;
@@ -70,7 +70,8 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
                 UNROLLED for (int n = 0; n < N; n++) sum[n] = smaller(ceiling, sum[n]);
             }
         }
-        UNROLLED for (int n = 0; n < N; n++) out[n] = (vector)((lanes)sum[n] & b->inside[n]);
+        UNROLLED for (int n = 0; n < N; n++) out[n] = sum[n];
+        for (int64_t i = 0; i < b->gap_count; i++) (b->out + m * b->plane - b->at)[b->gaps[i]] = 0;
     }
 }
 
@@ -126,7 +127,7 @@ static void convolved(const network *net, const step *s, const layer *l, number 
         int64_t v = vectors * piece / pieces, count = vectors * (piece + 1) / pieces - v, at = v * LANES;
         int64_t until = end - piece * groups < groups ? end - piece * groups : groups;
         b.in = in + at;
-        b.inside = to->inside + v;
+        b.at = at, b.gaps = to->gaps + to->before[v], b.gap_count = ends ? to->before[v + count] - to->before[v] : 0;
         b.relu = ends && s->relu && !s->function;
         for (int64_t group = begin > piece * groups ? begin - piece * groups : 0; group < until; group++) {
             int64_t first = group * l->rows, listed = chunk * groups + group, start = l->starts[listed];
@@ -138,7 +139,8 @@ static void convolved(const network *net, const step *s, const layer *l, number 
             b.out = out + first * to->plane + at;
             b.residual = chunk ? b.out : residual ? residual + first * to->plane + at : NULL;
             computed[count - 1](&b);
-            for (int64_t row = 0; ends && s->function && row < b.rows; row++) valued(s, b.out + row * b.plane, b.inside, count);
+            for (int64_t row = 0; ends && s->function && row < b.rows; row++)
+                valued(s, b.out + row * b.plane, to->inside + v, count);
         }
     }
 }

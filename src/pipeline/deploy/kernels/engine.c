@@ -213,7 +213,7 @@ static void destroy(void *kernel) {
     network *net = kernel;
     for (int64_t i = 0; net->layers && i < net->step_count; i++)
         free(net->layers[i].starts), free(net->layers[i].offsets), free(net->layers[i].weights), free(net->layers[i].bias);
-    for (int64_t i = 0; net->layouts && i < net->activation_count; i++) free(net->layouts[i].inside);
+    for (int64_t i = 0; net->layouts && i < net->activation_count; i++) free(net->layouts[i].inside), free(net->layouts[i].gaps), free(net->layouts[i].before);
     for (workspace *space = net->idle, *next; space; space = next) {
         next = space->next;
         free(space->memory), free(space->activations), free(space);

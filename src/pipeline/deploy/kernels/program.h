@@ -37,7 +37,9 @@ enum { SHAPE_FIELDS = sizeof(shape) / 8, STEP_FIELDS = sizeof(step) / 8 };
 typedef struct { /* numbers from row to row, from plane to plane, before the first element, and in all */
     shape shape;
     int64_t row, plane, first, size;
-    lanes *inside; /* of a plane's vectors: all ones in the rows, zero between them */
+    lanes *inside;   /* of a plane's vectors: all ones in the rows, zero between them */
+    int32_t *gaps;   /* what is between them, from a plane's begin on, */
+    int32_t *before; /* and how many of these are before a vector */
 } layout;
 
 /* Filters, `rows` at a time, and inputs in chunks: group g has the taps starts[c * groups + g] to the next of chunk c. */
@@ -73,10 +75,10 @@ static int64_t rounded(int64_t size) { return (size + LANES - 1) / LANES * LANES
 
 /* Planes begin where vectors do: what a 1x1 convolution loads crosses no line of the cache. */
 static layout laid_out(shape s) {
-    if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels), NULL};
+    if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels), NULL, NULL, NULL};
     int64_t row = s.width + s.pad, margin = s.pad * row;
     int64_t plane = rounded(rounded(s.height * row) + margin), first = rounded(margin + s.pad);
-    return (layout){s, row, plane, first, rounded(first + s.channels * plane + margin + LANES), NULL};
+    return (layout){s, row, plane, first, rounded(first + s.channels * plane + margin + LANES), NULL, NULL, NULL};
 }
 
 static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.width : 1); }
@@ -84,9 +86,18 @@ static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.
 static int64_t vectors_of(const layout *l) { return rounded(l->shape.height * l->row) / LANES; }
 
 static int masked(layout *l) {
-    lane *inside = calloc(vectors_of(l) * LANES + 1, sizeof *inside);
+    int64_t vectors = vectors_of(l), size = vectors * LANES, found = 0;
+    lane *inside = calloc(size + 1, sizeof *inside);
     l->inside = (lanes *)inside;
-    for (int64_t y = 0; inside && y < l->shape.height; y++)
+    l->gaps = malloc(sizeof(int32_t) * (size - l->shape.height * l->shape.width + 1));
+    l->before = malloc(sizeof(int32_t) * (vectors + 1));
+    if (!inside || !l->gaps || !l->before) return 0;
+    for (int64_t y = 0; y < l->shape.height; y++)
         for (int64_t x = 0; x < l->shape.width; x++) inside[y * l->row + x] = -1;
-    return inside != NULL;
+    for (int64_t i = 0; i < size; i++) {
+        if (i % LANES == 0) l->before[i / LANES] = found;
+        if (!inside[i]) l->gaps[found++] = i;
+    }
+    l->before[vectors] = found;
+    return 1;
 }
