@@ -134,3 +134,17 @@ def test_names_tell_the_way_and_none_comes_twice():
     assert list(named_tensors([a, b], "input")) == ["input_0", "input_1"]
     assert list(named_tensors(a, "input")) == ["input"]
     assert filled(structure, [d, c, b, a]) == {"x.y": d, "x_y": c, "z": {"k": [b, (a,)]}}
+
+
+def test_what_an_export_keeps_changes_neither_the_next_nor_pytorchs_own():
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    before = vars(ONNXRegistry)["from_torchlib"]
+    torch.manual_seed(0)
+    networks, inputs = (Scales(), Tied()), (torch.rand(2, 3, 8, 8), torch.rand(2, 6))
+    first, other, again = (
+        lean(exported(networks[place], lambda given: given, inputs[place])).SerializeToString(deterministic=True)
+        for place in (0, 1, 0)
+    )
+    assert first == again != other
+    assert vars(ONNXRegistry)["from_torchlib"] is before

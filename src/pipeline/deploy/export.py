@@ -5,6 +5,7 @@ and weights, and nothing that says where it comes from.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import re
@@ -78,7 +79,7 @@ def exported(
     batch, any_size = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
     for each in LOUD:
         logging.getLogger(each).setLevel(logging.CRITICAL)
-    with warnings.catch_warnings(), _silent(), torch.no_grad():
+    with warnings.catch_warnings(), _silent(), _translations_kept(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -114,6 +115,31 @@ def _blamed(error: BaseException, network: nn.Module) -> str:
                 layer = f"{name} ({str(kind).rpartition('.')[2]})" if name else layer
     said = [f"the layer {layer}" if layer else "", f"the operator {operator}" if operator else ""]
     return "".join(f", for {each}" for each in [", ".join(filter(None, said))] if each) + where(error)
+
+
+@functools.cache
+def _once(made: Callable[..., Any], **given: Any) -> Any:
+    return made(**given)
+
+
+@contextlib.contextmanager
+def _translations_kept() -> Iterator[None]:
+    """PyTorch's table of its operators in ONNX is made once, not for each export, of which it takes half the time.
+
+    It is no part of PyTorch's interface; where another release has it elsewhere, nothing is kept.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry as Registry
+
+        own, made = vars(Registry)["from_torchlib"], Registry.from_torchlib
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
+    Registry.from_torchlib = staticmethod(functools.partial(_once, made))  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        Registry.from_torchlib = own  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
