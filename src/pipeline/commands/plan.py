@@ -1,4 +1,4 @@
-"""``task=plan``: what a run would do and about how long it would take. Trains nothing that is kept."""
+"""``task=plan``: what a run would do, how long it would take, what would come out. Trains nothing that is kept."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.ground.errors import stoppable
 from pipeline.networks.layers import prunable
+from pipeline.report.forecast import told
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job
 from pipeline.rounds.planning import planned
@@ -22,6 +23,10 @@ def main(settings: Settings, runs: Path) -> None:
     with shared_cores(), together(job.training.devices, job.training.nodes) as ranks, stoppable():
         for line in plan(job):
             if ranks.leads:
+                print(line)
+        known = planned(job)
+        if settings.deploy.sizes and ranks.leads and known is not None:
+            for line in told(job, settings.deploy, len(known) - 1):
                 print(line)
 
 

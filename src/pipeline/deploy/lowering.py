@@ -76,7 +76,7 @@ class Segment:
         """
         if max(len(self.inputs), len(self.outputs)) > SIDE:
             raise NotCovered(f"{max(len(self.inputs), len(self.outputs))} inputs or outputs")
-        seen = [self.graph.pixels[name] for name in self.inputs if name in self.graph.pixels]
+        seen = covered([self.graph.pixels[name] for name in self.inputs if name in self.graph.pixels])
         for place, name in enumerate(self.inputs):
             prepared = self.graph.pixels.get(name)
             number = self._new(self.graph.shape(prepared.value if prepared else name))
@@ -84,7 +84,7 @@ class Segment:
             self.operations.append(self._prepared(step, prepared) if prepared else step)
             self.numbers[prepared.value if prepared else name, False] = number
         for node in self.nodes:
-            if id(node) in covered(seen):
+            if id(node) in seen:
                 continue
             self.at = node
             lower = _OPERATORS.get(node.op_type)

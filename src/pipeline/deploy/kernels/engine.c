@@ -175,7 +175,8 @@ static status *found(network *net, kernel_context *context, int64_t i, ends *e, 
     if (failed) return failed;
     if (i == 0) *images = dimensions[0];
     e->in_size[i] = elements(net->layouts[net->steps[i].to].shape);
-    if (type != (net->steps[i].pixels ? UINT8 : FLOAT) || dimensions[0] != *images || (int64_t)size != *images * e->in_size[i])
+    int taken = net->steps[i].pixels ? UINT8 : FLOAT;
+    if (type != taken || dimensions[0] != *images || (int64_t)size != *images * e->in_size[i])
         return api->create_status(FAILED, "rewind sparse engine: an input has another shape than the network takes");
     return api->tensor_data((value *)input, (void **)&e->in[i]);
 }
@@ -213,7 +214,8 @@ static void destroy(void *kernel) {
     network *net = kernel;
     for (int64_t i = 0; net->layers && i < net->step_count; i++)
         free(net->layers[i].starts), free(net->layers[i].offsets), free(net->layers[i].weights), free(net->layers[i].bias);
-    for (int64_t i = 0; net->layouts && i < net->activation_count; i++) free(net->layouts[i].inside), free(net->layouts[i].gaps), free(net->layouts[i].before);
+    for (int64_t i = 0; net->layouts && i < net->activation_count; i++)
+        free(net->layouts[i].inside), free(net->layouts[i].gaps), free(net->layouts[i].before);
     for (workspace *space = net->idle, *next; space; space = next) {
         next = space->next;
         free(space->memory), free(space->activations), free(space);
