@@ -1,6 +1,7 @@
 """LightningModules of one's own, through the same loop: rates, weights, resuming, dead weights."""
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -89,11 +90,22 @@ def test_the_first_and_last_step_of_a_rewound_round_see_what_round_0_used_there(
     assert len(set(rates)) > 1
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Runs that nothing stops, by module: their rounds, and where they lie."""
+
+    @cache
+    def run(module):
+        job, site = own_job(tmp_path_factory.mktemp("whole"), module, "pruning.rounds=1")
+        return loop.run(job, site), site
+
+    return run
+
+
 @pytest.mark.parametrize("module", ["Plain", "CycledMomentum", "OnPlateau", "TwoByHand", "Averaged", "Remembers"])
 @pytest.mark.parametrize("died", [(0, 2), (0, 3), (1, 1)])
-def test_a_killed_run_goes_on_bit_for_bit(module, died, tmp_path):
-    whole = [*own_job(tmp_path / "whole", module, "pruning.rounds=1")]
-    expected = loop.run(*whole)
+def test_a_killed_run_goes_on_bit_for_bit(module, died, undisturbed, tmp_path):
+    expected, whole = undisturbed(module)
     with pytest.raises(Died):
         loop.run(*own_job(tmp_path / "killed", module, "pruning.rounds=1", watcher=DiesAfter(*died)))
     job, site = own_job(tmp_path / "killed", module, "pruning.rounds=1")
@@ -102,7 +114,7 @@ def test_a_killed_run_goes_on_bit_for_bit(module, died, tmp_path):
         assert one.test == other.test
         assert [e.metrics for e in one.history] == [e.metrics for e in other.history]
         assert [e.rate for e in one.history] == [e.rate for e in other.history]
-        assert whole[1].ledger_of(one.index).digest(one.index) == site.ledger_of(one.index).digest(one.index)
+        assert whole.ledger_of(one.index).digest(one.index) == site.ledger_of(one.index).digest(one.index)
 
 
 @pytest.mark.parametrize("kind", ["SGD", "AdamW", "Adafactor", "RMSprop", "Restless", "Muon"])
