@@ -67,9 +67,9 @@ def test_the_networks_of_boards_are_exported_packed_and_computed(name, density):
     for model in (found.float32, found.int8):
         for count in (1, 3, 8):
             some = {name: each[:count] for name, each in arrays(inputs).items()}
-            assert (
-                difference(answers(session(model, library=library(target_here())), some), unrounded(model, some)) < 1e-5
-            )
+            found_here = answers(session(model, library=library(target_here())), some)
+            off = max(1e-5, models.between(model))  # where ONNX Runtime rounds between nodes a last bit may be a step
+            assert difference(found_here, unrounded(model, some)) < off
     float32 = models.answers(models.session(found.float32), arrays(inputs))
     int8 = models.answers(models.session(found.int8), arrays(inputs))
     for name, each in float32.items():
