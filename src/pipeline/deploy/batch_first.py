@@ -3,11 +3,12 @@
 ``nn.MultiheadAttention`` projects in that order. What has no row an example stays out of the sparse engine.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from pipeline.deploy.export import attributes
 
 
 def batch_first(model: ModelProto) -> ModelProto:
@@ -106,7 +107,7 @@ class _Graph:
         self.nodes[place:place] = made
 
     def plain(self, linear: NodeProto) -> bool:
-        told: Mapping[str, Any] = {each.name: helper.get_attribute_value(each) for each in linear.attribute}
+        told = attributes(linear)
         usual = told.get("transB") == 1 and not told.get("transA") and told.get("alpha", 1) == told.get("beta", 1) == 1
         vectors = all(name in self.constants and len(self.constants[name].dims) == 1 for name in linear.input[2:])
         return usual and linear.input[1] in self.constants and vectors

@@ -324,6 +324,11 @@ def _usual(attributes: Mapping[str, onnx.defs.OpSchema.Attribute], name: str) ->
     return helper.get_attribute_value(default) if default.name else None
 
 
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """What a node is told, by name; what it leaves to ONNX is not there."""
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+
 def operators(model: ModelProto) -> Counter[str]:
     """How many nodes of which operator."""
     return Counter(node.op_type for node in model.graph.node)

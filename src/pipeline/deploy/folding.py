@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from pipeline.deploy.export import attributes
 
 Array = NDArray[Any]
 
@@ -77,7 +79,7 @@ def _affine(node: NodeProto, constants: Mapping[str, Any]) -> tuple[str, Array, 
 
 def _takes(layer: NodeProto, constants: Mapping[str, Any], uses: Mapping[str, int]) -> bool:
     """Whether a node is a layer with weights of its own, a row a filter, whose result nothing else reads."""
-    told = {each.name: helper.get_attribute_value(each) for each in layer.attribute}
+    told = attributes(layer)
     rows = layer.op_type == "Conv" or (
         layer.op_type == "Gemm" and told.get("transB") == 1 and told.get("alpha", 1) == 1 and told.get("beta", 1) == 1
     )

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from pipeline.deploy import pack
-from pipeline.deploy.export import WEIGHTED
+from pipeline.deploy.export import WEIGHTED, attributes
 from pipeline.deploy.moving import NoLoops, View, is_identity, plane_of, view_of
 from pipeline.deploy.pixels import BY_IMAGE, ONE_BY_ONE, Pixels, covered, pixels
 from pipeline.deploy.program import CODINGS, FUNCTIONS, LARGEST, MODES, SIDE, Operation, Shape
@@ -226,7 +226,7 @@ class Segment:
         return float(numpy_helper.to_array(self.constants[name]))
 
     def conv(self, node: NodeProto) -> None:
-        told = _attributes(node)
+        told = attributes(node)
         weights = self._weights(node.input[1])
         if len(weights.shape) not in (3, 4):
             raise NotCovered(f"a convolution of {len(weights.shape) - 2} dimensions")
@@ -266,7 +266,7 @@ class Segment:
 
     def transposed_conv(self, node: NodeProto) -> None:
         """A convolution that makes a plane for each place of the stride, and these woven into one."""
-        told = _attributes(node)
+        told = attributes(node)
         weights = self._weights(node.input[1], rows=1)
         window = _Window(told, *(1, *weights.shape[2:])[-2:])
         source, asked = self._activation(node.input[0]), self.graph.shape(node.output[0])
@@ -305,7 +305,7 @@ class Segment:
         return self.operations[-1].to
 
     def gemm(self, node: NodeProto) -> None:
-        told = _attributes(node)
+        told = attributes(node)
         if told.get("transB", 0) != 1 or {"alpha", "beta", "transA"} & set(told):
             raise NotCovered("a Gemm that is not a linear layer")
         weights = self._weights(node.input[1])
@@ -352,7 +352,7 @@ class Segment:
         if name in self.made and self.made[name].op_type == "DequantizeLinear":
             node = self.made[name]
             if (
-                _attributes(node).get("axis", 1) != rows
+                attributes(node).get("axis", 1) != rows
                 and numpy_helper.to_array(self.constants[node.input[1]]).size > 1
             ):
                 raise NotCovered("weights that are quantised along their inputs")
@@ -361,7 +361,7 @@ class Segment:
                 raise NotCovered("weights with a zero point")
         if name in self.made and self.made[name].domain == pack.DOMAIN:
             node = self.made[name]
-            told = _attributes(node)
+            told = attributes(node)
             coding = CODINGS.index(pack.coding_name(node.op_type).removesuffix(pack.BLOCKS))
             kind = self.constants[node.input[0]].data_type
             streams, shape = tuple(node.input), tuple(told["shape"])
@@ -475,12 +475,12 @@ class Segment:
     def normalisation(self, node: NodeProto) -> None:
         source = self._activation(node.input[0])
         scale, shift, mean, variance = (self._place(name) for name in node.input[1:5])
-        epsilon = float(_attributes(node).get("epsilon", 1e-5))
+        epsilon = float(attributes(node).get("epsilon", 1e-5))
         step = Operation("affine", source, self._new(self.shapes[source]), weights=scale, scale=mean, bias=shift)
         self._emit(node, replace(step, bias_scale=variance, first=epsilon))
 
     def function(self, node: NodeProto) -> None:
-        told = _attributes(node)
+        told = attributes(node)
         numbers = {
             "HardSigmoid": (told.get("alpha", 0.2), told.get("beta", 0.5)),
             "HardSwish": (1 / 6, 0.5),
@@ -504,7 +504,7 @@ class Segment:
     def concat(self, node: NodeProto) -> None:
         if any(name not in self.graph.running for name in node.input) or len(node.input) < 2:
             raise NotCovered("a Concat with constants")
-        if _attributes(node)["axis"] % len(self.graph.sides(node.output[0])) != 1:
+        if attributes(node)["axis"] % len(self.graph.sides(node.output[0])) != 1:
             raise NotCovered("a Concat along another dimension than channels")
         first, *others = (self._activation(name) for name in node.input)
         for other in others:
@@ -514,7 +514,7 @@ class Segment:
             first = to
 
     def resize(self, node: NodeProto) -> None:
-        told, source = _attributes(node), self._activation(node.input[0])
+        told, source = attributes(node), self._activation(node.input[0])
         before, after = self.shapes[source], self.graph.shape(node.output[0])
         mode, where = (
             told.get(name, default).decode()
@@ -546,7 +546,7 @@ class Segment:
         return all(abs(one * factor - other) < 1e-4 * other for one, other, factor in sides)
 
     def pool(self, node: NodeProto) -> None:
-        told = _attributes(node)
+        told = attributes(node)
         window = _Window(told, *(1, *told["kernel_shape"])[-2:])
         if window.spread or "auto_pad" in told or len(node.output) > 1:
             raise NotCovered(f"a {node.op_type} with dilation, auto_pad or indices")
@@ -604,7 +604,7 @@ class Segment:
 
     def transpose(self, node: NodeProto) -> None:
         rank = len(self.graph.sides(node.input[0]))
-        first, *order = _attributes(node).get("perm", range(rank)[::-1])
+        first, *order = attributes(node).get("perm", range(rank)[::-1])
         if first:
             raise NotCovered("a Transpose of the batch")
         for turned, same in ((True, [*order[1:], order[0]]), (False, [order[-1], *order[:-1]])):
@@ -632,7 +632,7 @@ class Segment:
         return numpy_helper.to_array(self.constants[name]).tolist() if name in self.constants else None
 
     def split(self, node: NodeProto) -> None:
-        axis = _attributes(node).get("axis", 0) % len(self.graph.sides(node.input[0])) - 1
+        axis = attributes(node).get("axis", 0) % len(self.graph.sides(node.input[0])) - 1
         begin = 0
         for place, name in enumerate(node.output):
             count = self.graph.sides(name)[1:][axis]
@@ -641,7 +641,7 @@ class Segment:
 
     def blocks(self, node: NodeProto) -> None:
         """DepthToSpace and SpaceToDepth."""
-        told, (channels, height, width) = _attributes(node), self.graph.sides(node.input[0])[1:]
+        told, (channels, height, width) = attributes(node), self.graph.sides(node.input[0])[1:]
         size, to = told["blocksize"], self.graph.sides(node.output[0])[1:]
         if node.op_type == "SpaceToDepth":
             parts, order = (channels, height // size, size, width // size, size), (2, 4, 0, 1, 3)
@@ -834,10 +834,6 @@ def _connected(nodes: Sequence[NodeProto]) -> list[list[NodeProto]]:
 def _turned(sides: Sequence[int]) -> tuple[int, ...]:
     """The last side first."""
     return (*sides[-1:], *sides[:-1])
-
-
-def _attributes(node: NodeProto) -> Mapping[str, Any]:
-    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
 def _even(values: Sequence[int], what: str) -> int:

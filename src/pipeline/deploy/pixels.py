@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 
+from pipeline.deploy.export import attributes
 from pipeline.deploy.program import LOOPS
 
 ONE_BY_ONE, BY_IMAGE = 1, 2
@@ -112,7 +113,7 @@ def _by_image(
         and float(given["count"]) == math.prod(inputs[first.input[0]])
         and not given["nothing"].any()
         and given["least"].dtype == np.float64
-        and all(dict(_attributes(node)).get("keepdims", 1) == 1 for node in sums)
+        and all(attributes(node).get("keepdims", 1) == 1 for node in sums)
         and sum(readers[name] for name in inner) == own
         and readers[first.input[0]] == 1
     )
@@ -142,8 +143,4 @@ def covered(found: Collection[Pixels]) -> set[int]:
 
 
 def _type(node: NodeProto) -> int:
-    return int(dict(_attributes(node))["to"])
-
-
-def _attributes(node: NodeProto) -> list[tuple[str, Any]]:
-    return [(each.name, helper.get_attribute_value(each)) for each in node.attribute]
+    return int(attributes(node)["to"])

@@ -4,20 +4,20 @@ Its initial weights (or those that it starts from) are cut as the rounds would c
 guess: training moves weights between layers, and codings of random int8 weights are a little longer.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pipeline.deploy import kernels
-from pipeline.deploy.models import engine_fault, models
-from pipeline.deploy.runtime import arrays, latencies, session
-from pipeline.deploy.subject import Subject
+from pipeline.deploy.models import models
+from pipeline.deploy.runtime import arrays
 from pipeline.ground import tables
 from pipeline.ground.errors import PipelineError
 from pipeline.networks.costs import density
 from pipeline.pruning.masks import Masks
+from pipeline.report.timing import covered, forms, in_turns
+from pipeline.rounds.choice import subject_with
 from pipeline.rounds.job import Job
 from pipeline.settings.groups import Deploy
 from pipeline.training.state import State, masked
@@ -67,18 +67,13 @@ def forecasts(job: Job, deploy: Deploy, rounds: int) -> Iterator[Forecast]:
 
 
 def _forecast(job: Job, deploy: Deploy, index: int, weights: Mapping[str, Tensor], masks: Masks) -> Forecast:
-    network = copy.deepcopy(job.network).cpu().eval()
-    network.load_state_dict(masked(State(dict(weights), {}), masks).network)
-    block = job.pruning.block if isinstance(job.pruning.block, int) else 1
-    subject = Subject(network, job.dataset, job.trainable, job.score, block)
+    subject = subject_with(job, masked(State(dict(weights), {}), masks).network)
     made = models(subject, deploy.calibration_images, ALL_CHANNELS, dynamic_axes=deploy.dynamic_axes)
     one = arrays(next(iter(subject.examples("validation", 1))))
-    ways = {"dense": session(made.dense), "float32": session(made.float32)}
-    target = kernels.target_here()
-    if target is not None and made.uncovered["float32"] is None and engine_fault(made.float32, one) is None:
-        ways["sparse"] = session(made.float32, library=kernels.library(target))
-    times = latencies(ways, one, SECONDS)
-    way = min((each for each in ways if each != "dense"), key=lambda each: times["ratio"][each])
+    ways = forms(made, kernels.target_here() if covered(made, one) else None)
+    ways = {way: form for way, form in ways.items() if way != "int8"}
+    times = in_turns(made, ways, one, SECONDS)
+    way = min(ways, key=lambda each: times["ratio"][each])
     layers, bytes_of = job.layers(masks), made.size_bytes
     return Forecast(
         index,

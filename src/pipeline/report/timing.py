@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
@@ -32,6 +33,8 @@ from pipeline.settings.groups import Deploy
 
 BOARD = arm.PROCESSORS[0]
 WAYS = ("float32", "int8", "sparse")
+Ways = Mapping[str, tuple[ModelProto, Path | None]]
+"""Each way's model and library."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +133,15 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
     subject = subject_of(job, site, round_.index)
     found = models(subject, deploy.calibration_images, deploy.width_multiple, dynamic_axes=deploy.dynamic_axes)
     one = arrays(next(iter(subject.examples("validation", 1))))
-    covered = found.uncovered["float32"] is None and engine_fault(found.float32, one) is None
-    here = _forms(found, kernels.target_here() if covered else None)
-    times = latencies(
-        {"dense": session(found.dense)}
-        | {way: session(model, library=library) for way, (model, library) in here.items()},
-        one,
-    )
+    sparse = covered(found, one)
+    here = forms(found, kernels.target_here() if sparse else None)
+    times = in_turns(found, here, one)
     timing = Timing(
         {way: times["milliseconds"][way] for way in here},
         {way: times["ratio"][way] for way in here},
         {}
         if arm.missing()
-        else _counted(_forms(found, kernels.target_of("aarch64") if covered else None), one, round_, told),
+        else _counted(forms(found, kernels.target_of("aarch64") if sparse else None), one, round_, told),
         processor(),
         deploy.width_multiple,
         deploy.calibration_images,
@@ -153,7 +152,18 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
     return timing
 
 
-def _forms(found: Models, target: kernels.Target | None) -> dict[str, tuple[ModelProto, Path | None]]:
+def in_turns(found: Models, ways: Ways, one: Arrays, seconds: float = 2.0) -> dict[str, Any]:
+    """``latencies`` of the ways, and ratios to the dense float network's."""
+    running = {way: session(model, library=library) for way, (model, library) in ways.items()}
+    return latencies({"dense": session(found.dense)} | running, one, seconds)
+
+
+def covered(found: Models, one: Arrays) -> bool:
+    """Whether the sparse engine computes the float32 model, as far as this machine can tell."""
+    return found.uncovered["float32"] is None and engine_fault(found.float32, one) is None
+
+
+def forms(found: Models, target: kernels.Target | None) -> Ways:
     """Each way's model and library; no sparse one where no library is asked for, or none can be built."""
     ways: dict[str, tuple[ModelProto, Path | None]] = {"float32": (found.float32, None), "int8": (found.int8, None)}
     if target is not None:
@@ -163,7 +173,7 @@ def _forms(found: Models, target: kernels.Target | None) -> dict[str, tuple[Mode
 
 
 def _counted(
-    ways: Mapping[str, tuple[ModelProto, Path | None]],
+    ways: Ways,
     one: Arrays,
     round_: Round,
     told: Callable[[str], None],

@@ -1,9 +1,9 @@
 """When a run ends, which of its rounds are complete, and which of them counts."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.deploy.subject import Subject
 from pipeline.ground.errors import PipelineError, SettingsError
@@ -94,12 +94,25 @@ def recorded_from(site: Site, first: int) -> list[Round]:
 
 def network_after(job: Job, site: Site, index: int) -> nn.Module:
     """A network of its own with the weights that a complete round ended with, in evaluation, on the CPU."""
-    network = copy.deepcopy(job.network).cpu().eval()
-    network.load_state_dict(unpacked(site.ledger_of(index).state(index).network))
-    return network
+    return _network_with(job, unpacked(site.ledger_of(index).state(index).network))
 
 
 def subject_of(job: Job, site: Site, index: int) -> Subject:
     """What is deployed of a complete round."""
+    return _subject(job, network_after(job, site, index))
+
+
+def subject_with(job: Job, weights: Mapping[str, Tensor]) -> Subject:
+    """What would be deployed of the network with these weights."""
+    return _subject(job, _network_with(job, weights))
+
+
+def _network_with(job: Job, weights: Mapping[str, Tensor]) -> nn.Module:
+    network = copy.deepcopy(job.network).cpu().eval()
+    network.load_state_dict(weights)
+    return network
+
+
+def _subject(job: Job, network: nn.Module) -> Subject:
     block = job.pruning.block if isinstance(job.pruning.block, int) else 1
-    return Subject(network_after(job, site, index), job.dataset, job.trainable, job.score, block)
+    return Subject(network, job.dataset, job.trainable, job.score, block)

@@ -39,7 +39,7 @@ static inline __attribute__((always_inline)) void tapped(const int M, const int 
 
 static inline __attribute__((always_inline)) void computed(const int M, const int N, const block *b) {
     /* few vectors: several sums of each, for one has to wait for the tap before */
-    const int held = M * N, most = M == 1 ? MOST : M == 2 ? 2 * MOST_OF_TWO : 4 * MOST_OF_FOUR;
+    const int held = M * N, most = M * most_of(M);
     const int chains = 4 * held <= most ? 4 : 2 * held <= most ? 2 : 1, ahead = chains == 1 ? 2 : chains;
     vector sums[MOST];
     UNROLLED for (int i = held; i < chains * held; i++) sums[i] = (vector){0};

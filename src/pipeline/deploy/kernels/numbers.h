@@ -36,7 +36,7 @@ enum { LANES = 4, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6 };
 #endif
 /* MOST: so many vectors of sums of one filter fit into the registers; of two and of four filters at a time */
 
-static int64_t most_of(int64_t rows) { return rows == 1 ? MOST : rows == 2 ? MOST_OF_TWO : MOST_OF_FOUR; }
+static inline __attribute__((always_inline)) int64_t most_of(int64_t rows) { return rows == 1 ? MOST : rows == 2 ? MOST_OF_TWO : MOST_OF_FOUR; }
 
 /* Bytes of the first cache for what a piece reads; multiply-adds of vectors that a chunk of a group has to have. */
 enum { NEAR = 20 << 10, WORTH_A_CHUNK = 300 };
