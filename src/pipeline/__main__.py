@@ -12,12 +12,22 @@ import warnings
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
+from omegaconf import OmegaConf
 
 from pipeline.commands import command
 from pipeline.commands.attempt import IN_FULL, attempt
 from pipeline.ground.errors import SettingsError
 from pipeline.settings.build import build
-from pipeline.settings.composition import MISUNDERSTOOD, Composed, launched, mapping, sentence, understood
+from pipeline.settings.composition import (
+    MISUNDERSTOOD,
+    Composed,
+    composed,
+    faults,
+    jobs,
+    launched,
+    mapping,
+    understood,
+)
 from pipeline.settings.groups import Settings
 
 
@@ -29,10 +39,14 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # conf/hydra/launcher has settings of ours for launchers that plugins name
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/")
+    given = get_args_parser().parse_args()
     try:
-        sys.argv[1:] = understood(sys.argv[1:])
-        given = get_args_parser().parse_args()
-        if given.multirun and not (given.help or given.hydra_help or given.cfg or given.info):
+        if not given.shell_completion:
+            sys.argv[1:] = understood(sys.argv[1:])
+            given = get_args_parser().parse_args()
+        if given.multirun and given.cfg == "job":
+            print("---\n".join(OmegaConf.to_yaml(composed(job)) for job in jobs(given.overrides)), end="")
+        elif given.multirun and not (given.help or given.hydra_help or given.cfg or given.info):
             from pipeline.commands.sweep import run_sweep
 
             status, sentences = run_sweep(given.overrides)
@@ -45,7 +59,7 @@ def main() -> None:
     except SettingsError as error:
         _end(2, *error.faults)
     except MISUNDERSTOOD as error:
-        _end(2, f"command line: {sentence(error)}")
+        _end(2, *faults(given.overrides, error))
 
 
 def run_one(config: Composed) -> None:

@@ -5,8 +5,6 @@ import json
 import math
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,9 +41,9 @@ from pipeline.networks.costs import positions
 from pipeline.pruning.channels import alive, without
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
-from tests.conftest import PHOTOS, PROJECT, SMALL, settings
+from tests.conftest import PHOTOS, SMALL, settings
+from tests.processes import forked
 from tests.pruning.test_filters import SHAPES, trained, weights_of, whole
-from tests.servers import killed
 
 
 def step(name="x", size=16, floor=0.2, multiple=1, macs=100, **place):
@@ -413,16 +411,14 @@ def test_faults_are_sentences(overrides, fault, tmp_path):
 
 @pytest.mark.slow
 def test_a_search_killed_again_and_again_ends_as_if_nothing_had_been(tmp_path):
-    def command(runs):
-        return [sys.executable, "-m", "pipeline", *AMC, "amc.episodes=60", f"runs={runs}"]
+    def started(runs):
+        return forked(*AMC, "amc.episodes=60", f"runs={runs}")
 
-    subprocess.run(command(tmp_path / "whole"), cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+    assert started(tmp_path / "whole").wait() == 0
     (expected,) = Path(tmp_path / "whole").glob("*-amc-*/*/policy.json")
     moments, kills = random.Random(3), 0
     while kills < 4:
-        process = subprocess.Popen(
-            command(tmp_path / "killed"), cwd=PROJECT, start_new_session=True, stdout=subprocess.DEVNULL
-        )
+        process = started(tmp_path / "killed")
         files = list(Path(tmp_path / "killed").glob("*-amc-*/*/search.safetensors"))
         before = files[0].stat().st_mtime_ns if files else 0
         while not (files := list(Path(tmp_path / "killed").glob("*-amc-*/*/search.safetensors"))) or (
@@ -431,9 +427,10 @@ def test_a_search_killed_again_and_again_ends_as_if_nothing_had_been(tmp_path):
             assert process.poll() is None, "the search was over before it was killed"
             time.sleep(0.01)
         time.sleep(moments.random() * 0.2)
-        killed(process)
+        process.kill()
+        process.wait()
         kills += 1
-    subprocess.run(command(tmp_path / "killed"), cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+    assert started(tmp_path / "killed").wait() == 0
     (found,) = Path(tmp_path / "killed").glob("*-amc-*/*/policy.json")
     assert found.read_text() == expected.read_text()
     assert agents(found) == agents(expected)

@@ -1,9 +1,7 @@
 """Whole jobs by the command line: plans, reports, the shipped files, real signals and real deaths."""
 
-import faulthandler
 import json
 import math
-import multiprocessing
 import os
 import random
 import re
@@ -23,52 +21,25 @@ from pipeline.settings.composition import CONF
 from pipeline.tracking.store import make_embedded_store
 from pipeline.training.speed import has_compiler
 from tests.conftest import PHOTOS, PROJECT, SMALL, settings
+from tests.processes import command, forked
 from tests.rounds.test_loop import content
 from tests.tracking.test_tracker import everything
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 JOB = [
-    *SMALL, "retraining=weight_rewinding", "training.max_steps=null", "training.epochs=4", "data.crop_padding=1",
+    *SMALL, "retraining=weight_rewinding", "training.max_steps=null", "training.epochs=3", "data.crop_padding=1",
     "data.flip=true",
 ]  # fmt: skip
 DEATHS = {
-    "images in memory": (8, JOB),
-    "images on disk": (4, [*SMALL, *PHOTOS, "data.source={photos}", "training.batch_size=16", "training.epochs=4"]),
-    "bfloat16": (4, [*JOB, "training.precision=bfloat16"]),
-    "compiled": (4, [*JOB, "training.compile=on"]),
+    "images in memory": (6, JOB),
+    "images on disk": (3, [*SMALL, *PHOTOS, "data.source={photos}", "training.batch_size=16"]),
+    "bfloat16": (2, [*JOB, "training.precision=bfloat16"]),
+    "compiled": (2, [*JOB, "training.compile=on"]),
 }
 
 
 def store(runs):
     return MlflowClient(f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}")
-
-
-def command(*arguments, cwd=PROJECT, **environment):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *arguments],
-        cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def run_main(arguments):
-    faulthandler.dump_traceback_later(300)  # a job that hangs tells where
-    multiprocessing.set_start_method("fork", force=True)  # as a command has it: the server hands on its own
-    sys.argv = ["pipeline", *arguments]
-    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    main()
-
-
-def started(*arguments):
-    """The command in a process of its own, libraries loaded already: so a random moment falls into the work.
-
-    It is forked from a server without threads, for the tests' own process has some and could pass on a lock.
-    """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.commands.test_command_line"])
-    process = server.Process(target=run_main, args=(arguments,))
-    process.start()
-    return process
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -202,9 +173,9 @@ def test_help_comes_without_the_heavy_libraries():
     ("signum", "status", "run_status"), [(2, 130, "KILLED"), (15, 143, "KILLED"), (1, 129, "KILLED")]
 )
 def test_a_real_signal_ends_in_a_sentence_and_a_true_status(signum, status, run_status, tmp_path):
-    process = command(*JOB, "training.epochs=400", "pruning.rounds=1", f"runs={tmp_path}")
+    process = forked(*JOB, "training.epochs=400", "pruning.rounds=1", f"runs={tmp_path}")
     while not list(tmp_path.glob("dense/*/*/round-00/partial.safetensors")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
@@ -237,32 +208,26 @@ def test_killed_at_random_moments_and_continued_a_job_ends_as_if_nothing_had_bee
         pytest.skip("no C++ compiler")
     kills, arguments = DEATHS[kind]
     job = [argument.format(photos=photos) for argument in arguments]
-    for whole in (tmp_path / "first", tmp_path / "whole"):
-        begin = time.perf_counter()
-        process = started(*job, f"runs={whole}")
-        process.join()
-        length = time.perf_counter() - begin
-        assert process.exitcode == 0
-    assert content(tmp_path / "first") == content(whole)
+    whole, begin = tmp_path / "whole", time.perf_counter()
+    assert forked(*job, f"runs={whole}").wait() == 0
+    length = time.perf_counter() - begin
     files, mirrored = content(whole), everything(store(whole))
     assert len(files) > 10
     moments, killed, unlike = random.Random(20), 0, 0
     while killed < kills:
         runs = tmp_path / f"killed-{killed}"
-        process = started(*job, f"runs={runs}")
-        process.join(length * moments.uniform(killed, killed + 1) / kills)
+        process = forked(*job, f"runs={runs}")
+        process.wait(length * moments.uniform(killed, killed + 1) / kills)
         process.kill()
-        process.join()
-        if process.exitcode == 0:  # it had come to its end before
+        process.wait()
+        if process.returncode == 0:  # it had come to its end before
             length *= 0.9
             shutil.rmtree(runs)
             continue
-        assert process.exitcode == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL
         killed += 1
         unlike += content(runs) != files
-        process = started(*job, f"runs={runs}")
-        process.join()
-        assert process.exitcode == 0
+        assert forked(*job, f"runs={runs}").wait() == 0
         assert content(runs) == files
         assert everything(store(runs)) == mirrored
     assert unlike >= kills // 2, "most kills should fall before the end of the work"
@@ -298,12 +263,12 @@ def test_settings_that_a_lightning_module_brings_itself_are_a_sentence(monkeypat
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_training_of_round_0_and_the_store(tmp_path):
     processes = [
-        started(*JOB, f"retraining={method}", f"runs={tmp_path}")
+        forked(*JOB, f"retraining={method}", f"runs={tmp_path}")
         for method in ("lr_rewinding", "fine_tuning", "weight_rewinding")
     ]
     for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+        process.wait()
+    assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(list(tmp_path.glob("dense/*/*/round-00/round.json"))) == 1
     runs = everything(store(tmp_path))
     assert len(runs) == 3 + 9
@@ -315,7 +280,7 @@ def test_the_same_command_twice_at_once_is_refused(tmp_path, monkeypatch, capsys
     from pipeline.rounds.building import build_job
 
     with build_job(settings(*SMALL), tmp_path)[1].ledger.locked():
-        second = command(*SMALL, f"runs={tmp_path}")
+        second = forked(*SMALL, f"runs={tmp_path}")
         _, error = second.communicate(timeout=120)
     assert second.returncode == 1
     assert f"is in use by process {os.getpid()} of " in error

@@ -1,17 +1,17 @@
 """The shipped examples, cut short: by Python and by the command line the same numbers, and deaths that leave no trace."""
 
-import json
+import ast
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from tests.commands.test_command_line import command, store
+from tests.commands.test_command_line import store
 from tests.conftest import PROJECT
+from tests.processes import forked
 from tests.rounds.test_loop import content
 from tests.tracking.test_tracker import everything
 
@@ -30,15 +30,17 @@ BY_COMMAND = {
 
 
 def settings_of(example):
-    """The settings that an example's file holds, read in a process of its own: it imports what it needs."""
-    code = f"import json, {example} as example; print(json.dumps(example.SETTINGS))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """The settings that an example's file holds."""
+    lines = ast.parse((EXAMPLES / f"{example}.py").read_text()).body
+    (value,) = (
+        line.value for line in lines if isinstance(line, ast.Assign) and ast.unparse(line.targets) == "SETTINGS"
+    )
+    return ast.literal_eval(value)
 
 
 def end(*arguments):
     """A command in the examples' folder to its end."""
-    process = command(*arguments, cwd=EXAMPLES)
+    process = forked(*arguments, cwd=EXAMPLES)
     _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
 
@@ -61,9 +63,7 @@ def test_an_example_gives_the_same_by_python_and_by_the_command_line(example, tm
     done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    process = command(*BY_COMMAND[example], *settings_of(example), *short, f"runs={tmp_path / 'command'}", cwd=EXAMPLES)
-    _, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
+    end(*BY_COMMAND[example], *settings_of(example), *short, f"runs={tmp_path / 'command'}")
     assert figures(tmp_path / "python").keys() == {"round-00", "round-01"}
     assert figures(tmp_path / "python") == figures(tmp_path / "command")
 
@@ -81,11 +81,10 @@ def test_an_example_that_was_killed_and_continued_ends_as_if_nothing_had_been(ex
     moments, unlike = random.Random(17), 0
     for number in range(kills):
         runs = tmp_path / f"killed-{number}"
-        process = command(*job, f"runs={runs}", cwd=EXAMPLES)
-        begun = 0.2 * length  # imports, and the data
-        time.sleep(begun + (length - begun) * moments.uniform(number, number + 1) / kills)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process = forked(*job, f"runs={runs}", cwd=EXAMPLES)
+        process.wait(length * moments.uniform(number + 0.2, number + 1) / kills)
+        process.kill()
+        process.wait()
         unlike += content(runs) != files
         end(*job, f"runs={runs}")
         assert content(runs) == files

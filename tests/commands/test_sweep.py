@@ -22,7 +22,7 @@ from tests.rounds.test_loop import content
 from tests.servers import family, free_port, killed
 from tests.tracking.test_tracker import everything
 
-SWEEP = ["-m", *SMALL, "+method=lr_rewinding,weight_rewinding,random_pruning", "seed=0,1"]
+SWEEP = ["-m", *SMALL, "+method=lr_rewinding,random_pruning", "seed=0,1"]
 
 
 @pytest.fixture
@@ -157,30 +157,27 @@ def whole(tmp_path_factory):
     process = typed_for_real(*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}")
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 0, out
-    assert "6 jobs: 6 done" in out
+    assert "4 jobs: 4 done" in out
     assert len(list(runs.glob("dense/*/seed-*"))) == 2, "the dense network of a seed is trained once"
     return runs
 
 
 @pytest.mark.slow
 def test_killed_with_all_its_processes_and_typed_again_a_sweep_ends_as_if_nothing_had_been(whole, tmp_path):
-    moments = random.Random(5)
-    for number in range(2):
-        runs = tmp_path / str(number)
-        command = [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}"]
-        process = typed_for_real(*command)
-        rounds = moments.randrange(1, 10)
-        while len(list(runs.glob("digits-*/*/round-*/round.json"))) < rounds:
-            assert process.poll() is None
-            time.sleep(0.02)
-        killed(process)
-        process.stdout.close()
-        assert content(runs) != content(whole)
-        process = typed_for_real(*command)
-        out, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, out
-        assert content(runs) == content(whole)
-        assert ordered(runs) == ordered(whole)
+    runs, rounds = tmp_path / "runs", random.Random(5).randrange(1, 6)
+    command = [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}"]
+    process = typed_for_real(*command)
+    while len(list(runs.glob("digits-*/*/round-*/round.json"))) < rounds:
+        assert process.poll() is None
+        time.sleep(0.02)
+    killed(process)
+    process.stdout.close()
+    assert content(runs) != content(whole)
+    process = typed_for_real(*command)
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    assert content(runs) == content(whole)
+    assert ordered(runs) == ordered(whole)
 
 
 @pytest.mark.slow

@@ -41,7 +41,6 @@ ONE_FAULT = {
     "retraining=rewinding": "Could not find 'retraining/rewinding' Available options in 'retraining': fine_tuning",
     "model=resnet21": "Could not find 'model/resnet21'",
     "+experiment=imagenet": "Could not find 'experiment/imagenet' Available options in 'experiment': amc_digits",
-    "experiment=digits": "Could not override 'experiment'",
     "model.network=resnet": "model.network: got 'resnet', takes one of cifar_resnet, fast_cnn, imagenet_resnet, lenet_300_100",
     "model.network=no.such.Net": "model.network: got 'no.such.Net', but No module named 'no'",
     "model.network=torch.nn.Lineer": "model.network: got 'torch.nn.Lineer', but module 'torch.nn' has no attribute",

@@ -1,12 +1,17 @@
 """Settings that take text keep what was typed, whatever YAML or Hydra would make of it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import yaml
 
 from pipeline.commands.sweep import planned
 from pipeline.ground.errors import SettingsError
 from pipeline.settings.build import build
 from pipeline.settings.composition import composed, quoted, takes_text, understood
-from tests.conftest import SMALL, settings
+from tests.conftest import SMALL, settings, typed
 
 TYPED = [
     "007", "1e3", "0x10", "yes", "on", "off", "true", "False", "2026-11-27", "1_000", "12:30:45", "nan", "-inf", "1.50",
@@ -90,3 +95,48 @@ def test_a_method_is_that_method_in_every_experiment_whichever_is_typed_first(ex
     typed = [f"+experiment={experiment}", f"+method={method}"]
     for arguments in (typed, typed[::-1]):
         assert held.items() <= composed(arguments)["pruning"].items()
+
+
+def test_a_row_of_settings_needs_no_plus():
+    assert composed(["experiment=resnet20", "method=gradual"]) == composed(["+experiment=resnet20", "+method=gradual"])
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_an_option_that_a_group_does_not_have_hides_no_other_fault(sweep, capsys):
+    assert typed(*sweep, "retraining=rewind", "training/optimizer=sdg", "seed=-1", "trainig.epochs=3") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(" Available")[0] for line in told] == [
+        "command line: In 'config': Could not find 'retraining/rewind'",
+        "command line: In 'training/digits': Could not find 'training/optimizer/sdg'",
+        "trainig: unknown setting; did you mean training?",
+        "seed: got -1, takes a whole number from 0",
+    ]
+
+
+def test_the_settings_of_a_sweeps_jobs_can_be_looked_at(capsys):
+    assert typed("-m", "--cfg", "job", "seed=0,1", "method=lr_rewinding") == 0
+    found = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [each["seed"] for each in found] == [0, 1]
+    assert found[0] == composed(["seed=0", "method=lr_rewinding"])
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("retr", "retraining="),
+        ("retraining=lr", "retraining=lr_rewinding"),
+        ("experiment=res", "experiment=resnet20"),
+        ("training.ep", "training.epochs="),
+    ],
+)
+def test_a_shell_completes_what_is_typed(line, offered, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", f"rewind {line}")
+    assert typed("-sc", "query=bash") == 0
+    assert offered in capsys.readouterr().out.split()
+
+
+def test_the_installed_command_installs_its_completion():
+    command = Path(sys.executable).with_name("rewind")
+    done = subprocess.run([command, "-sc", "install=bash"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "hydra_bash_completion rewind" in done.stdout

@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from pipeline.ground.errors import PipelineError
 from pipeline.tracking import server
 from tests import servers
-from tests.commands.test_sweep import typed_for_real
 from tests.conftest import SMALL
+from tests.processes import forked
 from tests.tracking.test_tracker import artifacts, runs
 
 pytestmark = pytest.mark.slow
@@ -110,21 +110,21 @@ def check(client, name, jobs):
         assert len(artifacts(client, run)) == 4
 
 
-def at_once(jobs):
-    return ["-m", *SMALL, f"seed=range({jobs})", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"]
+def at_once(jobs, *arguments):
+    """So many seeds, a process each, all started at once."""
+    processes = [forked(*SMALL, f"seed={seed}", *arguments) for seed in range(jobs)]
+    for process in processes:
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == 0, out + err
 
 
 def test_eight_runs_at_once_leave_every_figure_once_in_postgresql(team, tmp_path):
-    process = typed_for_real(*at_once(8), "name=eight", f"runs={tmp_path}", f"tracking.uri={team.uri}")
-    out, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, out
+    at_once(8, "name=eight", f"runs={tmp_path}", f"tracking.uri={team.uri}")
     check(MlflowClient(team.uri), "eight", 8)
 
 
 def test_four_runs_that_meet_an_empty_sqlite_store_make_it_once_and_lose_nothing(tmp_path):
-    process = typed_for_real(*at_once(4), f"runs={tmp_path}")
-    out, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, out
+    at_once(4, f"runs={tmp_path}")
     check(MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"), "digits", 4)
 
 
@@ -133,13 +133,10 @@ def rounds_of(folder):
 
 
 def heard(process, words):
-    """What a process prints up to the line with some words."""
-    out = ""
-    while words not in out:
-        line = process.stdout.readline()
-        assert line, out
-        out += line
-    return out
+    """Waits until a process prints some words."""
+    while words not in process.said():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
 
 
 def test_a_server_that_dies_for_a_while_costs_neither_training_nor_content(team, tmp_path):
@@ -147,26 +144,24 @@ def test_a_server_that_dies_for_a_while_costs_neither_training_nor_content(team,
         *SMALL,
         f"training.epochs={EPOCHS}",
         "training.max_steps=null",
-        "pruning.rounds=5",
+        "pruning.rounds=3",
         f"tracking.uri={team.uri}",
     ]
-    calm = typed_for_real(*job, "name=calm", f"runs={tmp_path / 'calm'}", OMP_NUM_THREADS="1")
-    out, _ = calm.communicate(timeout=300)
-    assert calm.returncode == 0, out
-    rough = typed_for_real(*job, "name=rough", f"runs={tmp_path / 'rough'}", OMP_NUM_THREADS="1")
+    calm = forked(*job, "name=calm", f"runs={tmp_path / 'calm'}")
+    assert calm.wait(300) == 0, calm.communicate()
+    rough = forked(*job, "name=rough", f"runs={tmp_path / 'rough'}")
     while rounds_of(tmp_path) < 1:
         assert rough.poll() is None
         time.sleep(0.02)
     team.kill()
     before = rounds_of(tmp_path)
-    out = heard(rough, "warning: MLflow at ")
+    heard(rough, "warning: MLflow at ")
     while rounds_of(tmp_path) == before:
         assert rough.poll() is None, "training goes on"
         time.sleep(0.1)
     team.start()
-    with rough:
-        out += rough.stdout.read()
-    assert rough.returncode == 0, out
+    out, err = rough.communicate(timeout=300)
+    assert rough.returncode == 0, out + err
     assert out.count("warning: MLflow at ") == 1
     assert out.count(" is back and gets what it missed") == 1
     client = MlflowClient(team.uri)
@@ -181,7 +176,7 @@ def test_a_server_that_dies_for_a_while_costs_neither_training_nor_content(team,
 
 def test_what_a_server_missed_for_good_is_delivered_by_sync(team, tmp_path):
     job = [*SMALL, "training.epochs=20", f"tracking.uri={team.uri}", "name=late", f"runs={tmp_path}"]
-    process = typed_for_real(*job, OMP_NUM_THREADS="1")
+    process = forked(*job)
     while not list(tmp_path.glob("late-*/*/round-01/round.json")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -191,7 +186,7 @@ def test_what_a_server_missed_for_good_is_delivered_by_sync(team, tmp_path):
     assert "misses a part: the same command with task=sync delivers it" in out
     team.start()
     for _ in range(2):
-        sync = typed_for_real(*job, "task=sync", OMP_NUM_THREADS="1")
+        sync = forked(*job, "task=sync")
         out, _ = sync.communicate(timeout=300)
         assert sync.returncode == 0, out
         assert "has all 3 rounds of" in out

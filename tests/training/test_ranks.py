@@ -19,8 +19,9 @@ from pipeline.rounds.building import build_job
 from pipeline.rounds.ledger import Ledger, dense_home
 from pipeline.training.ranks import LOST, Ranks, follows, together
 from pipeline.training.train import evaluate
-from tests.commands.test_command_line import command, store
+from tests.commands.test_command_line import store
 from tests.conftest import PHOTOS, settings
+from tests.processes import command
 from tests.rounds.test_loop import content
 from tests.tracking.test_tracker import everything
 
@@ -199,17 +200,25 @@ def test_two_processes_share_the_examples_of_data_of_ones_own(module, tmp_path):
     assert other.identity != ledger.identity
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The runs folder of two processes that nothing stopped."""
+    runs = tmp_path_factory.mktemp("whole")
+    finished(*KILLED, f"runs={runs}")
+    return runs
+
+
+KILLED = [*TWO, "training.epochs=4"]
+
+
 @two_cores
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", ["leader", "follower"])
-def test_killed_and_continued_two_processes_end_as_if_nothing_had_been(victim, tmp_path):
-    job = [*TWO, "training.epochs=6"]
-    whole = tmp_path / "whole"
-    finished(*job, f"runs={whole}")
+def test_killed_and_continued_two_processes_end_as_if_nothing_had_been(victim, whole, tmp_path):
     expected, moments = content(whole), random.Random(len(victim))
     runs = tmp_path / "killed"
-    process = command(*job, f"runs={runs}")
+    process = command(*KILLED, f"runs={runs}")
     while not list(runs.glob("dense/*/*/round-00/partial.safetensors")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -224,7 +233,7 @@ def test_killed_and_continued_two_processes_end_as_if_nothing_had_been(victim, t
         assert err == sentence
     wait_for_end(followers[0])
     assert content(runs) != expected
-    finished(*job, f"runs={runs}")
+    finished(*KILLED, f"runs={runs}")
     assert content(runs) == expected
     assert everything(store(runs)) == everything(store(whole))
 

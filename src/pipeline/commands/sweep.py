@@ -77,7 +77,7 @@ def planned(overrides: Sequence[str]) -> Sweep:
         try:
             settings.append(build(composition.composed([word for word in job if not word.startswith("hydra")])))
         except SettingsError as error:
-            faults |= dict.fromkeys(error.faults)
+            faults |= dict.fromkeys(composition.faults(job, error))
     for each in settings:
         if each.task not in ("run", "sync", "measure"):
             faults |= {f"task: got {each.task} in a sweep (-m), takes run, sync or measure": None}

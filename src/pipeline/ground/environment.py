@@ -112,5 +112,14 @@ def processor_features() -> frozenset[str]:
 
 def describe_environment() -> str:
     """The environment and every installed distribution, a line each."""
-    packages = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
-    return "\n".join([*(f"{key}: {value}" for key, value in environment().items()), "", *sorted(packages)]) + "\n"
+    return "\n".join([*(f"{key}: {value}" for key, value in environment().items()), "", *_distributions()]) + "\n"
+
+
+@cache
+def _distributions() -> list[str]:
+    """Name and version of each, of the heads of their metadata: whole ones, with their READMEs, take long to read."""
+    texts = (
+        each.read_text("METADATA") or each.read_text("PKG-INFO") or "" for each in importlib.metadata.distributions()
+    )
+    heads = (text.partition("\n\n")[0] for text in texts)
+    return sorted({"==".join(re.findall("^(?:Name|Version): (.*)$", head, re.MULTILINE)) for head in heads})

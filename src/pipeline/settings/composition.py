@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.ground.errors import SettingsError
+from pipeline.settings.build import build
 from pipeline.settings.groups import Settings
 from pipeline.settings.strict import is_union
 
@@ -89,9 +90,12 @@ def _path_of(arguments: Sequence[str]) -> str | None:
 def lenient(override: str) -> str:
     """``key=value`` as ``++key=value``, so that an unknown key reaches ``build``, which tells all faults at once.
 
-    A value that begins with ~ (a home folder) is quoted, which Hydra asks for; so is what a setting takes as text.
+    A row of settings needs no ``+``, which Hydra asks for where a group has no option by itself. A value that begins
+    with ~ (a home folder) is quoted, which Hydra asks for; so is what a setting takes as text.
     """
     match = re.fullmatch(r"(\+*)([A-Za-z_][\w.]*)=(.*)", override, re.DOTALL)
+    if match is not None and re.fullmatch(ROW, f"{match[2]}="):
+        return f"+{match[2]}={match[3]}"
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     if match is None or match[2] in groups or match[2].startswith("hydra."):
         return override
@@ -133,6 +137,25 @@ def sentence(error: Exception) -> str:
         return f"cannot read {override!r}; a value with special characters takes quotes: 'key=\"a (value)\"'"
     lines = str(error).split("Config search path")[0].splitlines()
     return " ".join(line.strip() for line in lines if line.strip())
+
+
+def faults(overrides: Sequence[str], error: Exception) -> list[str]:
+    """Sentences on what is wrong with overrides, of which ``error`` tells something.
+
+    Where that is an option that a group does not have, it hides nothing else: they are built without it.
+    """
+    cause = error.__cause__ if isinstance(error, SettingsError) else error
+    if not isinstance(cause, MISUNDERSTOOD):
+        return error.faults if isinstance(error, SettingsError) else [str(error)]
+    told = [f"command line: {sentence(cause)}"]
+    missing = getattr(cause, "missing_cfg_file", None) or ""
+    rest = [each for each in overrides if each.lstrip("+") != "=".join(missing.rsplit("/", 1))]
+    if len(rest) < len(overrides):
+        try:
+            build(composed(rest))
+        except SettingsError as more:
+            told += faults(rest, more)
+    return told
 
 
 def mapping(config: Composed) -> dict[str, Any]:

@@ -185,18 +185,15 @@ def instructions(processor: Processor, model: Path, inputs: Path, folder: Path, 
     """Executed instructions of one inference of a model, its input the first of ``inputs``; one thread.
 
     With a library by the sparse engine. The median of seven, in a process whose addresses, random bytes and arguments
-    are the same each time. After some seconds an onnxruntime session does a little more in one inference or
-    two, so what a busy machine kept waiting for a second is counted anew, five times at most.
+    are the same each time. Counts repeat to one in ten thousand: after some seconds, which a busy machine may make of
+    a moment, an onnxruntime session does a little more in one inference or two.
     """
     counts = folder / f"{processor.name}-{model.stem}.counts"
     files = {"model.onnx": model, "inputs.npz": inputs} | ({"./engine.so": library} if library else {})
     with tempfile.TemporaryDirectory(dir=folder) as place:
         for name, path in files.items():
             Path(place, name).symlink_to(path.resolve())
-        for _ in range(5):
-            waited = float(emulated(processor, [str(COUNTED), *files], Path(place), plugin=counts))
-            if waited < 1:
-                break
+        emulated(processor, [str(COUNTED), *files], Path(place), plugin=counts)
     marks = [int(line) for line in counts.read_text().split()]
     return round(statistics.median(later - mark for mark, later in pairwise(marks)))
 

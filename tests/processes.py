@@ -1,0 +1,88 @@
+"""Commands in processes of their own, as users type them, or forked from one that has loaded the libraries already.
+
+A forked one is as real (it has signals, a status and an end of its own) and begins with the work: it is for tests of
+what a command does, not of how it starts.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+
+from pipeline.__main__ import main
+from tests.conftest import PROJECT
+
+
+def command(*arguments, cwd=PROJECT, **environment):
+    """``python -m pipeline`` with pipes to what it prints and says."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+class Forked:
+    """A command that runs, with the methods of ``subprocess.Popen`` that tests use."""
+
+    def __init__(self, arguments, cwd, environment):
+        # a server without threads forks it: the tests' own process has some and could pass on a lock
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload([__name__, "pipeline.commands.run", "pipeline.commands.search"])
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._files = [Path(folder) / name for name in ("out", "err")]
+        self._process = server.Process(target=_run, args=(arguments, cwd, environment, self._files))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def said(self):
+        """What it has printed so far."""
+        return self._files[0].read_text() if self._files[0].exists() else ""
+
+    def wait(self, timeout=None):
+        self._process.join(timeout)
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        self.wait(timeout)
+        assert self.returncode is not None, f"goes on after {timeout} s"
+        return tuple(file.read_text() for file in self._files)
+
+    def send_signal(self, signum):
+        if self.returncode is None:
+            os.kill(self.pid, signum)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def forked(*arguments, cwd=PROJECT, **environment):
+    """The command, forked: it is at work within a moment."""
+    return Forked(arguments, cwd, {**os.environ, **environment})
+
+
+def _run(arguments, cwd, environment, files):
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    faulthandler.dump_traceback_later(300)  # a job that hangs tells where
+    multiprocessing.set_start_method("fork", force=True)  # as a command has it: the server hands on its own
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [str(cwd), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    sys.argv = ["pipeline", *arguments]
+    main()
