@@ -101,16 +101,15 @@ def counted(name: str, density: float, made: dict[str, ModelProto], one: Arrays)
     facts += [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in made.values()]
     kept = cache_folder() / f"counted-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     if not kept.exists():
-        counts = {}
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
             named: dict[str, Any] = {f"inputs/{each}": array for each, array in one.items()}
-            np.savez(Path(folder) / "one.npz", **named)
-            for way, (kind, engine) in ways.items():
-                file = Path(folder) / "model.onnx"
-                file.write_bytes(made[kind].SerializeToString())
-                count = arm.instructions(arm.PROCESSORS[0], file, Path(folder) / "one.npz", Path(folder), engine)
-                counts[way] = count / 1e6
-        kept.write_text(json.dumps(counts))
+            np.savez(folder / "one.npz", **named)
+            for kind in (FLOAT, INT8):
+                (folder / f"{kind}.onnx").write_bytes(made[kind].SerializeToString())
+            files = [(folder / f"{kind}.onnx", engine) for kind, engine in ways.values()]
+            counts = arm.instructions(arm.PROCESSORS[0], files, folder / "one.npz", folder)
+        kept.write_text(json.dumps({way: count / 1e6 for way, count in zip(ways, counts, strict=True)}))
     found: dict[str, float] = json.loads(kept.read_text())
     return found
 

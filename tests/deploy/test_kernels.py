@@ -339,10 +339,8 @@ def test_float16_executes_less(tmp_path):
     file, one = tmp_path / "model.onnx", tmp_path / "inputs.npz"
     file.write_bytes(with_nodes(model)[0].SerializeToString())
     np.savez(one, **{"inputs/input": inputs[:1]})
-    half, whole = (
-        arm.instructions(arm.PROCESSORS[1], file, one, tmp_path, library(target_of(name)))
-        for name in ("aarch64-fp16", "aarch64")
-    )
+    ways = [(file, library(target_of(name))) for name in ("aarch64-fp16", "aarch64")]
+    half, whole = arm.instructions(arm.PROCESSORS[1], ways, one, tmp_path)
     assert half < 0.7 * whole
 
 

@@ -44,15 +44,15 @@ class Place:
     """Somewhere that a bundle runs: ``call`` runs ``run.py`` with arguments in a copy of it and returns what it prints,
     ``fetch`` gives a file that it has written.
 
-    ``instructions`` counts those of one inference of a model, by a library if one is given, where they can be counted
-    (on a processor with ``features``); else time is taken.
+    ``instructions`` counts those of one inference by each way, where they can be counted (on a processor with
+    ``features``); else time is taken.
     """
 
     name: str
     board: str
     call: Call
     fetch: Callable[[str], bytes]
-    instructions: Callable[[Path, Path | None], int] | None = None
+    instructions: Callable[[Sequence[arm.Way]], list[int]] | None = None
     features: frozenset[str] = frozenset()
 
 
@@ -148,14 +148,10 @@ def tried(bundle: Path, subject: Subject, manifest: Manifest, rows: int | None) 
     return Trial(inputs, sum(len(next(iter(one.values()))) for one in given), expected, scores)
 
 
-Way = tuple[Path, Path | None]
-"""A model, and the sparse engine's library if that computes it."""
-
-
-def _counted_ways(bundle: Path, features: frozenset[str]) -> dict[str, Way]:
+def _counted_ways(bundle: Path, features: frozenset[str]) -> dict[str, arm.Way]:
     """The dense network, and the ways that ``run.py`` computes a bundle's models on such an ARM, named as there."""
     manifest = read(bundle)
-    found: dict[str, Way] = {"dense float32": (bundle.with_name(DENSE), None)}
+    found: dict[str, arm.Way] = {"dense float32": (bundle.with_name(DENSE), None)}
     found |= {name: (bundle / name, None) for name in manifest.models}
     libraries = (
         bundle / library
@@ -201,7 +197,7 @@ def _seen(
         for name, way in _counted_ways(bundle, place.features).items()
         if way[1] is None or name in differences
     }
-    return seen | {"instructions": {name: place.instructions(*way) for name, way in ways.items()}}
+    return seen | {"instructions": dict(zip(ways, place.instructions(list(ways.values())), strict=True))}
 
 
 def _by_batch(kept: Mapping[str, NDArray[Any]], way: str) -> list[Arrays]:
@@ -237,8 +233,8 @@ def _scored(
 
 @contextmanager
 def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
-    def instructions(processor: arm.Processor, model: Path, library: Path | None) -> int:
-        return arm.instructions(processor, model, bundle / "golden.npz", folder, library)
+    def instructions(processor: arm.Processor, ways: Sequence[arm.Way]) -> list[int]:
+        return arm.instructions(processor, ways, bundle / "golden.npz", folder)
 
     def call(processor: arm.Processor, arguments: Sequence[str]) -> str:
         return arm.emulated(processor, ["run.py", *arguments], bundle)

@@ -179,13 +179,12 @@ def _counted(
     told: Callable[[str], None],
 ) -> dict[str, int]:
     """Instructions of one inference on the board, by way."""
-    counts = {}
+    told(f"counting the instructions of round {round_.index} on an emulated {BOARD.board}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "inputs.npz", allow_pickle=False, **{f"inputs/{name}": each for name, each in one.items()})
-        for way, (model, library) in ways.items():
-            told(f"counting the instructions of round {round_.index}, {way}, on an emulated {BOARD.board}")
-            file = folder / f"{way}.onnx"
-            file.write_bytes(model.SerializeToString())
-            counts[way] = arm.instructions(BOARD, file, folder / "inputs.npz", folder, library)
-    return counts
+        files = {way: (folder / f"{way}.onnx", library) for way, (_, library) in ways.items()}
+        for way, (model, _) in ways.items():
+            files[way][0].write_bytes(model.SerializeToString())
+        counts = arm.instructions(BOARD, list(files.values()), folder / "inputs.npz", folder)
+    return dict(zip(files, counts, strict=True))

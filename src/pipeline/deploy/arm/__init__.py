@@ -181,21 +181,29 @@ def emulated(processor: Processor, arguments: Sequence[str], folder: Path, plugi
     return done.stdout
 
 
-def instructions(processor: Processor, model: Path, inputs: Path, folder: Path, library: Path | None = None) -> int:
-    """Executed instructions of one inference of a model, its input the first of ``inputs``; one thread.
+Way = tuple[Path, Path | None]
+"""A model, and the sparse engine's library if that computes it."""
 
-    With a library by the sparse engine. The median of seven, in a process whose addresses, random bytes and arguments
-    are the same each time. Counts repeat to one in ten thousand: after some seconds, which a busy machine may make of
-    a moment, an onnxruntime session does a little more in one inference or two.
+
+def instructions(processor: Processor, ways: Sequence[Way], inputs: Path, folder: Path) -> list[int]:
+    """Executed instructions of one inference, by each way; its input the first of ``inputs``; one thread.
+
+    Each is the median of seven, in one process whose addresses, random bytes and arguments are the same each time.
+    Counts repeat to one in ten thousand: after some seconds, which a busy machine may make of a moment, an onnxruntime
+    session does a little more in one inference or two.
     """
-    counts = folder / f"{processor.name}-{model.stem}.counts"
-    files = {"model.onnx": model, "inputs.npz": inputs} | ({"./engine.so": library} if library else {})
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        for name, path in files.items():
-            Path(place, name).symlink_to(path.resolve())
-        emulated(processor, [str(COUNTED), *files], Path(place), plugin=counts)
-    marks = [int(line) for line in counts.read_text().split()]
-    return round(statistics.median(later - mark for mark, later in pairwise(marks)))
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        place, written = Path(name), folder / f"{processor.name}.counts"
+        (place / "inputs.npz").symlink_to(inputs.resolve())
+        for number, (model, library) in enumerate(ways):
+            (place / f"{number:02}.onnx").symlink_to(model.resolve())
+            if library is not None:
+                (place / f"{number:02}.so").symlink_to(library.resolve())
+        emulated(processor, [str(COUNTED), "inputs.npz"], place, plugin=written)
+    marks = [int(line) for line in written.read_text().split()]
+    each = len(marks) // len(ways)
+    of_each = [[later - mark for mark, later in pairwise(marks[at : at + each])] for at in range(0, len(marks), each)]
+    return [round(statistics.median(counts)) for counts in of_each]
 
 
 def emulator() -> str:

@@ -1,4 +1,7 @@
-"""python count.py MODEL INPUTS.npz [LIBRARY]: inferences between harmless system calls that the emulator waits for."""
+"""python count.py INPUTS.npz: inferences of the models beside it, between harmless system calls that are marks.
+
+A model is computed by the library of its name, where there is one.
+"""
 
 import os
 import sys
@@ -7,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-options.log_severity_level = 3
-for library in sys.argv[3:]:
-    options.register_custom_ops_library(library)
-model = Path(sys.argv[1]).read_bytes()  # a path would be part of what is counted
-session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-given = np.load(sys.argv[2])
+given = np.load(sys.argv[1])
 one = {key.removeprefix("inputs/"): given[key][:1] for key in given.files if key.startswith("inputs/")}
-for _ in range(8):  # Python's interpreter specialises its own code in these
-    session.run(None, one)
-for _ in range(7):
+for model in sorted(Path().glob("*.onnx")):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if model.with_suffix(".so").exists():
+        options.register_custom_ops_library(f"./{model.stem}.so")
+    # a path would be part of what is counted
+    session = onnxruntime.InferenceSession(model.read_bytes(), options, providers=["CPUExecutionProvider"])
+    for _ in range(8):  # Python's interpreter specialises its own code in these
+        session.run(None, one)
+    for _ in range(7):
+        os.getppid()
+        session.run(None, one)
     os.getppid()
-    session.run(None, one)
-os.getppid()
