@@ -87,7 +87,7 @@ def test_runs_tell_method_seed_and_density_and_two_of_them_compare(page, ui, run
     for name in shown:
         page.get_by_text(name, exact=True).first.wait_for()
     keep(page, "mlflow-runs")
-    chosen = ["lr_rewinding, seed 0, density 0.640", "fine_tuning, seed 0, density 0.640"]
+    chosen = ["64% lr_rewinding s0", "64% fine_tuning s0"]
     for name in chosen:
         row = page.locator("[role=row]", has_text=name).first.get_attribute("row-index")
         page.locator(f"[role=row][row-index='{row}'] input[type=checkbox]").first.click()
@@ -112,11 +112,11 @@ def test_charts_show_accuracy_and_density_of_all_runs_by_round(page, ui, runs):
 
 def test_a_parents_charts_show_accuracy_and_sparsity_by_round(page, ui, runs):
     open_runs(page, ui)
-    page.get_by_text("lr_rewinding, seed 0, density 0.640", exact=True).first.click()
+    page.get_by_text("64% lr_rewinding s0", exact=True).first.click()
     page.get_by_role("tab", name="Model metrics").click()
     for metric in ("sparsity", "test_accuracy"):
         page.get_by_placeholder("Search metric charts").fill(metric)
-        page.get_by_text(f"lr_rewinding, seed 0, density 0.640 ({metric})").first.wait_for()
+        page.get_by_text(f"64% lr_rewinding s0 ({metric})").first.wait_for()
     keep(page, "mlflow-run")
 
 

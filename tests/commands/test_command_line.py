@@ -17,10 +17,11 @@ from mlflow import MlflowClient
 
 from pipeline.__main__ import main
 from pipeline.commands import sweep
-from pipeline.settings.composition import CONF
+from pipeline.ground.errors import Stopped
+from pipeline.settings.composition import CONF, understood
 from pipeline.tracking.store import make_embedded_store
 from pipeline.training.speed import has_compiler
-from tests.conftest import PHOTOS, PROJECT, SMALL, settings
+from tests.conftest import PHOTOS, PROJECT, SMALL, settings, typed
 from tests.processes import command, forked
 from tests.rounds.test_loop import content
 from tests.tracking.test_tracker import everything
@@ -68,14 +69,15 @@ def test_the_shipped_resnet20_holds_the_papers_settings():
     assert (paper.pruning.scope, paper.pruning.exclude) == ("global", ())
 
 
-def test_the_readmes_commands_compose():
-    text = (PROJECT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
+def test_the_commands_of_a_page_compose(page):
+    text = (PROJECT / page).read_text()
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if "-m pipeline" in line]
     assert len(commands) >= 3
     for words in commands:
-        overrides = words[words.index("pipeline") + 1 :]
+        overrides = understood([each for each in words[words.index("pipeline") + 1 :] if each not in ("--cfg", "job")])
         if "-m" in overrides:
             overrides.remove("-m")
             assert len(sweep.planned(overrides).titles) > 1
@@ -83,7 +85,44 @@ def test_the_readmes_commands_compose():
             settings(*overrides)
     targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
     made = [line.split()[1] for line in lines if line.startswith("make ")]
-    assert {"run", "test"} <= set(made) <= set(targets)
+    assert {"run"} <= set(made) <= set(targets)
+
+
+def test_the_readmes_python_is_python():
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
+def test_a_terminal_is_told_what_is_about_to_run_and_all_what_came_of_it(tmp_path, monkeypatch, capsys):
+    job = [*SMALL, "pruning.rounds=1", f"runs={tmp_path}"]
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert typed(*job) == 0
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.split()[0] for line in lines[:5]] == ["network", "data", "device", "method", "kept"]
+    assert "small_cnn: 980 weights" in lines[0]
+    assert all(len(line) <= 80 for line in lines[5:8])
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    assert typed(*job) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["round", "density"]
+    assert re.match(r"chosen  round 1, 1.25 times fewer weights, test accuracy \S+% \(dense \S+%\)", lines[-1])
+
+
+def test_a_run_that_goes_on_says_from_where(tmp_path, monkeypatch, capsys):
+    from pipeline.report.display import Display
+
+    def stopped(self, index, history):
+        raise Stopped(2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Display, "epoch_done", stopped)
+        assert typed(*SMALL, "pruning.rounds=1", f"runs={tmp_path}") == 130
+    capsys.readouterr()
+    assert typed(*SMALL, "pruning.rounds=1", f"runs={tmp_path}") == 0
+    assert "round 0 goes on after epoch 1 of 3" in capsys.readouterr().out
 
 
 def test_a_plan_trains_nothing_and_keeps_nothing(tmp_path, monkeypatch, capsys):
@@ -132,7 +171,7 @@ def test_a_network_of_which_nothing_is_left_goes_through_everything(tmp_path, mo
         main()
     documents = [json.loads(each.read_text(), parse_constant=pytest.fail) for each in tmp_path.rglob("*.json")]
     assert len(documents) == 3
-    (parent,) = [metrics for name, _, metrics, _ in everything(store(runs)) if name.startswith("lr_rewinding")]
+    (parent,) = [metrics for name, _, metrics, _ in everything(store(runs)) if "lr_rewinding" in name]
     assert parent["density"] == [(0, 1.0), (1, 0.0)]
     assert parent["compression_ratio"][1][1] > 1e300
     # a ledger of before, where such numbers stood bare

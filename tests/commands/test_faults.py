@@ -85,6 +85,7 @@ TO_MLFLOW = {
     "MlflowClient.search_runs": 5,
     "MlflowClient.create_run": 3,
     "MlflowClient.log_batch": 16,
+    "MlflowClient.log_inputs": 1,
     "MlflowClient.log_dict": 1,
     "MlflowClient.log_text": 5,
     "MlflowClient.log_artifact": 14,

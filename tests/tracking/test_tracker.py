@@ -77,7 +77,7 @@ def test_whatever_users_call_patterns_and_figures_arrives(case, command, client,
 def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
     assert command("seed=3") == 0
     (parent,) = runs(client, "job")
-    assert (parent.info.run_name, parent.info.status) == ("lr_rewinding, seed 3, density 0.640", "FINISHED")
+    assert (parent.info.run_name, parent.info.status) == ("64% lr_rewinding s3", "FINISHED")
     expected = flat(dataclasses.asdict(settings(*SMALL, f"runs={tmp_path}", "seed=3")))
     assert parent.data.params == {key: str(value) for key, value in expected.items()}
     for key in ("fingerprint", "data_digest", "git_commit", "method", "final_density", "chosen_round"):

@@ -150,7 +150,7 @@ def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_show
         figures = evaluate(alone.trainable, split, state)
         assert figures == pytest.approx({key: expected[key] for key in figures}, abs=1e-6)
     names = [name for name, *_ in everything(store(tmp_path))]
-    assert names == ["lr_rewinding, seed 0, density 0.800", "round 00", "round 01"]
+    assert names == ["80% lr_rewinding s0", "round 00", "round 01"]
 
 
 @two_cores

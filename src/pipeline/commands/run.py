@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pipeline.commands.sync import save_and_send
 from pipeline.ground.environment import expanded
 from pipeline.ground.errors import PipelineError, one_line, stoppable
 from pipeline.ground.files import write_file
+from pipeline.ground.progress import clock
 from pipeline.report import sizes, table
 from pipeline.report.display import Display
 from pipeline.rounds import loop
@@ -67,9 +69,11 @@ def _shown_and_tracked(
     wait: Callable[[str], None] | None,
 ) -> list[Round]:
     """``shared`` is the site while the other processes are with this one, ``site`` once they are not any more."""
+    begun = time.perf_counter()
     dense_epochs = job.dense_span.last if job.trained is None else 0
     display = Display(job.score, planned_rounds(job), dense_epochs, job.epochs_a_round)
     with site.ledger.locked(wait), Tracker(settings, runs, site.ledger, job, display.note) as tracker, stoppable():
+        display.heading(_heading(job, site, settings))
         with display:
             watcher = Watchers(display, tracker, *watchers)
             done = loop.run(job, dataclasses.replace(shared, watcher=watcher))
@@ -91,13 +95,6 @@ def _shown_and_tracked(
     print()
     if not display.trained:
         print("all rounds asked for were complete: nothing was trained (pruning.rounds=N asks for more)")
-    if settings.pruning.max_score_drop is not None:
-        best = chosen(done, job)
-        print(
-            f"chosen: round {best.index}, density {best.density:.4f}, the smallest within "
-            f"{job.score.shown_drop(settings.pruning.max_score_drop)} of the dense network's validation "
-            f"{job.score.label}"
-        )
     if found:
         print(table.bytes_table(done, job.score, [each.figures for each in found]))
         print()
@@ -105,7 +102,39 @@ def _shown_and_tracked(
         print(f"curve   {path}")
     print(f"rounds  {site.ledger.folder}")
     print(f"MLflow  {tracker.where}")
+    print(f"time    {clock(time.perf_counter() - begun)}, of which training {clock(display.seconds)}")
+    print(f"chosen  {_choice(job, done, found)}")
     return done
+
+
+def _heading(job: Job, site: Site, settings: Settings) -> list[str]:
+    """What is about to run."""
+    layers, data, made = job.layers(job.alive()), site.ledger.identity["data"], site.environment
+    weights, macs = sum(each.weights for each in layers), sum(each.macs for each in layers)
+    network = settings.model.module or settings.model.network or type(job.network).__name__
+    return [
+        f"network {network}: {weights:,} weights, {macs / 1e6:.3g} M multiply-adds",
+        f"data    {data.get('module') or data['dataset']}",
+        f"device  {made['device']}, {job.training.precision}, {made['threads']} threads",
+        f"method  {job.method}, seed {job.seed}",
+        f"kept    {site.ledger.folder}",
+    ]
+
+
+def _choice(job: Job, done: Sequence[Round], found: Sequence[sizes.Sizes]) -> str:
+    """The round that counts, against the dense network, and what can be done with it."""
+    best, score = chosen(done, job), job.score
+    fewer = f"{best.figures['compression_ratio']:.3g} times fewer weights" if best.density else "no weight left"
+    said = [f"round {best.index}", fewer]
+    if best.figures.get(score.test) is not None:
+        of_dense = score.shown(done[0].figures.get(score.test))
+        said.append(f"{score.test_label} {score.shown(best.figures[score.test])} (dense {of_dense})")
+    if (drop := job.pruning.max_score_drop) is not None:
+        said.append(f"the smallest within {score.shown_drop(drop)} of the dense network's validation {score.label}")
+    if not found:
+        return ", ".join(said)
+    said.append(f"{found[best.index].figures['int8_bytes'] / 1000:.1f} kB")
+    return ", ".join(said) + "; next: the same command with task=bundle"
 
 
 def _sizes(job: Job, site: Site, done: list[Round], settings: Settings, display: Display) -> list[sizes.Sizes]:

@@ -25,6 +25,11 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not shown)
 
 
+def clock(seconds: float) -> str:
+    """Such as ``0:01:30``."""
+    return str(timedelta(seconds=round(seconds)))
+
+
 def time_left(seconds: float) -> str:
     """Such as ``0:01:30 left``."""
-    return f"{timedelta(seconds=round(seconds))} left"
+    return f"{clock(seconds)} left"

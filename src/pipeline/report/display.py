@@ -1,6 +1,7 @@
 """What a person sees: a line of the table after each round, and on a terminal a bar with the time left."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.ground.progress import Printer, progress_bar, time_left
@@ -24,6 +25,8 @@ class Display(Watcher):
         self.rounds = self.trained = 0
         self.started: float | None = None
         self.epochs_done = 0
+        self.seconds = 0.0
+        """Of training, in this call."""
 
     def __enter__(self) -> "Display":
         self.progress.start()
@@ -32,8 +35,16 @@ class Display(Watcher):
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
+    def heading(self, lines: Iterable[str]) -> None:
+        """Lines above the table that say what is about to run; a terminal alone has them."""
+        if self.console.is_terminal:
+            for line in lines:
+                self.console.print(line, style="dim")
+
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
         self.index, self.round_epochs, self.history = index, epochs, done
+        if done:
+            self.note(f"round {index} goes on after epoch {len(done)} of {epochs}")
         self.epochs_left -= len(done)
         self.started = self.started or time.perf_counter()
         self._show(0.0)
@@ -45,6 +56,7 @@ class Display(Watcher):
     def epoch_done(self, index: int, history: tuple[Epoch, ...]) -> None:
         self.history = history
         self.epochs_done += 1
+        self.seconds += history[-1].seconds
         self.epochs_left -= 1
         self._show(0.0)
 

@@ -31,7 +31,8 @@ BYTE_COLUMNS = {
     "smaller": lambda sizes: f"{sizes['bytes_compression']:.1f}x",
 }
 """Of the plain export, and of the packed files that go to a board; the last is the first over int8."""
-WIDTH = 12
+WIDTH = 8
+"""Of a column at least, so that a row fits a terminal of 80 characters."""
 Sizes = Sequence[Mapping[str, float]]
 """Figures by round, as ``outcome.Sizes`` gives them."""
 
@@ -66,13 +67,13 @@ def as_csv(rounds: Sequence[Round], sizes: Sizes = ()) -> str:
 
 
 def bytes_table(rounds: Sequence[Round], score: Score, sizes: Sizes) -> str:
-    """Bytes of every round's files, a line each, as wide as a ``row``."""
+    """Bytes of every round's files, a line each."""
     shown = columns(score)
     first = [name for place, name in enumerate(shown) if name in ("round", "density") or place == len(shown) - 3]
     lines = [[*first, *BYTE_COLUMNS]]
     for r, each in zip(rounds, sizes, strict=True):
         lines.append([shown[name](r) for name in first] + [show(each) for show in BYTE_COLUMNS.values()])
-    widths = [_width(name) for name in lines[0]]
+    widths = [max(_width(line[place]) for line in lines) for place in range(len(lines[0]))]
     return "\n".join("".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
 
 

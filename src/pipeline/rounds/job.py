@@ -112,7 +112,7 @@ class Job:
     @property
     def title(self) -> str:
         """What tells the run apart from those of its experiment."""
-        return f"{self.method}, seed {self.seed}"
+        return f"{self.method} s{self.seed}"
 
     @cached_property
     def positions(self) -> Mapping[str, int]:

@@ -36,6 +36,11 @@ BATCH, PARAMETERS = 1000, 100
 PATIENCE = 30.0
 """Seconds that a server may be out of reach at the start of a run, and again at its end."""
 PAGE = 1000
+SHOWN_AS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "Networks made small by pruning: a run a method and seed, in it a run for each round.",
+}
+"""Tags of an experiment: MLflow opens it as training of models, and says what it is."""
 T = TypeVar("T")
 OF_THE_MACHINE = ("data_digest", "precision", "compile")
 """Tags that change numbers as settings do."""
@@ -188,7 +193,7 @@ class Store:
             embedded = self._address == embedded_uri(runs)
             location = (runs / "mlflow" / "artifacts" / name).resolve().as_uri() if embedded else None
             try:
-                return self.client.create_experiment(name, artifact_location=location)
+                return self.client.create_experiment(name, artifact_location=location, tags=SHOWN_AS)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

@@ -27,10 +27,13 @@ from pipeline.rounds.job import Job, Watcher
 from pipeline.rounds.ledger import Ledger, Round, weights_digest
 from pipeline.settings.groups import Settings
 from pipeline.settings.identity import fingerprint
+from pipeline.tracking.origin import data_input, description, origin
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.store import PATIENCE, Store, kept, metrics
 from pipeline.training.state import Epoch
 
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
 SECONDS_BETWEEN = 5.0
 """A round's curve leaves at most so often, and at the round's end."""
 
@@ -69,19 +72,24 @@ class Tracker(Watcher):
             "mlflow.source.git.commit": git_commit(),
             "ledger": str(ledger.folder.resolve()),
         }
+        self.data = data_input(ledger.identity)
         with self.store.told():
             self._open(reopen)
         self.complete: dict[int, tuple[Round, Path]] = {}
         self.last_epochs = 0.0
         self.ended = False
         self.outbox = Outbox(self._tell)
+        self.outbox.put(lambda: self.client.log_inputs(self.run_id, [self.data]))
 
     def _open(self, reopen: bool) -> None:
         """Opens the parent run, in which no round stands yet as far as is known; it counts once all of it is told."""
         parent = self.store.opened({**self.identity, "kind": "job"}, self.title, reopen)
         run_id = parent.info.run_id
         try:
-            self.store.tag(run_id, self.tags)
+            known = parent.data.tags
+            self.described = self.tags | {key: known.get(key, each) for key, each in origin().items()}
+            note = known.get(NOTE) or description(self.title, self.described, None)
+            self.store.tag(run_id, {**self.described, NOTE: note})
             self.store.describe(parent, self.settings)
             self.client.log_dict(run_id, kept(self.settings), "settings.yaml")
         except Exception:
@@ -248,8 +256,8 @@ class Tracker(Watcher):
             self.client.log_text(self.run_id, text, name)
         for file in files:
             self.client.log_artifact(self.run_id, str(file))
-        self.tag(tags)
-        self.client.update_run(self.run_id, name=f"{self.title}, density {last.density:.3f}")
+        self.tag({**tags, NOTE: description(self.title, self.described, texts["rounds.md"])})
+        self.client.update_run(self.run_id, name=f"{100 * last.density:.3g}% {self.title}")
         self.client.set_terminated(self.run_id, "FINISHED")
 
 
