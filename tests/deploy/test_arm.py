@@ -61,7 +61,7 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
     model, inputs = (made / "artifacts" / "bundle" / name for name in ("model.onnx", "golden.npz"))
     for processor in arm.PROCESSORS:
         counted = first["places"][processor.name]["instructions"]["model.onnx"]
-        assert arm.instructions(processor, [(model, None)], inputs, tmp_path) == [pytest.approx(counted, rel=1e-3)]
+        assert arm.instructions(processor, [(model, None)], inputs, tmp_path) == [pytest.approx(counted, abs=500)]
 
 
 def test_an_engine_that_is_refused_there_is_told_with_its_reason(root, made, monkeypatch):  # noqa: F811

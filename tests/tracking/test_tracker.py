@@ -173,6 +173,14 @@ def test_a_shorter_call_changes_nothing_of_what_a_longer_one_recorded(
         assert rows == [str(index) for index in range(int(shorter[0][-1]) + 1)], "what was asked for is shown"
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What stands in MLflow of a run that nothing stopped."""
+    runs = tmp_path_factory.mktemp("whole")
+    assert typed(*SMALL, f"runs={runs}") == 0
+    return everything(MlflowClient(f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}"))
+
+
 @pytest.mark.parametrize(
     ("death", "exit_status", "run_status"),
     [(Stopped(2), 130, "KILLED"), (Stopped(15), 143, "KILLED"), (OSError("disk full"), 1, "FAILED"), (Stop(), None, "FAILED")],
@@ -180,13 +188,10 @@ def test_a_shorter_call_changes_nothing_of_what_a_longer_one_recorded(
 )  # fmt: skip
 @pytest.mark.parametrize("epoch", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_dies_has_its_true_status_and_goes_on_to_the_same_content(
-    death, exit_status, run_status, epoch, command, client, tmp_path, monkeypatch
+    death, exit_status, run_status, epoch, undisturbed, command, client, monkeypatch
 ):
     from pipeline.report.display import Display
 
-    whole = tmp_path / "whole"
-    assert command(f"runs={whole}") == 0
-    expected = everything(MlflowClient(f"sqlite:///{whole / 'mlflow' / 'mlflow.db'}"))
     epoch_done, epochs = Display.epoch_done, []
 
     def dying(self, index, history):
@@ -206,7 +211,7 @@ def test_a_run_that_dies_has_its_true_status_and_goes_on_to_the_same_content(
     assert parent.info.status == run_status
     assert runs(client, "round")[-1].info.status == run_status
     assert command() == 0
-    assert everything(client) == expected
+    assert everything(client) == undisturbed
 
 
 def test_another_store_by_setting_or_environment(command, tmp_path, monkeypatch):
