@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -39,6 +40,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # conf/hydra/launcher has settings of ours for launchers that plugins name
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/")
+    if (here := str(Path.cwd())) not in sys.path:  # of the installed command: there one's own code lies
+        sys.path.append(here)
     given = get_args_parser().parse_args()
     try:
         if not given.shell_completion:

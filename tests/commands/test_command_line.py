@@ -327,7 +327,8 @@ def test_the_same_command_twice_at_once_is_refused(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_from_any_folder(tmp_path):
+def test_the_wheels_command_runs_from_any_folder_with_the_code_there(tmp_path):
+    """Also where that has a ``pipeline.py`` of its own."""
     site, cwd = tmp_path / "site", tmp_path / "elsewhere"
     cwd.mkdir()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -336,11 +337,19 @@ def test_the_wheel_runs_from_any_folder(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
-    process = command(*SMALL, "pruning.rounds=1", cwd=cwd, PYTHONPATH=str(site))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    (cwd / "pipeline.py").write_text("raise SystemExit('another pipeline')")
+    (cwd / "mine.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+    )
+    done = subprocess.run(
+        [site / "bin" / "rewind", *SMALL[1:], "model=custom", "model.network=mine.net", "pruning.rounds=1"],
+        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 0, err
     assert err == ""
-    (record,) = (cwd / "runs").glob("digits-*/seed-0/round-01/round.json")
+    (record,) = (cwd / "runs").glob("net-*/seed-0/round-01/round.json")
     assert json.loads(record.read_text())["environment"]["git_commit"] == "unknown"
     assert f"curve   {record.parents[1].relative_to(cwd)}" in out
 

@@ -80,6 +80,10 @@ def test_a_job_sets_its_threads_before_anything_loads_that_reads_them():
         (["training.devices=2"], "training.devices: got several processes"),
         (["pruning.fraction=0.2,2", "trainig.epochs=3"], "trainig: unknown setting; did you mean training?"),
         (["+method=lr_rewinding,lr_rewindin"], "lr_rewindin"),
+        (
+            ["hydra/sweeper=optuna", "seed=0,1"],
+            "hydra/sweeper=optuna: a sweep's jobs are all checked before one starts",
+        ),
     ],
 )
 def test_faults_of_any_job_are_told_before_one_is_started(overrides, fault, typed, tmp_path, capsys, monkeypatch):
@@ -115,6 +119,7 @@ def test_what_jobs_print_is_kept_apart(typed, tmp_path):
     status, out = typed("-m", *SMALL, "pruning.rounds=1", "seed=0,1")
     assert status == 0
     assert "compression" not in out
+    assert len(re.findall(r"(?m)^ +[12] of 2  done +seed=[01]: 80% kept, test accuracy \d+\.\d+%$", out)) == 2
     logs = sorted((tmp_path / "runs" / "sweeps").glob("*/job-*.log"))
     assert [log.read_text().split()[:3] for log in logs] == [["round", "density", "sparsity"]] * 2
 

@@ -68,6 +68,11 @@ def planned(overrides: Sequence[str]) -> Sweep:
     Raises:
         SettingsError: with the faults of all jobs.
     """
+    sweepers = [word for word in overrides if word.lstrip("+").startswith("hydra/sweeper=")]
+    if other := [word for word in sweepers if not word.endswith("=basic")]:
+        raise SettingsError(
+            [f"{other[0].lstrip('+')}: a sweep's jobs are all checked before one starts; takes hydra/sweeper=basic"]
+        )
     jobs = composition.jobs(overrides)
     varied = [word for word in {w: None for job in jobs for w in job} if not all(word in job for job in jobs)]
     titles = tuple(" ".join(word.lstrip("+") for word in job if word in varied) or "the job" for job in jobs)
@@ -146,7 +151,11 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
         see_to_policy(settings, runs, wait)
     job, site = build_job(settings, runs)
     progress = JobProgress(folder, number, job, planned_rounds(job))
-    run_job(job, site, settings, runs, (progress,), wait)
+    last = run_job(job, site, settings, runs, (progress,), wait)[-1]
+    reached = (
+        f"{100 * last.density:.3g}% kept, {job.score.test_label} {job.score.shown(last.figures.get(job.score.test))}"
+    )
+    write(folder, number, dataclasses.replace(read(folder, number), result=reached))
     return progress.trained > 0
 
 

@@ -47,6 +47,8 @@ class Note:
     at: str = ""
     sentence: str = ""
     """How it failed, or what a person should know."""
+    result: str = ""
+    """What it ended with."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class View:
         for number, note in enumerate(notes):
             if note.state in ENDED and number not in self.told:
                 self.told.add(number)
-                words = f": {note.sentence}" if note.sentence else ""
+                words = "".join(f": {each}" for each in (note.result, note.sentence) if each)
                 self.console.print(
                     f"{len(self.told):>4} of {len(notes)}  {note.state:<9} {self.sweep.titles[number]}{words}"
                 )

@@ -189,8 +189,8 @@ def instructions(processor: Processor, ways: Sequence[Way], inputs: Path, folder
     """Executed instructions of one inference, by each way; its input the first of ``inputs``; one thread.
 
     Each is the median of seven, in one process whose addresses, random bytes and arguments are the same each time.
-    Counts repeat to a few hundred: after some seconds, which a busy machine may make of a moment, an onnxruntime session
-    does a little more in one inference or two.
+    Counts repeat to a few hundred: after some seconds, which a busy machine may make of a moment, an onnxruntime
+    session does a little more in one inference or two.
     """
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place, written = Path(name), folder / f"{processor.name}.counts"
