@@ -152,10 +152,9 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
     job, site = build_job(settings, runs)
     progress = JobProgress(folder, number, job, planned_rounds(job))
     last = run_job(job, site, settings, runs, (progress,), wait)[-1]
-    reached = (
-        f"{100 * last.density:.3g}% kept, {job.score.test_label} {job.score.shown(last.figures.get(job.score.test))}"
-    )
-    write(folder, number, dataclasses.replace(read(folder, number), result=reached))
+    reached = job.score.shown(last.figures.get(job.score.test))
+    result = f"{100 * last.density:.3g}% kept, {job.score.test_label} {reached}"
+    write(folder, number, dataclasses.replace(read(folder, number), result=result))
     return progress.trained > 0
 
 
