@@ -200,7 +200,9 @@ def test_what_fails_after_training_is_a_sentence_and_the_run_is_finished(place, 
 
 
 def _check_finished(found, expected):
-    """All runs are there and FINISHED, with all that is neither a picture nor bytes."""
+    """All runs are there and FINISHED, with all that is neither a picture nor bytes (nor a table of them)."""
+    for run in (*found, *expected):
+        run[4].pop("mlflow.note.content", None)
     assert [run[:5] for run in found] == [run[:5] for run in expected]
     assert {run[1] for run in found} == {"FINISHED"}
     for run, whole in zip(found, expected, strict=True):
