@@ -13,13 +13,17 @@ ZOO ?= 15x:12 18x:13 28x:15
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 setup: .venv/complete ## Make .venv and install everything, every version pinned
-.venv/complete: pyproject.toml constraints.txt
+.venv/complete: .venv/ready
+	$(INSTALL) '.[dev]'
+	@touch $@
+.venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { echo "no virtual environment can be made: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) '.[deploy,compare]'
 	@touch $@
 
-run: setup ## Train, prune and rewind the embedded digits network, every round in MLflow (ARGS="seed=1 ..." overrides)
+run: .venv/ready ## Train, prune and rewind the embedded digits network, every round in MLflow (ARGS="seed=1 ..." overrides)
 	$(BIN)/python -m pipeline $(ARGS)
 
 sweep: setup ## Six methods over three seeds, two jobs at a time, and their comparison (EXPERIMENT METHODS SEEDS LAUNCHER WORKERS ARGS)

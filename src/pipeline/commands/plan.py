@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.ground.errors import stoppable
+from pipeline.ground.extras import missing
 from pipeline.networks.layers import prunable
-from pipeline.report.forecast import told
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job
 from pipeline.rounds.planning import planned
@@ -25,7 +25,9 @@ def main(settings: Settings, runs: Path) -> None:
             if ranks.leads:
                 print(line)
         known = planned(job)
-        if settings.deploy.sizes and ranks.leads and known is not None:
+        if settings.deploy.sizes and ranks.leads and known is not None and not missing("deploy"):
+            from pipeline.report.forecast import told
+
             for line in told(job, settings.deploy, len(known) - 1):
                 print(line)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.commands.sync import save_and_send
 from pipeline.ground.environment import expanded
 from pipeline.ground.errors import PipelineError, one_line, stoppable
+from pipeline.ground.extras import missing
 from pipeline.ground.files import write_file
 from pipeline.ground.progress import clock
 from pipeline.report import sizes, table
@@ -74,6 +75,8 @@ def _shown_and_tracked(
     display = Display(job.score, planned_rounds(job), dense_epochs, job.epochs_a_round)
     with site.ledger.locked(wait), Tracker(settings, runs, site.ledger, job, display.note) as tracker, stoppable():
         display.heading(_heading(job, site, settings))
+        if settings.deploy.sizes and (told := missing("deploy")):
+            display.note(f"bytes are not measured: deploy.sizes=true {told}")
         with display:
             watcher = Watchers(display, tracker, *watchers)
             done = loop.run(job, dataclasses.replace(shared, watcher=watcher))
@@ -139,7 +142,7 @@ def _choice(job: Job, done: Sequence[Round], found: Sequence[sizes.Sizes]) -> st
 
 def _sizes(job: Job, site: Site, done: list[Round], settings: Settings, display: Display) -> list[sizes.Sizes]:
     """Bytes of every round's files, if they are asked for and the network can be exported."""
-    if not settings.deploy.sizes:
+    if not settings.deploy.sizes or missing("deploy"):
         return []
     try:
         return sizes.measured(job, site, done, settings.deploy, display.measuring)

@@ -154,9 +154,9 @@ def on_disk(settings: ImagesOnDisk) -> OnDisk:
     Raises:
         SettingsError: if there are none, or too few for the split.
     """
+    source = hub.read(settings.source, settings.dataset)
     import datasets
 
-    source = hub.read(settings.source, settings.dataset)
     if len(source.classes) < 2:
         names = ", ".join(source.classes)
         raise SettingsError([f"data.source: got {settings.source!r}, which has one class ({names}); takes two or more"])

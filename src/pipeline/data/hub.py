@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.folders import Found, found_in, images_in, listed
 from pipeline.ground.environment import expanded
 from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.extras import needed
 
 TABLES = (".parquet", ".arrow")
 NAMES = ("label", "labels", "class", "category", "target", "fine_label", "class_name", "y")
@@ -39,8 +40,10 @@ def read(source: str, dataset: str, image: str | None = None, label: str | None 
     """A data set by hub id or local folder. ``image`` and ``label`` name its columns, where it has several.
 
     Raises:
-        SettingsError: if neither the network nor a local copy gives it, or it has no images, labels or training part.
+        SettingsError: if neither the network nor a local copy gives it, or it has no images, labels or training part,
+            or the library that reads it is not installed.
     """
+    needed("hub", f"data.source={source}")
     local = expanded(source)
     if not local.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise SettingsError([f"data.source: got {source!r}, which is no folder; {remedy(dataset)}"])

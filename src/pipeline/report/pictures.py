@@ -4,13 +4,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import plotly.graph_objects as plotly
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from plotly.colors import DEFAULT_PLOTLY_COLORS
-from plotly.subplots import make_subplots
 
 from pipeline.report.comparison import TRAINING, Method, Spread, titles
 from pipeline.rounds.ledger import Round
@@ -110,6 +107,10 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
 
 def methods_page(methods: Sequence[Method], title: str) -> str:
     """The same as a page that answers to the mouse, in one file that needs no network."""
+    import plotly.graph_objects as plotly
+    from plotly.colors import DEFAULT_PLOTLY_COLORS
+    from plotly.subplots import make_subplots
+
     costs = _measured(methods)
     figure = make_subplots(1, len(costs), shared_yaxes=True, horizontal_spacing=0.03)
     for column, label in enumerate(costs, 1):

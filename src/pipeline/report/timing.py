@@ -12,16 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto
 
 from pipeline.deploy import arm, kernels
-from pipeline.deploy.board.run import processor
-from pipeline.deploy.models import Models, engine_fault, models
 from pipeline.deploy.recipe import recipe
-from pipeline.deploy.runtime import Arrays, arrays, latencies, session
 from pipeline.ground import tables
 from pipeline.ground.documents import written
 from pipeline.ground.errors import PipelineError
@@ -31,9 +27,15 @@ from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.settings.groups import Deploy
 
+if TYPE_CHECKING:  # what is kept is read without ONNX
+    from onnx import ModelProto
+
+    from pipeline.deploy.models import Models
+    from pipeline.deploy.runtime import Arrays
+
 BOARD = arm.PROCESSORS[0]
 WAYS = ("float32", "int8", "sparse")
-Ways = Mapping[str, tuple[ModelProto, Path | None]]
+Ways = Mapping[str, "tuple[ModelProto, Path | None]"]
 """Each way's model and library."""
 
 
@@ -122,6 +124,8 @@ def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
     timing = kept_in(_path(site, round_).parent)
     if timing is None:
         return None
+    from pipeline.deploy.board.run import processor
+
     made = timing.width_multiple, timing.calibration_images, timing.processor, timing.recipe
     if made != (deploy.width_multiple, deploy.calibration_images, processor(), recipe(deploy.dynamic_axes)):
         return None
@@ -129,6 +133,10 @@ def _stored(site: Site, round_: Round, deploy: Deploy) -> Timing | None:
 
 
 def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[str], None]) -> Timing:
+    from pipeline.deploy.board.run import processor
+    from pipeline.deploy.models import models
+    from pipeline.deploy.runtime import arrays
+
     told(f"measuring round {round_.index}")
     subject = subject_of(job, site, round_.index)
     found = models(subject, deploy.calibration_images, deploy.width_multiple, dynamic_axes=deploy.dynamic_axes)
@@ -152,18 +160,22 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
     return timing
 
 
-def in_turns(found: Models, ways: Ways, one: Arrays, seconds: float = 2.0) -> dict[str, Any]:
+def in_turns(found: "Models", ways: Ways, one: "Arrays", seconds: float = 2.0) -> dict[str, Any]:
     """``latencies`` of the ways, and ratios to the dense float network's."""
+    from pipeline.deploy.runtime import latencies, session
+
     running = {way: session(model, library=library) for way, (model, library) in ways.items()}
     return latencies({"dense": session(found.dense)} | running, one, seconds)
 
 
-def covered(found: Models, one: Arrays) -> bool:
+def covered(found: "Models", one: "Arrays") -> bool:
     """Whether the sparse engine computes the float32 model, as far as this machine can tell."""
+    from pipeline.deploy.models import engine_fault
+
     return found.uncovered["float32"] is None and engine_fault(found.float32, one) is None
 
 
-def forms(found: Models, target: kernels.Target | None) -> Ways:
+def forms(found: "Models", target: kernels.Target | None) -> Ways:
     """Each way's model and library; no sparse one where no library is asked for, or none can be built."""
     ways: dict[str, tuple[ModelProto, Path | None]] = {"float32": (found.float32, None), "int8": (found.int8, None)}
     if target is not None:
@@ -174,7 +186,7 @@ def forms(found: Models, target: kernels.Target | None) -> Ways:
 
 def _counted(
     ways: Ways,
-    one: Arrays,
+    one: "Arrays",
     round_: Round,
     told: Callable[[str], None],
 ) -> dict[str, int]:
