@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests import servers
-from tests.commands.test_sweep import typed_for_real
 from tests.conftest import SMALL
+from tests.processes import forked
 
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -30,10 +30,10 @@ def runs(tmp_path_factory):
     """Two methods over two seeds, with bytes, and their comparison."""
     folder = tmp_path_factory.mktemp("browser")
     common = [*SMALL, "deploy.sizes=true", f"runs={folder}", f"artifacts={folder}"]
-    for more in (["-m", "retraining=lr_rewinding,fine_tuning", "seed=0,1", "hydra/launcher=joblib"], ["task=compare"]):
-        process = typed_for_real(*more, *common)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
+    for more in (["-m", "retraining=lr_rewinding,fine_tuning", "seed=0,1"], ["task=compare"]):
+        process = forked(*more, *common)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
     return folder
 
 

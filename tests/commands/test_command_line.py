@@ -137,6 +137,7 @@ def test_a_plan_trains_nothing_and_keeps_nothing(tmp_path, monkeypatch, capsys):
     ]
     assert lines[4] == "3 rounds, 9 epochs, 171 steps"
     assert re.fullmatch(r"one epoch took .* s here: about .* in all, less what is complete already", lines[5])
+    assert lines[6:] == ["pruned: features.0.weight, features.3.weight, features.6.weight, output.weight"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -214,7 +214,7 @@ def test_an_attention_that_is_applied_by_the_fast_path_is_counted_too(example):
 @pytest.mark.slow
 def test_the_example_ends_within_two_points_of_dense(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLE), f"runs={tmp_path}"]
+    command = [sys.executable, str(EXAMPLE), "pruning.fraction=0.54", f"runs={tmp_path}"]  # three rounds, not five
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
     last = done.stdout.splitlines()[-1].replace("%", "").replace(",", "").split()
     assert last[:2] == ["density", "0.100:"]

@@ -22,7 +22,7 @@ from tests.rounds.test_loop import content
 from tests.servers import family, free_port, killed
 from tests.tracking.test_tracker import everything
 
-SWEEP = ["-m", *SMALL, "+method=lr_rewinding,random_pruning", "seed=0,1"]
+SWEEP = ["-m", *SMALL, "pruning.rounds=1", "+method=lr_rewinding,random_pruning", "seed=0,1"]
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 def test_killed_with_all_its_processes_and_typed_again_a_sweep_ends_as_if_nothing_had_been(whole, tmp_path):
-    runs, rounds = tmp_path / "runs", random.Random(5).randrange(1, 6)
+    runs, rounds = tmp_path / "runs", random.Random(5).randrange(1, 4)
     command = [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}"]
     process = typed_for_real(*command)
     while len(list(runs.glob("digits-*/*/round-*/round.json"))) < rounds:
@@ -229,7 +229,7 @@ def test_ray_runs_it_on_two_nodes_and_goes_on_when_one_is_killed(whole, tmp_path
         runs = tmp_path / "runs"
         command = [*SWEEP, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}", f"runs={runs}"]
         process = typed_for_real(*command, **cluster)
-        while len(list(runs.glob("digits-*/*/round-01/round.json"))) < 2:
+        while not list(runs.glob("digits-*/*/round-01/round.json")):
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.05)
         killed(nodes[1])

@@ -1,7 +1,7 @@
 """``task=plan``: what a run would do, how long it would take, what would come out. Trains nothing that is kept."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.ground.errors import stoppable
@@ -36,7 +36,9 @@ def plan(job: Job) -> Iterator[str]:
     """Lines for a person: rounds with densities, epochs and steps, and the time by a timed epoch."""
     excluded = job.pruning.exclude if job.pruning.structure != "filter" else ()
     parameters = dict(job.network.named_parameters())
-    weights = sum(parameters[name].numel() for name in prunable(job.network, excluded, job.pruning.include))
+    names = prunable(job.network, excluded, job.pruning.include)
+    spared = [name for name in prunable(job.network, (), job.pruning.include) if name not in names]
+    weights = sum(parameters[name].numel() for name in names)
     first = job.dense_span if job.trained is None else dataclasses.replace(job.dense_span, first=job.dense_span.last)
     known = planned(job)
     densities = known or [1.0]
@@ -57,6 +59,13 @@ def plan(job: Job) -> Iterator[str]:
     yield f"{len(densities)} rounds, {epochs:,} epochs, {steps:,} steps"
     total = _duration(per_step * steps)
     yield f"one epoch took {seconds:.1f} s here: about {total} in all, less what is complete already"
+    yield f"pruned: {_listed(names)}" + (f"; spared: {_listed(spared)}" if spared else "")
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    """The first names, and how many there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def timed_epoch(job: Job) -> tuple[float, float]:
