@@ -101,27 +101,32 @@ def measured(place: Geometry, outputs: int, inputs: int) -> float:
             strides=place.stride, pads=[*place.padding, *place.padding], group=outputs if place.depthwise else 1,
         )  # fmt: skip
     nothing = helper.make_node("Identity", ["x"], ["y"])
-    busy, idle = (_timed(each, shape, weight if each is node else None) for each in (node, nothing))
+    running = [_running(each, shape, weight if each is node else None) for each in (node, nothing)]
+    busy, idle = _medians(running, np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
     return max(0.0, busy - idle)
 
 
-def _timed(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[int] | None) -> float:
-    """Median milliseconds of a model of one node."""
+def _running(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[int] | None) -> onnxruntime.InferenceSession:
+    """A model of one node."""
     draws = np.random.default_rng(0)
     values = [] if weight is None else [numpy_helper.from_array(draws.standard_normal(weight, dtype=np.float32), "w")]
     given, made = (helper.make_tensor_value_info(*each) for each in (("x", FLOAT, shape), ("y", FLOAT, None)))
     graph = helper.make_graph([node], "layer", [given], [made], values)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    running, one = session(model), {"x": draws.standard_normal(shape, dtype=np.float32)}
-    for _ in range(3):
-        running.run(None, one)
-    times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(times) < 5:
-        begin = time.perf_counter()
-        running.run(None, one)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times) * 1000
+    return session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+
+
+def _medians(running: Sequence[onnxruntime.InferenceSession], one: NDArray[np.float32]) -> list[float]:
+    """Median milliseconds of each, in turns: what else the machine does falls on all alike."""
+    times: list[list[float]] = [[] for _ in running]
+    for each in running * 3:
+        each.run(None, {"x": one})
+    end = time.perf_counter() + len(running) * SECONDS
+    while time.perf_counter() < end or len(times[0]) < 5:
+        for each, of_each in zip(running, times, strict=True):
+            begin = time.perf_counter()
+            each.run(None, {"x": one})
+            of_each.append(time.perf_counter() - begin)
+    return [statistics.median(of_each) * 1000 for of_each in times]
 
 
 def _levels(width: Width, choices: Sequence[Sequence[int]]) -> list[int]:
