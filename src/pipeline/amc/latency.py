@@ -115,7 +115,7 @@ def _running(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[int] |
     return session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
 
 
-def _medians(running: Sequence[onnxruntime.InferenceSession], one: NDArray[np.float32]) -> list[float]:
+def _medians(running: list[onnxruntime.InferenceSession], one: NDArray[np.float32]) -> list[float]:
     """Median milliseconds of each, in turns: what else the machine does falls on all alike."""
     times: list[list[float]] = [[] for _ in running]
     for each in running * 3:
