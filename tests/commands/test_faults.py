@@ -262,10 +262,13 @@ def anew(folder, **fault):
         if fault:
             assert not fails(patched, **fault)
         assert typed(folder) == 0
+    found = content(folder)
+    for run in found:  # a description has a table with seconds
+        run[4].pop("mlflow.note.content", None)
     return [
         (*run[:5], {key: [(step, value) for step, _, value in rows] for key, rows in run[5].items() if "sec" not in key},
          run[6])
-        for run in content(folder)
+        for run in found
     ]  # fmt: skip
 
 
