@@ -248,6 +248,8 @@ def test_killed_at_random_moments_and_continued_a_job_ends_as_if_nothing_had_bee
         pytest.skip("no C++ compiler")
     kills, arguments = DEATHS[kind]
     job = [argument.format(photos=photos) for argument in arguments]
+    if kind == "compiled":  # what is compiled is kept for the next process
+        assert forked(*job, f"runs={tmp_path / 'first'}").wait() == 0
     whole, begin = tmp_path / "whole", time.perf_counter()
     assert forked(*job, f"runs={whole}").wait() == 0
     length = time.perf_counter() - begin

@@ -61,7 +61,9 @@ def test_both_boards_give_the_hosts_answers_and_the_same_counts_twice(root, made
     model, inputs = (made / "artifacts" / "bundle" / name for name in ("model.onnx", "golden.npz"))
     for processor in arm.PROCESSORS:
         counted = first["places"][processor.name]["instructions"]["model.onnx"]
-        assert arm.instructions(processor, [(model, None)], inputs, tmp_path) == [pytest.approx(counted, abs=500)]
+        once, again = (arm.instructions(processor, [(model, None)], inputs, tmp_path) for _ in range(2))
+        assert once == [pytest.approx(counted, rel=0.01)], "beside other models in one process, or alone"
+        assert again == [pytest.approx(once[0], abs=500)]
 
 
 def test_an_engine_that_is_refused_there_is_told_with_its_reason(root, made, monkeypatch):  # noqa: F811
