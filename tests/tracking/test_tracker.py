@@ -316,6 +316,8 @@ def test_a_round_trained_anew_is_a_new_run(command, client, tmp_path):
     (kept,) = runs(client, "job, trained anew later")
     assert kept.info.run_id == old.info.run_id != new.info.run_id
     assert history(client, client.get_run(old.info.run_id)) == before
+    data = [[each.dataset for each in run.inputs.dataset_inputs] for run in (old, new)]
+    assert data[0] == data[1] != []
     assert all([step for step, _ in values] == [0, 1, 2] for values in history(client, new).values())
     children = [run for run in runs(client, "round") if run.data.tags["mlflow.parentRunId"] == new.info.run_id]
     assert [run.info.status for run in children] == ["FINISHED"] * 3

@@ -79,7 +79,7 @@ class Tracker(Watcher):
         self.last_epochs = 0.0
         self.ended = False
         self.outbox = Outbox(self._tell)
-        self.outbox.put(lambda: self.client.log_inputs(self.run_id, [self.data]))
+        self.outbox.put(self._send_data)
 
     def _open(self, reopen: bool) -> None:
         """Opens the parent run, in which no round stands yet as far as is known; it counts once all of it is told."""
@@ -110,6 +110,7 @@ class Tracker(Watcher):
         self.client.set_terminated(self.run_id, "FINISHED")
         self.tag({"kind": "job, trained anew later"})
         self._open(reopen=True)
+        self.outbox.put(self._send_data)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -182,6 +183,9 @@ class Tracker(Watcher):
         run = self.store.opened(tags, f"round {index:02d}", reopen=False)
         self.round_runs[index] = run.info.run_id
         return run
+
+    def _send_data(self) -> None:
+        self.client.log_inputs(self.run_id, [self.data])
 
     def _begin_round(self, index: int) -> None:
         if self._round_run(index).info.status == "FINISHED":
