@@ -6,8 +6,6 @@ rises. The sum leaves out what is between the layers, so it ranks choices rather
 
 import hashlib
 import json
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from pipeline.amc.costs import Product, Width
 from pipeline.deploy.board.run import processor
-from pipeline.deploy.runtime import session
+from pipeline.deploy.runtime import latencies, session
 from pipeline.ground.files import write_file
 
 LEVELS = 6
@@ -101,9 +99,10 @@ def measured(place: Geometry, outputs: int, inputs: int) -> float:
             strides=place.stride, pads=[*place.padding, *place.padding], group=outputs if place.depthwise else 1,
         )  # fmt: skip
     nothing = helper.make_node("Identity", ["x"], ["y"])
-    running = [_running(each, shape, weight if each is node else None) for each in (node, nothing)]
-    busy, idle = _medians(running, np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-    return max(0.0, busy - idle)
+    running = {"busy": _running(node, shape, weight), "idle": _running(nothing, shape, None)}
+    one = {"x": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+    taken = latencies(running, one, 2 * SECONDS)["milliseconds"]
+    return max(0.0, taken["busy"] - taken["idle"])
 
 
 def _running(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[int] | None) -> onnxruntime.InferenceSession:
@@ -113,20 +112,6 @@ def _running(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[int] |
     given, made = (helper.make_tensor_value_info(*each) for each in (("x", FLOAT, shape), ("y", FLOAT, None)))
     graph = helper.make_graph([node], "layer", [given], [made], values)
     return session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
-
-
-def _medians(running: list[onnxruntime.InferenceSession], one: NDArray[np.float32]) -> list[float]:
-    """Median milliseconds of each, in turns: what else the machine does falls on all alike."""
-    times: list[list[float]] = [[] for _ in running]
-    for each in running * 3:
-        each.run(None, {"x": one})
-    end = time.perf_counter() + len(running) * SECONDS
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for each, of_each in zip(running, times, strict=True):
-            begin = time.perf_counter()
-            each.run(None, {"x": one})
-            of_each.append(time.perf_counter() - begin)
-    return [statistics.median(of_each) * 1000 for of_each in times]
 
 
 def _levels(width: Width, choices: Sequence[Sequence[int]]) -> list[int]:

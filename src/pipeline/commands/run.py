@@ -21,7 +21,7 @@ from pipeline.rounds.job import Job, Site, Watcher, Watchers
 from pipeline.rounds.ledger import Round
 from pipeline.rounds.planning import planned_rounds
 from pipeline.settings.groups import Settings
-from pipeline.settings.identity import fingerprint
+from pipeline.settings.identity import data_name, fingerprint
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.cores import shared_cores
 from pipeline.training.ranks import together
@@ -112,12 +112,12 @@ def _shown_and_tracked(
 
 def _heading(job: Job, site: Site, settings: Settings) -> list[str]:
     """What is about to run."""
-    layers, data, made = job.layers(job.alive()), site.ledger.identity["data"], site.environment
+    layers, made = job.layers(job.alive()), site.environment
     weights, macs = sum(each.weights for each in layers), sum(each.macs for each in layers)
     network = settings.model.module or settings.model.network or type(job.network).__name__
     return [
         f"network {network}: {weights:,} weights, {macs / 1e6:.3g} M multiply-adds",
-        f"data    {data.get('module') or data['dataset']}",
+        f"data    {data_name(site.ledger.identity)}",
         f"device  {made['device']}, {job.training.precision}, {made['threads']} threads",
         f"method  {job.method}, seed {job.seed}",
         f"kept    {site.ledger.folder}",

@@ -91,17 +91,17 @@ def tolerance(model: ModelProto, kind: str) -> float:
 
 
 def latencies(sessions: Mapping[str, Session], one: Arrays, seconds: float = 2.0) -> dict[str, Any]:
-    """Milliseconds of one inference by session (median), and ratios to the first: they take turns."""
+    """Milliseconds of one inference by session (median), and ratios to the first: they take turns, at least five."""
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for each in [*sessions.values()] * 3:
         each.run(None, one)
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    first, *_ = times.values()
+    while time.perf_counter() < end or len(first) < 5:
         for name, each in sessions.items():
             begin = time.perf_counter()
             each.run(None, one)
             times[name].append(time.perf_counter() - begin)
-    first, *_ = times.values()
     return {
         "milliseconds": {name: round(statistics.median(each) * 1000, 4) for name, each in times.items()},
         "ratio": {name: round(float(np.median(np.array(each) / np.array(first))), 3) for name, each in times.items()},

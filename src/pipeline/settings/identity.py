@@ -73,6 +73,12 @@ def run_identity(settings: Settings) -> dict[str, Any]:
     return dense_identity(settings) | {"pruning": pruning, "retraining": retraining}
 
 
+def data_name(identity: Mapping[str, Any]) -> str:
+    """What the data of an identity are called: the data set, or the class that a user's come from."""
+    data = identity["data"]
+    return str(data.get("module") or data["dataset"])
+
+
 def _part(part: str, group: Any) -> dict[str, Any]:
     """A group's settings that change numbers, without those that came later at the values of before."""
     values = plain(dict(group) if isinstance(group, Mapping) else dataclasses.asdict(group))

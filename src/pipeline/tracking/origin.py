@@ -10,6 +10,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.tracking.context.registry import resolve_tags
 
+from pipeline.settings.identity import data_name
 from pipeline.tracking.names import without_secrets
 
 COMMANDS = ("__main__.py", "pipeline", "rewind")
@@ -22,23 +23,18 @@ def origin() -> dict[str, str]:
     tags: dict[str, str] = resolve_tags()
     if Path(sys.argv[0]).name not in COMMANDS:
         return tags
-    words = [each.lstrip("+") for each in sys.argv[1:]]
-    command = [
-        "python",
-        "-m",
-        "pipeline",
-        *(without_secrets(each) for each in words if not each.startswith(OF_A_PLACE)),
-    ]
-    return tags | {"mlflow.source.name": "python -m pipeline", "command": shlex.join(command)}
+    words = (without_secrets(each.lstrip("+")) for each in sys.argv[1:])
+    kept = shlex.join(each for each in words if not each.startswith(OF_A_PLACE))
+    return tags | {"mlflow.source.name": "python -m pipeline", "command": f"python -m pipeline {kept}".rstrip()}
 
 
 def data_input(identity: Mapping[str, Any]) -> DatasetInput:
     """The data of a ledger's identity, as MLflow lists the inputs of a run."""
     data = identity["data"]
-    name = str(data.get("module") or data["dataset"])
     source = json.dumps({key: value for key, value in data.items() if value is not None}, default=str)
     return DatasetInput(
-        Dataset(name, identity["data_digest"][:32], "pipeline", source), [InputTag("mlflow.data.context", "training")]
+        Dataset(data_name(identity), identity["data_digest"][:32], "pipeline", source),
+        [InputTag("mlflow.data.context", "training")],
     )
 
 
