@@ -63,6 +63,10 @@ def main() -> None:
         _end(2, *error.faults)
     except MISUNDERSTOOD as error:
         _end(2, *faults(given.overrides, error))
+    except ValueError as error:
+        if not given.shell_completion:
+            raise
+        _end(2, f"-sc: {error}; takes install=SHELL, uninstall=SHELL or query=SHELL")
 
 
 def run_one(config: Composed) -> None:

@@ -135,6 +135,12 @@ def test_a_shell_completes_what_is_typed(line, offered, monkeypatch, capsys):
     assert offered in capsys.readouterr().out.split()
 
 
+@pytest.mark.parametrize("asked", ["nonsense", "install=nosuch"])
+def test_what_completion_does_not_know_is_a_sentence(asked, capsys):
+    assert typed("-sc", asked) == 2
+    assert capsys.readouterr().err.startswith("-sc: ")
+
+
 def test_the_installed_command_installs_its_completion():
     command = Path(sys.executable).with_name("rewind")
     done = subprocess.run([command, "-sc", "install=bash"], capture_output=True, text=True, check=False)
