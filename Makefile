@@ -9,7 +9,7 @@ WORKERS ?= 2
 RUNS ?= runs
 ZOO ?= 15x:12 18x:13 28x:15
 
-.PHONY: help setup run sweep bakeoff zoo evidence test test-slow lint bench repro arm-root kernels ui server
+.PHONY: help setup run sweep bakeoff zoo evidence test test-slow lint pictures bench repro arm-root kernels ui server
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -65,6 +65,12 @@ lint: setup ## Check style, types and the order of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+PICTURES = cifar10_fast cifar10_methods
+pictures: setup ## Draw docs/method.png, and the comparisons of docs/evidence anew (PICTURES)
+	$(BIN)/python docs/method.py
+	@for each in $(PICTURES); do $(BIN)/python -m pipeline +experiment=$$each task=compare \
+	  compare.ledgers=docs/evidence compare.document=docs/results-tables.md || exit $$?; done
 
 bench: setup ## Measure speed and memory against peers on this machine (a quarter of an hour); writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks

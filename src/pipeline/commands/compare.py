@@ -7,6 +7,7 @@ from pipeline.ground.environment import artifacts_folder, expanded
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.report import comparison, ledgers, pictures
 from pipeline.report.comparison import RunRecord
+from pipeline.report.style import save
 from pipeline.settings.groups import Settings
 from pipeline.tracking.store import Store
 
@@ -24,9 +25,10 @@ def main(settings: Settings, runs: Path) -> None:
         _parts(document, settings.name)
     store = None if settings.compare.ledgers is not None else Store(settings, runs)
     methods = comparison.methods(_records(settings, store))
-    title = f"{settings.name}: {len(methods)} methods, {sum(len(method.runs) for method in methods)} runs"
+    number = sum(len(each.runs) for each in methods)
+    title = f"{settings.name}: {_counted(len(methods), 'method')}, {_counted(number, 'run')}"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures.save(pictures.methods_figure(methods, title), folder / "comparison.png")
+    save(pictures.methods_figure(methods, title), folder / "comparison.png")
     tables = comparison.markdown(methods)
     texts = {
         "comparison.md": f"# {title}\n\n![{methods[0].score.heading}](comparison.png)\n\n{tables}",
@@ -48,6 +50,10 @@ def main(settings: Settings, runs: Path) -> None:
         )
         files += [document, picture]
     print("\n".join([tables, *map(str, files)]))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _records(settings: Settings, store: Store | None) -> list[RunRecord]:

@@ -7,7 +7,8 @@ from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.report import ledgers, sheet, sizes, timing
 from pipeline.report.comparison import each_alone, scores
-from pipeline.report.pictures import methods_figure, save
+from pipeline.report.pictures import methods_figure
+from pipeline.report.style import save
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import chosen, recorded
 from pipeline.settings.groups import Settings

@@ -19,7 +19,7 @@ from pipeline.ground.errors import one_line, stoppable
 from pipeline.ground.files import write_file
 from pipeline.ground.progress import Printer, progress_bar, time_left
 from pipeline.pruning.policy import episodes_of, searched
-from pipeline.report import pictures
+from pipeline.report.style import FORMS, SMALL, WIDTH, save, style
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Ledger, search_home
@@ -82,7 +82,7 @@ def search_job(job: Job, site: Site, settings: Settings, runs: Path, wait: Calla
         outcome = [home.folder / name for name in ("policy.json", "episodes.csv", "policy.png")]
         drawn_of = f"{settings.name}, seed {job.seed}: {found['name']}"
         try:
-            pictures.save(policy_figure(asked, episodes, best, drawn_of), outcome[-1])
+            save(policy_figure(asked, episodes, best, drawn_of), outcome[-1])
         except Exception as error:
             told(f"the policy is not drawn: {one_line(error)}")
             outcome.pop()
@@ -161,22 +161,23 @@ def _csv(episodes: Sequence[Episode]) -> str:
     )
 
 
-@pictures.plain_text
+@style()
 def policy_figure(asked: Problem, episodes: Sequence[Episode], best: Episode, title: str) -> Figure:
     """The rewards by episode, and what the policy leaves of each layer."""
     steps = asked.environment.steps
-    figure = Figure(figsize=(8, 4.5 + 0.16 * len(steps)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.5 + 0.16 * len(steps)))
     above, below = figure.subplots(2, 1, height_ratios=(3, 2 + 0.16 * len(steps)))
-    above.plot([each.number for each in episodes], [each.reward for each in episodes], ".", markersize=3, alpha=0.5)
+    colour = FORMS[0][0]
+    tried = [(each.number, each.reward) for each in episodes]
+    above.plot(*zip(*tried, strict=True), ".", color=colour, markersize=3, alpha=0.5)
     above.plot(best.number, best.reward, "k*", markersize=10, label="the policy")
     above.set(xlabel="episode", ylabel="reward", title=title)
-    above.grid(alpha=0.3)
     above.legend()
     shares = [count / step.size * 100 for count, step in zip(best.counts, steps, strict=True)]
-    bars = below.barh([step.name for step in steps], shares)
+    bars = below.barh([step.name for step in steps], shares, color=colour)
     labels = [f"{count:,} of {step.size:,}" for count, step in zip(best.counts, steps, strict=True)]
-    below.bar_label(bars, labels, padding=3, fontsize=7)
+    below.bar_label(bars, labels, padding=3, fontsize=SMALL)
     below.set(xlabel="kept (%)", xlim=(0, 118))
-    below.tick_params(axis="y", labelsize=7)
+    below.grid(visible=False, axis="y")
     below.invert_yaxis()
     return figure

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pipeline.ground.environment import describe_environment
 from pipeline.ground.errors import PipelineError, one_line, stoppable
-from pipeline.report import pictures, sheet, sizes, table
+from pipeline.report import sheet, sizes, table
+from pipeline.report.style import save
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import chosen, ended, recorded
 from pipeline.rounds.job import Job, Site
@@ -52,7 +53,7 @@ def save_and_send(
     try:
         drawn = sheet.curves(done, figures, job.score, f"{settings.name}, seed {settings.seed}, {job.method}")
         for name, curve in drawn.items():
-            pictures.save(curve, site.ledger.folder / name)
+            save(curve, site.ledger.folder / name)
             curves.append(site.ledger.folder / name)
     except Exception as error:
         told(f"the curves are not drawn: {one_line(error)}")

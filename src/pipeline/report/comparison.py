@@ -121,6 +121,11 @@ class Method:
         return self._setting("pruning.fraction") in ("0", "0.0") and self._setting("pruning.shares") == "None"
 
     @property
+    def structure(self) -> str:
+        """What goes when it prunes: weight, block or filter."""
+        return self._setting("pruning.structure")
+
+    @property
     def taught(self) -> bool:
         """Whether its rounds learn from a teacher, too."""
         return any(self._setting(f"{group}.teacher") != "None" for group in ("training", "retraining"))

@@ -1,20 +1,28 @@
 """Pictures of rounds, for people who would rather look than read."""
 
-import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from math import exp, log
+from typing import Any
 
-from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from pipeline.objective.score import Score
 from pipeline.report.comparison import TRAINING, Method, Spread, titles
+from pipeline.report.style import COLOURS, DASHES, DENSE, FORMS, MARKERS, OPEN, OTHER, SMALL, WIDTH, style
+from pipeline.report.testset import examples_behind, standard_error
 from pipeline.rounds.ledger import Round
 
 COSTS = {
     "weights kept (%)": ("density", 100.0),
-    "kB of the int8 file": ("int8_bytes", 1e-3),
+    "kB of the int8 file (score: float network)": ("int8_bytes", 1e-3),
     "million multiply-adds kept": ("macs_kept", 1e-6),
     "time here (% of dense)": ("latency_ratio", 100.0),
     "time here, sparse engine (% of dense)": ("sparse_latency_ratio", 100.0),
@@ -23,98 +31,102 @@ COSTS = {
     "epochs of training, all rounds": ("training_epochs", 1.0),
     "training, all rounds (PFLOP)": ("training_flops", 1e-15),
 }
-"""What a score is drawn against: a label, and the figure with its factor."""
+"""What a score is drawn against: a label, and the figure with its factor. No score of int8 is recorded by round."""
 SPENT = {label for label, (figure, _) in COSTS.items() if figure in TRAINING}
 """Costs that rise from round to round."""
+JOINED = 2
+"""Up to so many points are points with bars: a line would tell of what lies between them."""
+NARROWEST = 0.02
+"""Of a score that is drawn: two points where it is a share of 1, else this share of the dense network's."""
 
 
-warnings.filterwarnings("ignore", "Glyph .* missing from")  # for good: pictures are saved beside other threads
-plain_text = rc_context({"text.parse_math": False})
-"""Of a function that makes a figure: what users call things is no formula, whatever stands between two dollar signs."""
+@style()
+def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str, score: Score, title: str) -> Figure:
+    """A score against what a network costs: a line a form of it, of (cost, score on its axis) from round 0 on.
 
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a picture; a character that the font lacks becomes a box."""
-    figure.savefig(path, dpi=150)
-
-
-@plain_text
-def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str, axis: str, title: str) -> Figure:
-    """A score against what a network costs: a line a form of it, of (cost, score) from round 0 on.
-
-    A form with one round is a star; the dense network's score is dotted. ``axis`` is what the score is called.
+    The score is that of the masked network. A form with one round is a star; the dense network's score is dotted.
     """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.5))
     axes = figure.add_subplot()
-    for label, points in lines.items():
-        form, size = ("o-", 4) if len(points) > 1 else ("k*", 10)
-        axes.plot(*zip(*points, strict=True), form, markersize=size, label=label)
-    axes.axhline(next(iter(lines.values()))[0][1], color="black", linestyle=":", linewidth=1)
-    axes.set(ylabel=axis, title=title)
+    scores = [y for points in lines.values() for _, y in points]
+    dense = _Dense(next(iter(lines.values()))[0][1], score, scores)
+    handles: list[Artist] = []
+    for (label, points), (colour, marker, dashes) in zip(lines.items(), FORMS, strict=False):
+        form: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes}
+        if len(points) == 1:
+            form = {"color": "black", "marker": "*", "linestyle": "none", "markersize": 10}
+        handles += axes.plot(*zip(*points, strict=True), label=label, **form)
+    handles += dense.drawn(axes)
+    axes.set(ylabel=f"{score.axis} of the masked network", title=title, ylim=dense.frame(min(scores), max(scores)))
     _cost_axis(axes, cost, [x for points in lines.values() for x, _ in points])
-    figure.legend(loc="outside lower center", ncols=len(lines))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
-@plain_text
+@style()
 def layer_sparsity(round_: Round) -> Figure:
     """Sparsity of every layer as bars, first layer on top; the number of weights left stands beside each."""
-    figure = Figure(figsize=(7, 1.2 + 0.22 * len(round_.layers)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.22 * len(round_.layers)))
     axes = figure.add_subplot()
     names = [layer.name + ("" if layer.prunable else " (excluded)") for layer in round_.layers]
-    bars = axes.barh(names, [layer.sparsity * 100 for layer in round_.layers])
-    axes.bar_label(bars, [f"{layer.kept:,} left" for layer in round_.layers], padding=3, fontsize=7)
-    axes.axvline((1 - round_.density) * 100, color="black", linestyle=":", linewidth=1)
-    axes.set(xlim=(0, 118), xlabel="weights pruned (%)", title=f"round {round_.index}, density {round_.density:.4f}")
+    bars = axes.barh(names, [layer.sparsity * 100 for layer in round_.layers], color=FORMS[0][0])
+    axes.bar_label(bars, [f"{layer.kept:,} left" for layer in round_.layers], padding=3, fontsize=SMALL)
+    axes.axvline((1 - round_.density) * 100, **DENSE)
+    axes.set(xlim=(0, 118), xlabel="weights pruned (%); dotted: of the whole network")
+    axes.set(title=f"round {round_.index}, density {round_.density:.4f}")
     axes.set_xticks(range(0, 101, 20))
-    axes.tick_params(axis="y", labelsize=7)
+    axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
     return figure
 
 
-@plain_text
+@style()
 def methods_figure(methods: Sequence[Method], title: str) -> Figure:
-    """Median test score of each method, least to most over seeds shaded, against each cost that was measured."""
-    costs = _measured(methods)
-    columns, rows = min(3, len(costs)), -(-len(costs) // 3)
-    figure = Figure(figsize=(5.5 * columns, 1 + 4 * rows), layout="constrained")
+    """Median test score of each method against each cost that was measured.
+
+    Least to most over seeds is a band, and a bar at each point where a method has two points or fewer, which no line
+    joins. The colour is that of the retraining, the marker that of what is pruned, dashes tell the rest apart; a letter
+    stands at each line's end, and where a line leaves the frame an arrow, with the score that it goes to.
+    """
+    costs, looks = _measured(methods), _looks(methods)
+    columns, rows = min(2, len(costs)), -(-len(costs) // 2)
+    names = 1 if max(len(look.name) for look in looks) > 40 else 2
+    figure = Figure(figsize=(WIDTH, 1.2 + (2.6 if rows > 1 else 3.2) * rows + 0.17 * -(-len(looks) // names)))
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for axes in panels[len(costs) :]:
         axes.remove()
-    for axes, label in zip(panels, costs, strict=False):
-        for method, name in zip(methods, titles(methods).values(), strict=True):
-            xs, scores = _line(method, label)
-            (line,) = axes.plot(xs, [each.median for each in scores], marker="o", markersize=3, label=name)
-            axes.fill_between(
-                xs,
-                [each.least for each in scores],
-                [each.most for each in scores],
-                color=line.get_color(),
-                alpha=0.15,
-                linewidth=0,
-            )
-        axes.axhline(
-            methods[0].points[0].score.median * methods[0].score.scale, color="black", linestyle=":", linewidth=1
-        )
-        _cost_axis(axes, label, [x for method in methods for x in _line(method, label)[0]])
-    panels[0].set(ylim=_shown(methods))
-    for axes in panels[::columns]:
-        axes.set(ylabel=methods[0].score.axis)
+    score = methods[0].score
+    dense = _Dense(methods[0].points[0].score.median * score.scale, score, _scores(methods))
+    handles: list[Artist] = []
+    for axes, cost in zip(panels, costs, strict=False):
+        handles = dense.drawn(axes)
+        lines = [_line(method, cost) for method in methods]
+        for number, (line, look) in enumerate(zip(lines, looks, strict=True)):
+            _draw(axes, *line, look, below=lines[number + 1 :].count(line))
+        _cost_axis(axes, cost, [x for xs, _ in lines for x in xs])
+    panels[0].set(ylim=_shown(methods, dense))
+    for axes in panels[: len(costs) : columns]:
+        axes.set(ylabel=score.axis)
     figure.suptitle(title)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    words = "letters: ends of lines" + ("; bands and bars: least to most of the seeds" if _several(methods) else "")
+    handles = [*(Line2D([], [], label=f"{look.key}  {look.name}", **look.form) for look in looks), *handles]
+    figure.legend(handles=handles, title=words, loc="outside lower center", ncols=names)
+    figure.draw_without_rendering()  # the layout is made: labels find their places in it
+    for axes, cost in zip(panels, costs, strict=False):
+        _mark_ends(axes, [_line(method, cost) for method in methods], looks, score, points=72 / figure.dpi)
     return figure
 
 
 def methods_page(methods: Sequence[Method], title: str) -> str:
     """The same as a page that answers to the mouse, in one file that needs no network."""
     import plotly.graph_objects as plotly
-    from plotly.colors import DEFAULT_PLOTLY_COLORS
     from plotly.subplots import make_subplots
 
-    costs = _measured(methods)
+    costs, score = _measured(methods), methods[0].score
+    dense = _Dense(methods[0].points[0].score.median * score.scale, score, _scores(methods))
     figure = make_subplots(1, len(costs), shared_yaxes=True, horizontal_spacing=0.03)
     for column, label in enumerate(costs, 1):
-        for number, (method, name) in enumerate(zip(methods, titles(methods).values(), strict=True)):
+        for method, look in zip(methods, _looks(methods), strict=True):
             xs, scores = _line(method, label)
             figure.add_trace(
                 plotly.Scatter(
@@ -125,47 +137,245 @@ def methods_page(methods: Sequence[Method], title: str) -> str:
                         "arrayminus": [each.median - each.least for each in scores],
                         "thickness": 1,
                     },
-                    mode="lines+markers",
-                    name=name,
-                    legendgroup=name,
+                    mode="lines+markers" if len(xs) > JOINED else "markers",
+                    name=look.name,
+                    legendgroup=look.name,
                     showlegend=column == 1,
-                    line_color=DEFAULT_PLOTLY_COLORS[number % len(DEFAULT_PLOTLY_COLORS)],
+                    line={"color": look.colour, "dash": PAGE[look.dashes]},
+                    marker={"symbol": PAGE[look.marker], "size": 7},
                 ),
                 row=1,
                 col=column,
             )
         direction = True if label in SPENT else "reversed"
         figure.update_xaxes(title=label, type="log", autorange=direction, row=1, col=column)
-    figure.update_yaxes(range=_shown(methods))
-    figure.update_yaxes(title=methods[0].score.axis, col=1)
+    if dense.examples is not None:
+        figure.add_hrect(*dense.band, line_width=0, fillcolor=OPEN["color"], layer="below")
+    figure.add_hline(dense.value, line={"color": "black", "dash": "dot", "width": 1})
+    figure.update_yaxes(range=_shown(methods, dense))
+    figure.update_yaxes(title=score.axis, col=1)
     figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": -0.2})
     return str(figure.to_html(include_plotlyjs=True))
 
 
-def _shown(methods: Sequence[Method]) -> tuple[float, float]:
+PAGE = {
+    "none": "solid", "-": "solid", "--": "dash", ":": "dot", "-.": "dashdot",
+    "o": "circle", "D": "diamond", "s": "square",
+}  # fmt: skip
+"""What plotly calls matplotlib's dashes and markers."""
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The dense network's score on its axis, and around it what the test set leaves open.
+
+    ``scores`` are all that are drawn: where they are accuracies they tell how many examples test.
+    """
+
+    value: float
+    score: Score
+    scores: Sequence[float]
+
+    @cached_property
+    def examples(self) -> int | None:
+        if not (self.score.percent and "accuracy" in self.score.label):
+            return None
+        return examples_behind(each / self.score.scale for each in self.scores)
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """One standard error to both sides, of a single network; nothing where that is not known."""
+        if (examples := self.examples) is None:
+            return self.value, self.value
+        error = standard_error(self.value / self.score.scale, examples) * self.score.scale
+        return self.value - error, min(self.value + error, self.score.scale)
+
+    def drawn(self, axes: Axes) -> list[Artist]:
+        """Line and band, as the legend takes them."""
+        handles: list[Artist] = [axes.axhline(self.value, label="dense network", **DENSE)]
+        if self.examples is not None:
+            axes.axhspan(*self.band, **OPEN)
+            label = f"± one standard error of {self.examples:,} test examples"
+            handles.append(Patch(label=label, **OPEN))
+        return handles
+
+    def frame(self, low: float, high: float) -> tuple[float, float]:
+        """The range of scores to draw: what is given, the band, and never less than ``NARROWEST``."""
+        low, high = min(low, self.band[0]), max(high, self.band[1])
+        margin = 0.05 * (high - low)
+        narrowest = NARROWEST * (self.score.scale if self.score.percent else abs(self.value))
+        missing = max(0.0, narrowest - (high - low) - 2 * margin) / 2
+        low, high = low - margin - missing, high + margin + missing
+        beyond = max(0.0, high - self.score.scale - margin) if self.score.percent else 0.0
+        return low - beyond, high - beyond
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a method is drawn: its letter, what the legend calls it, and the rest."""
+
+    key: str
+    name: str
+    colour: str
+    marker: str
+    dashes: str
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """The same as matplotlib takes it."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.dashes}
+
+
+def _looks(methods: Sequence[Method]) -> list[_Look]:
+    found: list[_Look] = []
+    drawn = [[(point.figures, point.score) for point in method.points] for method in methods]
+    for number, (method, name) in enumerate(zip(methods, titles(methods).values(), strict=True)):
+        key = chr(ord("A") + number) if number < 26 else str(number + 1)
+        if (first := drawn.index(drawn[number])) < number:
+            name += f" (same as {found[first].key})"
+        title = next(iter(method.runs.values())).method
+        retraining = max((each for each in COLOURS if title.startswith(each)), key=len, default="")
+        colour, marker = COLOURS.get(retraining, OTHER), MARKERS[method.structure]
+        alike = sum((look.colour, look.marker) == (colour, marker) for look in found)
+        dashes = DASHES[alike % len(DASHES)] if len(method.points) > JOINED else "none"
+        found.append(_Look(key, name, colour, marker, dashes))
+    return found
+
+
+def _draw(axes: Axes, xs: Sequence[float], scores: Sequence[Spread], look: _Look, below: int) -> None:
+    """A method's points; thicker, if equal lines are to lie upon it: ``below`` how many it lies."""
+    medians, least, most = ([getattr(each, which) for each in scores] for which in ("median", "least", "most"))
+    form: dict[str, Any] = {
+        "color": look.colour,
+        "marker": look.marker,
+        "markersize": 4.5 + 3 * below,
+        "label": look.name,
+    }
+    if len(xs) > 2:
+        axes.plot(xs, medians, linestyle=look.dashes, linewidth=1.6 + 2.4 * below, **form)
+        axes.fill_between(xs, least, most, color=look.colour, alpha=0.12, linewidth=0)
+    else:
+        bars = [[m - each for m, each in zip(medians, least, strict=True)],
+                [each - m for m, each in zip(medians, most, strict=True)]]  # fmt: skip
+        axes.errorbar(xs, medians, bars, elinewidth=1.2 + 2.4 * below, **form | {"linestyle": "none"})
+
+
+def _mark_ends(
+    axes: Axes,
+    lines: Sequence[tuple[Sequence[float], Sequence[Spread]]],
+    looks: Sequence[_Look],
+    score: Score,
+    points: float,
+) -> None:
+    """The letter of each line at its end; where it leaves the frame an arrow and the score that it goes to.
+
+    A pixel of the layout has so many ``points``.
+    """
+    frame, labels = axes.get_ylim(), list[_Label]()
+    for (xs, scores), look in zip(lines, looks, strict=True):
+        ys = [each.median for each in scores]
+        for x, edge, value in _exits(xs, ys, frame, logarithmic=axes.get_xscale() == "log"):
+            arrow = "v" if edge == frame[0] else "^"
+            axes.plot([x], [edge], arrow, color=look.colour, markersize=7, clip_on=False, zorder=4, label="_exit")
+            labels.append((x, edge, f"{look.key}: {value:.1f}" if score.percent else f"{look.key}: {value:.3g}", look))
+        if frame[0] <= ys[-1] <= frame[1]:
+            labels.append((xs[-1], ys[-1], look.key, look))
+    _put(axes, labels, points)
+
+
+def _exits(
+    xs: Sequence[float], ys: Sequence[float], frame: tuple[float, float], *, logarithmic: bool
+) -> Iterator[tuple[float, float, float]]:
+    """Where a line leaves the frame: the place of that on the axis, the edge, and the farthest that it gets there."""
+    low, high = frame
+    for n, y in enumerate(ys):
+        within = [low <= each <= high for each in ys[max(0, n - 1) : n + 1]]
+        if within[-1] or (n and not within[0]):
+            continue
+        edge, beyond = (low, min) if y < low else (high, max)
+        farthest = beyond(takewhile(lambda each: not low <= each <= high, ys[n:]))
+        if n == 0 or len(xs) <= JOINED:
+            yield xs[n], edge, farthest
+            continue
+        share = (edge - ys[n - 1]) / (y - ys[n - 1])
+        before, after = (log(xs[n - 1]), log(xs[n])) if logarithmic else (xs[n - 1], xs[n])
+        place = before + share * (after - before)
+        yield exp(place) if logarithmic else place, edge, farthest
+
+
+_Label = tuple[float, float, str, _Look]
+
+
+def _put(axes: Axes, labels: Sequence[_Label], points: float) -> None:
+    """Labels beside their points, in points of a letter moved up or down until none lies on another."""
+    gap = 11.0
+    bottom, top = axes.bbox.y0 * points + gap / 2, axes.bbox.y1 * points - gap / 2
+    taken: list[tuple[float, float, float]] = []
+    for x, y, text, look in sorted(labels, key=lambda label: -label[1]):
+        at = axes.transData.transform((x, y)) * points
+        right, width, near = at[0] + 8, 5.0 * len(text) + 5, min(max(at[1], bottom), top)
+        heights = [near + step * gap for step in sorted(range(-40, 41), key=abs)]
+        height = next(
+            (
+                each
+                for each in heights
+                if bottom <= each <= top
+                and all(abs(each - h) >= gap or right >= r + w or r >= right + width for r, h, w in taken)
+            ),
+            near,
+        )
+        taken.append((right, height, width))
+        leader = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6}
+        label = axes.annotate(
+            text,
+            (x, y),
+            xytext=(8, height - at[1]),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL,
+            annotation_clip=False,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": look.colour, "linewidth": 0.8},
+            arrowprops=leader if abs(height - at[1]) > gap / 2 else None,
+            zorder=5,
+        )
+        label.set_in_layout(False)
+
+
+def _several(methods: Sequence[Method]) -> bool:
+    return any(len(method.runs) > 1 for method in methods)
+
+
+def _scores(methods: Sequence[Method]) -> list[float]:
+    """Every test score of every run, on its axis."""
+    test, scale = methods[0].score.test, methods[0].score.scale
+    return [figures[test] * scale for m in methods for run in m.runs.values() for figures in run.rounds]
+
+
+def _shown(methods: Sequence[Method], dense: _Dense) -> tuple[float, float]:
     """The range of scores that is drawn. One method that falls far behind all others leaves the picture."""
     score = methods[0].score
     sign = score.scale if score.better == "higher" else -score.scale
     ends = [[sign * each for point in m.points for each in (point.score.least, point.score.most)] for m in methods]
     lows, top = sorted(map(min, ends)), max(map(max, ends))
     bottom = lows[1] if len(lows) > 2 and lows[1] - lows[0] > top - lows[1] else lows[0]
-    margin = 0.05 * (top - bottom) + 0.001 * score.scale
-    low, high = bottom - margin, top + margin
-    return (low, high) if score.better == "higher" else (-high, -low)
+    return dense.frame(bottom, top) if score.better == "higher" else dense.frame(-top, -bottom)
 
 
 def _cost_axis(axes: Axes, label: str, costs: Sequence[float]) -> None:
     """Costs fall to the right, those of training rise; they are spaced by their logarithms where some are over three
-    times others."""
+    times others. Two ticks at least have a number."""
     axes.set(xlabel=label)
+    axes.margins(x=0.07)
     if max(costs) > 3 * min(costs):
         axes.set(xscale="log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
+    low, high = sorted(axes.get_xlim())
+    decades = LogLocator(subs=(1, 2, 5))
+    few = axes.get_xscale() == "linear" or sum(low <= tick <= high for tick in decades.tick_values(low, high)) < 3
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)) if few else decades)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     if label not in SPENT:
         axes.invert_xaxis()
-    axes.grid(alpha=0.3)
 
 
 def _measured(methods: Sequence[Method]) -> list[str]:

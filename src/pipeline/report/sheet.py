@@ -10,6 +10,7 @@ from pipeline.ground.documents import written
 from pipeline.objective.score import Score
 from pipeline.report import pictures, table
 from pipeline.report.sizes import Sizes
+from pipeline.report.style import save
 from pipeline.rounds.ledger import Round
 
 Figures = Sequence[Mapping[str, float]]
@@ -49,8 +50,7 @@ def curves(rounds: Sequence[Round], figures: Figures, score: Score, title: str) 
             if points := [(each[kind] * factor, each[test] * score.scale) for each in shown if kind in each]:
                 lines[label] = points
         if "density" in kinds.values() or any(len(points) > 1 for points in lines.values()):
-            axis = f"{score.axis} of the masked network"
-            drawn[f"{score.slug}_{name}"] = pictures.score_by_cost(lines, cost, axis, title)
+            drawn[f"{score.slug}_{name}"] = pictures.score_by_cost(lines, cost, score, title)
     return drawn
 
 
@@ -76,5 +76,5 @@ def write(
     finite = {key: value for key, value in figures.items() if math.isfinite(value)}
     (folder / "metrics.json").write_text(written({"round": best.index, **finite}, indent=1) + "\n")
     for name, curve in curves(rounds, known, score, title).items():
-        pictures.save(curve, folder / name)
+        save(curve, folder / name)
     return sorted(folder.iterdir())

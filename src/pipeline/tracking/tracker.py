@@ -21,7 +21,8 @@ from mlflow.entities import Run
 
 from pipeline.ground.environment import git_commit
 from pipeline.ground.errors import Stopped, one_line
-from pipeline.report.pictures import layer_sparsity, save
+from pipeline.report.pictures import layer_sparsity
+from pipeline.report.style import save
 from pipeline.report.table import layers_csv
 from pipeline.rounds.job import Job, Watcher
 from pipeline.rounds.ledger import Ledger, Round, weights_digest
