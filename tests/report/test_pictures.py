@@ -116,6 +116,18 @@ def test_every_axis_has_two_numbers_at_least(most):
     assert len({text for text in shown if text}) >= 2
 
 
+def test_what_stands_below_a_picture_is_not_cut():
+    points = [(100.0, 85.0), (64.0, 85.5), (41.0, 84.75), (26.2, 84.5)]
+    forms = {"packed float32": points, "packed int8": points, "plain export, dense": points[:1]}
+    long = [run(f"lr_rewinding + 2 copies + dense teacher + EMA 0.9{n}", accuracies=(0.9, 0.8 + n / 100, 0.8, 0.75)) for n in range(9)]  # fmt: skip
+    for figure in (score_by_cost(forms, "kB on disk", ACCURACY, "t"), figure_of(*long)):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert box.y1 < min(axes.get_tightbbox().y0 for axes in figure.axes)
+
+
 def test_the_lines_are_the_records():
     runs = [run("lr_rewinding", seed, each) for seed, each in enumerate([(0.9, 0.91, 0.89, 0.8), (0.9, 0.93, 0.8, 0.7), (0.8, 0.9, 0.9, 0.9)])]  # fmt: skip
     line = drawn(panel(figure_of(*runs), "weights"), "lr_rewinding")

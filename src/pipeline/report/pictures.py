@@ -59,7 +59,7 @@ def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str,
     handles += dense.drawn(axes)
     axes.set(ylabel=f"{score.axis} of the masked network", title=title, ylim=dense.frame(min(scores), max(scores)))
     _cost_axis(axes, cost, [x for points in lines.values() for x, _ in points])
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 
 
