@@ -4,6 +4,7 @@ Rates and masks are the pipeline's own: schedule, retraining methods and pruning
 """
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +39,7 @@ LANES = (2.6e-4, 1.3e-4, 6.5e-5)
 REPLAYED = "#eeeeee"
 
 
+@cache
 def settings(method: str) -> Settings:
     """Of the digits experiment; every method retrains 0.6 of the first training, as weight rewinding does by itself."""
     return build(composed([f"retraining={method}", "retraining.length=0.6"]))

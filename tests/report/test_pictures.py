@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from pipeline.objective.score import Score
 from pipeline.report import comparison
 from pipeline.report.pictures import COSTS, methods_figure, methods_page, score_by_cost
-from pipeline.report.style import COLOURS, FORMS, STYLE, WIDTH
+from pipeline.report.style import COLOURS, FORMS, STYLE, WIDTH, save
 from pipeline.report.testset import examples_behind, standard_error
 from pipeline.training.retraining import NAMES
 from tests.conftest import PROJECT
@@ -96,6 +96,18 @@ def test_another_score_has_a_share_of_the_dense_networks():
     assert high - low == pytest.approx(0.02 * 0.4160)
 
 
+@pytest.mark.parametrize("values", [(0.4, math.nan, 0.5), (math.nan, math.nan, math.nan), (0.0, 0.0, 0.0), (0.4, 0.5, math.inf)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("score", [LOSS, ACCURACY], ids=["loss", "accuracy"])
+def test_what_is_no_number_costs_its_point_alone(values, score, tmp_path):
+    rounds = tuple({"density": 0.8**index, score.test: value} for index, value in enumerate(values))
+    figure = figure_of(dataclasses.replace(run(), rounds=rounds, score=score))
+    save(figure, tmp_path / "methods.png")
+    low, high = figure.axes[0].get_ylim()
+    assert all(low <= value * score.scale <= high for value in values if math.isfinite(value))
+    points = [(float(x), y * score.scale) for x, y in enumerate(values, 1)]
+    save(score_by_cost({"masked network": points}, "weights kept (%)", score, "t"), tmp_path / "own.png")
+
+
 def test_around_the_dense_networks_score_is_what_the_test_set_leaves_open():
     axes = figure_of(run(accuracies=(0.99, 0.9925, 0.995, 0.9975))).axes[0]
     (band,) = axes.patches
@@ -168,7 +180,7 @@ def test_labels_at_the_ends_do_not_lie_on_each_other():
 
 def test_equal_runs_are_seen_and_told():
     figure = figure_of(run("lr_rewinding"), run("weight_rewinding"))
-    lines = [drawn(figure.axes[0], name) for name in ("lr_rewinding", "weight_rewinding (same as A)")]
+    lines = [drawn(figure.axes[0], name) for name in ("lr_rewinding", "weight_rewinding (same as lr_rewinding)")]
     assert lines[0].get_linewidth() > 2 * lines[1].get_linewidth()
     assert lines[0].get_markersize() > lines[1].get_markersize()
     assert figure.axes[0].get_lines().index(lines[0]) < figure.axes[0].get_lines().index(lines[1])

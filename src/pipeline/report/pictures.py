@@ -1,10 +1,10 @@
 """Pictures of rounds, for people who would rather look than read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from math import exp, log
+from math import exp, isfinite, isnan, log
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -57,7 +57,7 @@ def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str,
             form = {"color": "black", "marker": "*", "linestyle": "none", "markersize": 10}
         handles += axes.plot(*zip(*points, strict=True), label=label, **form)
     handles += dense.drawn(axes)
-    axes.set(ylabel=f"{score.axis} of the masked network", title=title, ylim=dense.frame(min(scores), max(scores)))
+    axes.set(ylabel=f"{score.axis} of the masked network", title=title, ylim=dense.frame(scores))
     _cost_axis(axes, cost, [x for points in lines.values() for x, _ in points])
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
@@ -86,12 +86,13 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
 
     Least to most over seeds is a band, and a bar at each point where a method has two points or fewer, which no line
     joins. The colour is that of the retraining, the marker that of what is pruned, dashes tell the rest apart; a letter
-    stands at each line's end, and where a line leaves the frame an arrow, with the score that it goes to.
+    stands at each line's end, and where a line leaves the frame an arrow, with the score that it goes to. Of lines that
+    are equal the lower is the thicker.
     """
     costs, looks = _measured(methods), _looks(methods)
     columns, rows = min(2, len(costs)), -(-len(costs) // 2)
-    names = 1 if max(len(look.name) for look in looks) > 40 else 2
-    figure = Figure(figsize=(WIDTH, 1.2 + (2.6 if rows > 1 else 3.2) * rows + 0.17 * -(-len(looks) // names)))
+    abreast = 1 if max(len(look.name) for look in looks) > 40 else 2
+    figure = Figure(figsize=(WIDTH, 1.2 + (2.6 if rows > 1 else 3.2) * rows + 0.17 * -(-len(looks) // abreast)))
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for axes in panels[len(costs) :]:
         axes.remove()
@@ -110,7 +111,7 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
     figure.suptitle(title)
     words = "letters: ends of lines" + ("; bands and bars: least to most of the seeds" if _several(methods) else "")
     handles = [*(Line2D([], [], label=f"{look.key}  {look.name}", **look.form) for look in looks), *handles]
-    figure.legend(handles=handles, title=words, loc="outside lower center", ncols=names)
+    figure.legend(handles=handles, title=words, loc="outside lower center", ncols=abreast)
     figure.draw_without_rendering()  # the layout is made: labels find their places in it
     for axes, cost in zip(panels, costs, strict=False):
         _mark_ends(axes, [_line(method, cost) for method in methods], looks, score, points=72 / figure.dpi)
@@ -199,11 +200,13 @@ class _Dense:
             handles.append(Patch(label=label, **OPEN))
         return handles
 
-    def frame(self, low: float, high: float) -> tuple[float, float]:
-        """The range of scores to draw: what is given, the band, and never less than ``NARROWEST``."""
-        low, high = min(low, self.band[0]), max(high, self.band[1])
+    def frame(self, scores: Iterable[float]) -> tuple[float, float]:
+        """The range of scores to draw: those that are given, the band, and never less than ``NARROWEST``."""
+        finite = [each for each in (*scores, *self.band) if isfinite(each)] or [0.0]
+        low, high = min(finite), max(finite)
         margin = 0.05 * (high - low)
-        narrowest = NARROWEST * (self.score.scale if self.score.percent else abs(self.value))
+        whole = self.score.scale if self.score.percent else abs(self.value)
+        narrowest = NARROWEST * (whole if isfinite(whole) and whole else 1.0)
         missing = max(0.0, narrowest - (high - low) - 2 * margin) / 2
         low, high = low - margin - missing, high + margin + missing
         beyond = max(0.0, high - self.score.scale - margin) if self.score.percent else 0.0
@@ -232,7 +235,7 @@ def _looks(methods: Sequence[Method]) -> list[_Look]:
     for number, (method, name) in enumerate(zip(methods, titles(methods).values(), strict=True)):
         key = chr(ord("A") + number) if number < 26 else str(number + 1)
         if (first := drawn.index(drawn[number])) < number:
-            name += f" (same as {found[first].key})"
+            name += f" (same as {found[first].name})"
         title = next(iter(method.runs.values())).method
         retraining = max((each for each in COLOURS if title.startswith(each)), key=len, default="")
         colour, marker = COLOURS.get(retraining, OTHER), MARKERS[method.structure]
@@ -245,14 +248,9 @@ def _looks(methods: Sequence[Method]) -> list[_Look]:
 def _draw(axes: Axes, xs: Sequence[float], scores: Sequence[Spread], look: _Look, below: int) -> None:
     """A method's points; thicker, if equal lines are to lie upon it: ``below`` how many it lies."""
     medians, least, most = ([getattr(each, which) for each in scores] for which in ("median", "least", "most"))
-    form: dict[str, Any] = {
-        "color": look.colour,
-        "marker": look.marker,
-        "markersize": 4.5 + 3 * below,
-        "label": look.name,
-    }
-    if len(xs) > 2:
-        axes.plot(xs, medians, linestyle=look.dashes, linewidth=1.6 + 2.4 * below, **form)
+    form = look.form | {"label": look.name, "markersize": 4.5 + 3 * below}
+    if len(xs) > JOINED:
+        axes.plot(xs, medians, linewidth=1.6 + 2.4 * below, **form)
         axes.fill_between(xs, least, most, color=look.colour, alpha=0.12, linewidth=0)
     else:
         bars = [[m - each for m, each in zip(medians, least, strict=True)],
@@ -273,7 +271,10 @@ def _mark_ends(
     """
     frame, labels = axes.get_ylim(), list[_Label]()
     for (xs, scores), look in zip(lines, looks, strict=True):
-        ys = [each.median for each in scores]
+        known = [(x, each.median) for x, each in zip(xs, scores, strict=True) if not isnan(each.median)]
+        if not known:
+            continue
+        xs, ys = zip(*known, strict=True)
         for x, edge, value in _exits(xs, ys, frame, logarithmic=axes.get_xscale() == "log"):
             arrow = "v" if edge == frame[0] else "^"
             axes.plot([x], [edge], arrow, color=look.colour, markersize=7, clip_on=False, zorder=4, label="_exit")
@@ -355,10 +356,13 @@ def _shown(methods: Sequence[Method], dense: _Dense) -> tuple[float, float]:
     """The range of scores that is drawn. One method that falls far behind all others leaves the picture."""
     score = methods[0].score
     sign = score.scale if score.better == "higher" else -score.scale
-    ends = [[sign * each for point in m.points for each in (point.score.least, point.score.most)] for m in methods]
+    every = [[sign * each for point in m.points for each in (point.score.least, point.score.most)] for m in methods]
+    ends = [finite for each in every if (finite := list(filter(isfinite, each)))]
+    if not ends:
+        return dense.frame(())
     lows, top = sorted(map(min, ends)), max(map(max, ends))
     bottom = lows[1] if len(lows) > 2 and lows[1] - lows[0] > top - lows[1] else lows[0]
-    return dense.frame(bottom, top) if score.better == "higher" else dense.frame(-top, -bottom)
+    return dense.frame((bottom, top) if score.better == "higher" else (-top, -bottom))
 
 
 def _cost_axis(axes: Axes, label: str, costs: Sequence[float]) -> None:
