@@ -28,9 +28,7 @@ run: .venv/ready ## Train, prune and rewind the embedded digits network, every r
 
 sweep: setup ## Six methods over three seeds, two jobs at a time, and their comparison (EXPERIMENT METHODS SEEDS LAUNCHER WORKERS ARGS)
 	@$(BIN)/python -m pipeline -m +experiment=$(EXPERIMENT) +method=$(METHODS) seed=$(SEEDS) \
-	  hydra/launcher=$(LAUNCHER) $(if $(filter joblib,$(LAUNCHER)),hydra.launcher.n_jobs=$(WORKERS)) $(ARGS); \
-	status=$$?; if [ $$status -ge 2 ]; then exit $$status; fi; \
-	$(BIN)/python -m pipeline +experiment=$(EXPERIMENT) task=compare $(ARGS) && exit $$status
+	  hydra/launcher=$(LAUNCHER) $(if $(filter joblib,$(LAUNCHER)),hydra.launcher.n_jobs=$(WORKERS)) $(ARGS)
 
 AMC = +experiment=amc_$(EXPERIMENT) name=$(EXPERIMENT)_bakeoff task
 JOBS = -m $(AMC)=$(1) +method=$(BAKEOFF) seed=$(SEEDS) pruning.rounds=4 retraining.length=0.6 $(ARGS)

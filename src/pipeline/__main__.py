@@ -43,13 +43,16 @@ def main() -> None:
     if (here := str(Path.cwd())) not in sys.path:  # of the installed command: there one's own code lies
         sys.path.append(here)
     given = get_args_parser().parse_args()
+    told = given.help or given.hydra_help or given.cfg or given.info or given.shell_completion
+    if sys.stdout.isatty() and not told:  # who looks on sees at once that something happens
+        print("composing settings, loading PyTorch, Lightning and MLflow ...", flush=True)
     try:
         if not given.shell_completion:
             sys.argv[1:] = understood(sys.argv[1:])
             given = get_args_parser().parse_args()
         if given.multirun and given.cfg == "job":
             print("---\n".join(OmegaConf.to_yaml(composed(job)) for job in jobs(given.overrides)), end="")
-        elif given.multirun and not (given.help or given.hydra_help or given.cfg or given.info):
+        elif given.multirun and not told:
             from pipeline.commands.sweep import run_sweep
 
             status, sentences = run_sweep(given.overrides)

@@ -333,7 +333,7 @@ def test_a_search_is_tracked_once_with_its_policy_and_picture(tmp_path):
     searched(tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     (found,) = client.search_runs(["1"])
-    rewards = client.get_metric_history(found.info.run_id, "reward")
+    rewards = client.get_metric_history(found.info.run_id, "search/reward")
     episodes = agents(path)[1]
     assert [(row.step, row.value) for row in rewards] == [(each["number"], each["reward"]) for each in episodes]
     assert {file.path for file in client.list_artifacts(found.info.run_id)} >= {"policy.json", "policy.png"}

@@ -1,5 +1,6 @@
 """What a person sees of a sweep in the MLflow UI and on the comparison's page, in a real Chromium."""
 
+import getpass
 import os
 import shutil
 import sys
@@ -27,10 +28,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two methods over two seeds, with bytes, and their comparison."""
+    """Two methods over two seeds, with bytes, their comparison, and a bundle."""
     folder = tmp_path_factory.mktemp("browser")
-    common = [*SMALL, "deploy.sizes=true", f"runs={folder}", f"artifacts={folder}"]
-    for more in (["-m", "retraining=lr_rewinding,fine_tuning", "seed=0,1"], ["task=compare"]):
+    common = [*SMALL, "deploy.sizes=true", "deploy.max_score_drop=0.9", f"runs={folder}", f"artifacts={folder}"]
+    for more in (["-m", "retraining=lr_rewinding,fine_tuning", "seed=0,1"], ["task=bundle", "deploy.kernels=[]"]):
         process = forked(*more, *common)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
@@ -97,7 +98,7 @@ def test_runs_tell_method_seed_and_density_and_two_of_them_compare(page, ui, run
     assert all(name in text for name in chosen)
     row = next(line for line in text.splitlines() if line.startswith("retraining.rate\t"))
     assert sorted(row.split()[1:]) == ["hold", "replay"]
-    assert "test_accuracy" in text
+    assert "test/accuracy" in text
     keep(page, "mlflow-compare")
 
 
@@ -106,7 +107,7 @@ def test_charts_show_accuracy_and_density_of_all_runs_by_round(page, ui, runs):
     page.goto(f"{ui}{PAGE}&compareRunsMode=CHART")
     page.get_by_text("Model metrics").first.wait_for()
     for name in names(runs):
-        page.get_by_text(f"{name} (density)").first.wait_for()
+        page.get_by_text(f"{name} (pruning/density)").first.wait_for()
     keep(page, "mlflow-charts")
 
 
@@ -114,10 +115,22 @@ def test_a_parents_charts_show_accuracy_and_sparsity_by_round(page, ui, runs):
     open_runs(page, ui)
     page.get_by_text("64% lr_rewinding s0", exact=True).first.click()
     page.get_by_role("tab", name="Model metrics").click()
-    for metric in ("sparsity", "test_accuracy"):
+    for metric in ("pruning/sparsity", "test/accuracy"):
         page.get_by_placeholder("Search metric charts").fill(metric)
         page.get_by_text(f"64% lr_rewinding s0 ({metric})").first.wait_for()
     keep(page, "mlflow-run")
+
+
+def test_a_run_shows_what_it_is_who_made_it_of_which_data_and_its_model(page, ui, runs):
+    open_runs(page, ui)
+    page.get_by_text("64% lr_rewinding s0", exact=True).first.click()
+    page.get_by_text("pruned and retrained round by round").first.wait_for()
+    for shown in ("python -m pipeline", getpass.getuser(), "digits (", "digits-"):
+        page.get_by_text(shown).first.wait_for()
+    keep(page, "mlflow-overview")
+    page.goto(f"{ui}/#/models/digits/versions/1")
+    page.get_by_text("of the weights").first.wait_for()
+    keep(page, "mlflow-model")
 
 
 def test_the_comparisons_page_draws_every_method_against_every_cost(page, runs):

@@ -46,7 +46,7 @@ def test_a_comparison_is_written_shown_tracked_once_and_put_into_a_document(comp
     }  # fmt: skip
     # what was compared are the figures of the runs themselves
     jobs = client.search_runs([experiment.experiment_id], "tags.kind = 'job' and tags.method = 'lr_rewinding'")
-    last = sorted(job.data.metrics["test_accuracy"] * 100 for job in jobs)
+    last = sorted(job.data.metrics["test/accuracy"] * 100 for job in jobs)
     assert f"({last[0]:.2f} to {last[1]:.2f})" in table
     # the ledgers' records give the same tables, without a store
     shutil.copytree(tmp_path / "runs", tmp_path / "kept", ignore=shutil.ignore_patterns("mlflow", "*.safetensors"))

@@ -258,13 +258,16 @@ def test_data_that_do_something_wrong(name, command, tmp_path):
     assert status == 1 or not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("by", ["HYDRA_FULL_ERROR", "debug"])
 @pytest.mark.parametrize("name", ["NotSetUp", "NotMade", "Negative", "Leaves", "Breaks"])
-def test_the_whole_traceback_is_there_for_who_asks(name, command, monkeypatch):
+def test_the_whole_traceback_is_there_for_who_asks(name, by, command, monkeypatch):
     monkeypatch.setenv(IN_FULL, "of an earlier command")
     monkeypatch.delenv(IN_FULL)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    if by == "HYDRA_FULL_ERROR":
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    asked = ["debug=true"] if by == "debug" else []
     status, sentence = DATA[name]
-    got, err = command("model=custom", f"model.network={HERE}.Net", "data=own", f"data.module={HERE}.{name}")
+    got, err = command("model=custom", f"model.network={HERE}.Net", "data=own", f"data.module={HERE}.{name}", *asked)
     traceback, told = err.rstrip("\n").rsplit("\n", 1)
     assert re.fullmatch(sentence, told)
     assert got == status

@@ -30,7 +30,7 @@ def typed(tmp_path, monkeypatch, capsys):
     """Types a command in this process; returns its exit status and what it printed and said."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments, f"runs={tmp_path / 'runs'}"])
+        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments, *places(tmp_path / "runs")])
         try:
             main()
         except SystemExit as end:
@@ -38,6 +38,11 @@ def typed(tmp_path, monkeypatch, capsys):
         return 0, "".join(capsys.readouterr())
 
     return run
+
+
+def places(runs):
+    """Settings that keep all that a sweep leaves in a test's own folder."""
+    return [f"runs={runs}", f"artifacts={runs.parent}"]
 
 
 def store(runs):
@@ -124,6 +129,23 @@ def test_what_jobs_print_is_kept_apart(typed, tmp_path):
     assert [log.read_text().split()[:3] for log in logs] == [["round", "density", "sparsity"]] * 2
 
 
+def test_a_sweep_ends_with_the_comparison_of_its_own_jobs_and_no_others(typed, tmp_path):
+    short = [*SMALL, "pruning.rounds=1", "training.epochs=2", "training.max_steps=null"]
+    assert typed(*short, "training.batch_size=32", "seed=0")[0] == 0
+    sweep_of_two = ["-m", *short, "retraining=lr_rewinding,fine_tuning", "seed=0"]
+    status, out = typed(*sweep_of_two)
+    assert status == 0
+    table = (tmp_path / "comparison" / "comparison.md").read_text()
+    assert "2 methods, 2 runs" in table
+    assert "| density | fine_tuning | lr_rewinding |" in out
+    assert typed(*short, "task=compare")[0] == 1, "of all runs of that name, one has other batches"
+    status, out = typed(*sweep_of_two)
+    assert (status, "2 complete before" in out, "| density |" in out) == (0, True, True)
+    status, out = typed("-m", *short, "training.epochs=1,2")
+    assert status == 0
+    assert "the jobs are not compared: these runs cannot be compared: training.epochs is" in out
+
+
 @pytest.mark.parametrize(
     "launcher", [[], pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"], marks=pytest.mark.slow)]
 )
@@ -159,7 +181,7 @@ def typed_for_real(*arguments, **environment):
 def whole(tmp_path_factory):
     """The sweep, undisturbed, by two workers of joblib: its runs folder."""
     runs = tmp_path_factory.mktemp("whole") / "runs"
-    process = typed_for_real(*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}")
+    process = typed_for_real(*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *places(runs))
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 0, out
     assert "4 jobs: 4 done" in out
@@ -170,7 +192,7 @@ def whole(tmp_path_factory):
 @pytest.mark.slow
 def test_killed_with_all_its_processes_and_typed_again_a_sweep_ends_as_if_nothing_had_been(whole, tmp_path):
     runs, rounds = tmp_path / "runs", random.Random(5).randrange(1, 4)
-    command = [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}"]
+    command = [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *places(runs)]
     process = typed_for_real(*command)
     while len(list(runs.glob("digits-*/*/round-*/round.json"))) < rounds:
         assert process.poll() is None
@@ -188,7 +210,7 @@ def test_killed_with_all_its_processes_and_typed_again_a_sweep_ends_as_if_nothin
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_no_job(whole, tmp_path):
     runs = tmp_path / "runs"
-    process = typed_for_real(*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"runs={runs}")
+    process = typed_for_real(*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *places(runs))
     while not list(runs.glob("digits-*/*/round-01/round.json")):
         time.sleep(0.02)
     workers = [each for each in family(process) if "loky.backend.popen_loky_posix" in " ".join(each.cmdline())]
@@ -201,7 +223,7 @@ def test_a_worker_that_is_killed_costs_no_job(whole, tmp_path):
 @pytest.mark.slow
 def test_submitit_runs_the_same_sweep(whole, tmp_path):
     runs = tmp_path / "runs"
-    process = typed_for_real(*SWEEP, "hydra/launcher=submitit_local", f"runs={runs}")
+    process = typed_for_real(*SWEEP, "hydra/launcher=submitit_local", *places(runs))
     out, _ = process.communicate(timeout=500)
     assert process.returncode == 0, out
     assert content(runs) == content(whole)
@@ -227,7 +249,7 @@ def test_ray_runs_it_on_two_nodes_and_goes_on_when_one_is_killed(whole, tmp_path
             )
             time.sleep(8)
         runs = tmp_path / "runs"
-        command = [*SWEEP, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}", f"runs={runs}"]
+        command = [*SWEEP, "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}", *places(runs)]
         process = typed_for_real(*command, **cluster)
         while not list(runs.glob("digits-*/*/round-01/round.json")):
             assert process.poll() is None, process.stdout.read()

@@ -466,7 +466,13 @@ def test_mlflow_answers_with_the_bundles_scores_and_counts_a_digest_once(made, m
     assert np.array_equal(answers, golden["model.onnx/scores"])
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["bundle_int8_bytes"] == (made / "artifacts" / "bundle" / "model.onnx").stat().st_size
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert (model.status, output.step) == ("READY", int(run.data.tags["bundle_round"]))
+    assert version.source == model.artifact_location
+    readme = (made / "artifacts" / "bundle" / "README.md").read_text()
+    assert model.tags["mlflow.note.content"] == version.description == readme
+    assert run.data.metrics["size/bundle_int8_bytes"] == (made / "artifacts" / "bundle" / "model.onnx").stat().st_size
     assert run.data.tags["bundle_digest"] == bundle.digest(made / "artifacts" / "bundle")
     sums = (made / "artifacts" / "bundle" / "SHA256SUMS").read_text()
     called(monkeypatch, *RUN, *where, "task=bundle")

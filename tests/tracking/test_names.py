@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils import validation
 
-from pipeline.tracking.names import known_as, text_of, without_secrets
+from pipeline.tracking.names import grouped, known_as, text_of, without_secrets
 
 
 @given(st.text(max_size=300) | st.text("/.a", max_size=9) | st.text(string.printable, max_size=300))
@@ -56,3 +56,18 @@ def test_what_is_too_long_stays_apart():
     assert len(one) == 250
     assert one != other
     assert len(text_of("y" * 9000)) == 6000
+
+
+@pytest.mark.parametrize(
+    ("figure", "shown_as"),
+    [("test_accuracy", "test/accuracy"), ("validation_top5_accuracy", "validation/top5_accuracy"), ("val_loss", "val/loss"),
+     ("val/mAP", "val/mAP"), ("test_", "test_"), ("density", "pruning/density"), ("int8_bytes", "size/int8_bytes"),
+     ("epoch_seconds", "train/epoch_seconds"), ("sparse_int8_latency_ms", "cost/sparse_int8_latency_ms"), ("F1", "F1")],
+)  # fmt: skip
+def test_figures_stand_in_groups(figure, shown_as):
+    assert grouped(figure) == shown_as
+
+
+def test_two_figures_never_share_a_name():
+    both = {"val_loss": 1.0, "val/loss": 2.0}
+    assert {grouped(figure, both) for figure in both} == set(both)

@@ -43,7 +43,16 @@ def test_the_first_command_stays_that_of_the_run(tmp_path):
 @pytest.mark.parametrize("program", ["rewind", "/somewhere/pipeline/__main__.py"])
 def test_a_command_holds_no_password_and_no_place(program, monkeypatch):
     monkeypatch.setattr(
-        sys, "argv", [program, "++seed=1", "++runs=/tmp/a b", "tracking.uri=http://me:hush@host", "task=sync"]
+        sys,
+        "argv",
+        [
+            program,
+            "++seed=1",
+            "++runs=/tmp/a b",
+            "tracking.uri=http://me:hush@host",
+            "task=sync",
+            "hydra.sweep.dir=/tmp/a",
+        ],
     )
     assert origin()["command"] == "python -m pipeline seed=1 'tracking.uri=http://me:***@host'"
 

@@ -101,11 +101,11 @@ def check(client, name, jobs):
     seen, _ = every_metric(client, name)
     assert set(seen.values()) == {1}
     for run in parents:
-        for key in ("density", "test_accuracy", "validation_accuracy", "macs_kept"):
+        for key in ("pruning/density", "test/accuracy", "validation/accuracy", "cost/macs_kept"):
             steps = [each.step for each in client.get_metric_history(run.info.run_id, key)]
             assert sorted(steps) == [0, 1, 2]
     for run in children:
-        steps = [each.step for each in client.get_metric_history(run.info.run_id, "train_loss")]
+        steps = [each.step for each in client.get_metric_history(run.info.run_id, "train/loss")]
         assert sorted(steps) == [1, 2, 3]
         assert len(artifacts(client, run)) == 4
 

@@ -78,17 +78,20 @@ def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
     assert command("seed=3") == 0
     (parent,) = runs(client, "job")
     assert (parent.info.run_name, parent.info.status) == ("64% lr_rewinding s3", "FINISHED")
-    expected = flat(dataclasses.asdict(settings(*SMALL, f"runs={tmp_path}", "seed=3")))
-    assert parent.data.params == {key: str(value) for key, value in expected.items()}
+    every = flat(dataclasses.asdict(settings(*SMALL, f"runs={tmp_path}", "seed=3")))
+    assert parent.data.params.items() <= {key: str(value) for key, value in every.items()}.items()
+    assert {key.split(".")[0] for key in every.keys() - parent.data.params.keys()} == {
+        "task", "debug", "runs", "record", "artifacts", "amc", "compare", "deploy", "pruning", "retraining",
+    }  # fmt: skip
     for key in ("fingerprint", "data_digest", "git_commit", "method", "final_density", "chosen_round"):
         assert parent.data.tags[key]
     by_round = history(client, parent)
     assert {
-        "density", "sparsity", "compression_ratio", "validation_accuracy", "validation_loss", "test_accuracy",
-        "test_loss", "macs_dense", "macs_kept",
+        "pruning/density", "pruning/sparsity", "pruning/compression_ratio", "validation/accuracy", "validation/loss",
+        "test/accuracy", "test/loss", "cost/macs_dense", "cost/macs_kept", "train/loss", "train/epochs",
     } <= by_round.keys()  # fmt: skip
     assert all([step for step, _ in values] == [0, 1, 2] for values in by_round.values())
-    assert [value for _, value in by_round["density"]] == pytest.approx([1, 0.8, 0.64], abs=1e-3)
+    assert [value for _, value in by_round["pruning/density"]] == pytest.approx([1, 0.8, 0.64], abs=1e-3)
     assert {
         "accuracy_vs_sparsity.png",
         "rounds.csv",
@@ -103,13 +106,14 @@ def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         curves = history(client, child)
         for key in (
-            "train_loss",
-            "train_accuracy",
-            "validation_loss",
-            "validation_accuracy",
-            "learning_rate",
+            "train/loss",
+            "train/accuracy",
+            "validation/loss",
+            "validation/accuracy",
+            "train/learning_rate",
         ):
             assert [step for step, _ in curves[key]] == [1, 2, 3]
+        assert [step for step, _ in curves["pruning/density"]] == [3]
         assert artifacts(client, child) == {
             "weights.safetensors",
             "masks.safetensors",
@@ -123,7 +127,7 @@ def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
 def test_a_second_method_gets_round_0_too(command, client):
     assert command() == command("retraining=fine_tuning") == 0
     first, second = sorted(runs(client, "job"), key=lambda run: run.info.run_name)
-    assert history(client, first)["test_accuracy"][0] == history(client, second)["test_accuracy"][0]
+    assert history(client, first)["test/accuracy"][0] == history(client, second)["test/accuracy"][0]
     assert len(runs(client, "round")) == 6
 
 
@@ -135,7 +139,7 @@ def test_typed_again_nothing_doubles_and_more_rounds_reopen_the_run(command, cli
     assert "nothing was trained" in capsys.readouterr().out
     assert command("pruning.rounds=3") == 0
     (parent,) = runs(client, "job")
-    assert [step for step, _ in history(client, parent)["density"]] == [0, 1, 2, 3]
+    assert [step for step, _ in history(client, parent)["pruning/density"]] == [0, 1, 2, 3]
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["changed.pruning.rounds"] == "3"
 
@@ -279,7 +283,7 @@ def test_what_fails_after_the_last_round_costs_no_finished_run(failing, command,
     (parent,) = runs(client, "job")
     assert parent.info.status == "FINISHED"
     assert [each.info.status for each in runs(client, "round")] == ["FINISHED"] * 2
-    assert "validation_accuracy" in parent.data.metrics
+    assert "validation/accuracy" in parent.data.metrics
 
 
 def test_ctrl_c_in_the_last_delivery_leaves_a_complete_run_finished(command, client, monkeypatch):
@@ -327,3 +331,38 @@ def test_a_round_trained_anew_is_a_new_run(command, client, tmp_path):
     assert command() == 0
     assert len(runs(client, "job")) == 1
     assert len(runs(client, "round")) == 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "used", "unused"),
+    [
+        ([], ["training.optimizer.rate", "pruning.fraction", "deploy.calibration_images"], ["pruning.block", "deploy.host"]),
+        (["pruning.structure=block"], ["pruning.block", "pruning.norm"], ["pruning.mac_strength"]),
+        (["pruning.criterion=magnitude_per_mac"], ["pruning.mac_strength"], ["pruning.norm"]),
+        (["retraining=fine_tuning"], ["retraining.hold"], ["amc.episodes"]),
+        (["pruning.policy=search"], ["amc.episodes"], ["compare.where"]),
+        (
+            ["model.module=tests.own_modules.Oddly", "objective.score=val/acc", "objective.better=higher"],
+            ["training.epochs"],
+            ["training.batch_size", "training.optimizer.rate", "training.schedule.kind"],
+        ),
+    ],
+)  # fmt: skip
+def test_parameters_are_those_that_the_run_uses(overrides, used, unused):
+    found = store.parameters(settings(*overrides))
+    assert found.keys() >= set(used)
+    assert not found.keys() & set(unused)
+
+
+@pytest.mark.slow
+def test_the_use_of_the_machine_is_recorded_for_who_asks(command, client, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    assert command("pruning.rounds=1", "tracking.system_metrics=true") == 0
+    (parent,) = runs(client, "job")
+    used = client.get_metric_history(parent.info.run_id, "system/cpu_utilization_percentage")
+    assert len(used) > 1
+    assert all(0 <= each.value <= 100 for each in used)
+    assert command("pruning.rounds=2", "tracking.system_metrics=true") == 0
+    again = client.get_metric_history(parent.info.run_id, "system/cpu_utilization_percentage")
+    assert sorted(each.step for each in again) == list(range(len(again)))
+    assert len(again) > len(used)

@@ -55,7 +55,7 @@ class Mirror:
     def finish(self, files: Sequence[Path], found: Mapping[str, Any]) -> None:
         """Puts files and the policy's figures into the run and ends it as FINISHED."""
         self._flush()
-        figures = {f"policy_{key}": found[key] for key in ("reward", "validation_accuracy", "macs", "parameters")}
+        figures = {f"policy/{key}": found[key] for key in ("reward", "validation_accuracy", "macs", "parameters")}
 
         def deliver() -> None:
             self.store.send(self.run_id, metrics(figures, int(files[0].stat().st_mtime * 1000), 0))
@@ -71,7 +71,7 @@ class Mirror:
             row
             for each in episodes
             for row in metrics(
-                {"reward": each.reward, "validation_accuracy": each.accuracy, "cost": each.cost},
+                {"search/reward": each.reward, "validation_accuracy": each.accuracy, "search/cost": each.cost},
                 each.finished_ms,
                 each.number,
             )

@@ -20,11 +20,11 @@ IN_FULL = "PIPELINE_FULL_ERROR"
 def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
     """Runs a task; returns its exit status (as the door has them), and sentences on what went wrong.
 
-    Only what is no fault of the user's is raised. With ``HYDRA_FULL_ERROR=1`` the traceback of what came from elsewhere
-    (a user's code, a library) is printed too.
+    Only what is no fault of the user's is raised. With ``debug=true`` or ``HYDRA_FULL_ERROR=1`` the traceback of what
+    came from elsewhere (a user's code, a library) is printed too.
     """
     try:
-        with _in_full():
+        with _in_full(settings.debug or os.environ.get(IN_FULL) == "1"):
             task(settings, runs_folder(settings.runs))
     except SettingsError as error:
         return 2, error.faults
@@ -49,12 +49,12 @@ def attempt(settings: Settings, task: Command) -> tuple[int, list[str]]:
 
 
 @contextmanager
-def _in_full() -> Iterator[None]:
+def _in_full(wanted: bool) -> Iterator[None]:
     """Prints the traceback of an error that is no sentence from its start on, if the user wants that."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        if os.environ.get(IN_FULL) == "1" and not (isinstance(error, PipelineError) and error.__cause__ is None):
+        if wanted and not (isinstance(error, PipelineError) and error.__cause__ is None):
             traceback.print_exc()
         raise
 

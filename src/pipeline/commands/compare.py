@@ -1,10 +1,12 @@
 """``task=compare``: the tracked methods side by side, as tables, pictures and a page."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.ground.environment import artifacts_folder, expanded
 from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.tables import show
 from pipeline.report import comparison, ledgers, pictures
 from pipeline.report.comparison import RunRecord
 from pipeline.report.style import save
@@ -13,18 +15,28 @@ from pipeline.tracking.store import Store
 
 
 def main(settings: Settings, runs: Path) -> None:
-    """Compares the methods of the settings' experiment: prints tables and writes files, which MLflow gets too.
+    """Compares the methods of the settings' experiment, as MLflow or a folder of ledgers has them.
 
     Raises:
         PipelineError: if there is nothing to compare, or runs that cannot be compared.
         SettingsError: if ``compare.where`` or ``compare.document`` is not what it takes.
     """
-    folder = artifacts_folder(settings.artifacts) / "comparison"
     document = settings.compare.document and expanded(settings.compare.document)
     if document:
         _parts(document, settings.name)
     store = None if settings.compare.ledgers is not None else Store(settings, runs)
-    methods = comparison.methods(_records(settings, store))
+    compared(settings, _records(settings, store), store)
+
+
+def compared(settings: Settings, records: Sequence[RunRecord], store: Store | None) -> None:
+    """Sets the methods of runs side by side: prints tables and writes files, which MLflow gets too.
+
+    Raises:
+        PipelineError: if the runs cannot be compared.
+    """
+    document = settings.compare.document and expanded(settings.compare.document)
+    folder = artifacts_folder(settings.artifacts) / "comparison"
+    methods = comparison.methods(records)
     number = sum(len(each.runs) for each in methods)
     title = f"{settings.name}: {_counted(len(methods), 'method')}, {_counted(number, 'run')}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +61,8 @@ def main(settings: Settings, runs: Path) -> None:
             f"{before}\n![{methods[0].score.heading} of the methods]({picture.name})\n\n{tables}\n{after}"
         )
         files += [document, picture]
-    print("\n".join([tables, *map(str, files)]))
+    show(tables)
+    print("\n".join(map(str, files)))
 
 
 def _counted(number: int, what: str) -> str:

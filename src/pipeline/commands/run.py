@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.commands.sync import save_and_send
 from pipeline.ground.environment import expanded
 from pipeline.ground.errors import PipelineError, one_line, stoppable
 from pipeline.ground.extras import missing
@@ -87,6 +86,8 @@ def _shown_and_tracked(
             tracker.round_done(result, site.ledger.path(result.index), trained=False)
         every = [*done, *further]
         of_every = found if len(every) == len(done) else sizes.stored(site, every, settings.deploy)
+        from pipeline.commands.sync import save_and_send  # no training waits for matplotlib
+
         curves = save_and_send(job, site, every, of_every, settings, tracker, display.note)
         if not tracker.delivered():
             for each in (display, *watchers):

@@ -21,7 +21,8 @@ from pipeline.commands import command
 from pipeline.commands.attempt import attempt
 from pipeline.commands.sweep_notes import ENDED, Note, Sweep, View, log_path, read, summary, write
 from pipeline.ground.environment import runs_folder
-from pipeline.ground.errors import SettingsError, one_line
+from pipeline.ground.errors import PipelineError, SettingsError, one_line
+from pipeline.ground.extras import needed
 from pipeline.settings import composition
 from pipeline.settings.build import build
 from pipeline.settings.groups import Settings
@@ -59,7 +60,31 @@ def run_sweep(overrides: Sequence[str]) -> tuple[int, list[str]]:
             status, sentences = 1, [f"the launcher fails: {one_line(error)}"]
     missing, lines = summary(sweep)
     print("\n".join(lines))
+    if status == 0:
+        _compare(sweep)
     return status or int(missing > 0), sentences
+
+
+def _compare(sweep: Sweep) -> None:
+    """Ends a sweep with its jobs side by side, and no others; what cannot be compared costs a sentence."""
+    folders = [Path(note.ledger) for note in sweep.notes() if note.ledger]
+    if len(folders) < 2:
+        return
+    print()
+    settings = sweep.settings[0]
+    try:
+        needed("compare", "the jobs are not compared")
+        from pipeline.commands.compare import compared
+        from pipeline.report.ledgers import record
+        from pipeline.tracking.store import Store
+
+        records = [found for each in folders if (found := record(each, measured=True)) is not None]
+        if records:
+            compared(settings, records, Store(settings, runs_folder(settings.runs)))
+    except SettingsError as error:
+        print("\n".join(error.faults))
+    except Exception as error:  # the jobs are done, whatever becomes of what is said of them
+        print(f"the jobs are not compared: {error if isinstance(error, PipelineError) else one_line(error)}")
 
 
 def planned(overrides: Sequence[str]) -> Sweep:
@@ -154,7 +179,8 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
     last = run_job(job, site, settings, runs, (progress,), wait)[-1]
     reached = job.score.shown(last.figures.get(job.score.test))
     result = f"{100 * last.density:.3g}% kept, {job.score.test_label} {reached}"
-    write(folder, number, dataclasses.replace(read(folder, number), result=result))
+    ledger = str(site.ledger.folder.absolute())
+    write(folder, number, dataclasses.replace(read(folder, number), result=result, ledger=ledger))
     return progress.trained > 0
 
 

@@ -49,6 +49,8 @@ class Note:
     """How it failed, or what a person should know."""
     result: str = ""
     """What it ended with."""
+    ledger: str = ""
+    """The folder of its rounds."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ EXTRAS = {
     "deploy": ("onnx", "onnxruntime", "onnxscript"),
     "hub": ("datasets",),
     "compare": ("plotly",),
+    "system": ("psutil",),
 }
 """Extras of the distribution that settings ask for, and what each brings."""
 

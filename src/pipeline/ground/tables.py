@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from collections.abc import Collection, Mapping, Sequence
 
 
@@ -9,6 +10,17 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: Collectio
     """A Markdown table; columns whose numbers are in ``left`` are set to the left, all others to the right."""
     rule = ["---" if number in left else "---:" for number in range(len(head))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows)) + "\n"
+
+
+def show(text: str) -> None:
+    """Prints Markdown: laid out where a person reads it, as it is where a program may."""
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -309,6 +309,8 @@ class Amc:
 class Tracking:
     uri: str | None
     """MLflow's tracking URI; null for ``MLFLOW_TRACKING_URI``, or else a SQLite store in the runs folder."""
+    system_metrics: bool
+    """Whether a run's use of processor, memory, disk, network and GPU is recorded every ten seconds (takes psutil)."""
 
 
 @dataclass(frozen=True)
@@ -373,6 +375,8 @@ class Settings:
     draws what has been run; ``measure`` takes the time of its rounds, here and on ARM; ``bundle`` makes of a run what
     goes to a board; ``verify`` runs that on ARM; ``compare`` sets the tracked methods side by side; ``conformance``
     holds them against the published figures; ``sync`` sends MLflow what it misses of a run."""
+    debug: bool
+    """Whether a fault in your own code, or in a library, shows its traceback before its sentence."""
     seed: Natural
     """The trial: initial weights, order of images and every other draw follow from it."""
     runs: str | None

@@ -23,6 +23,9 @@ NO_NUMBERS = {
 """Settings that say where, by how many hands and what is looked at, not what: the same run goes on with others."""
 OF_A_NETWORK = {"optimizer", "schedule", "batch_size", "label_smoothing"}
 """Training settings that a LightningModule has none of: it brings its own."""
+OF_SIZES = {"sizes", "calibration_images", "width_multiple", "dynamic_axes"}
+"""Settings of deployment that a run asks for, which ends with the bytes of its rounds."""
+OF_OTHER_TASKS = {"task", "debug", "runs", "record", "artifacts", "amc", "compare"}
 LATER: Mapping[str, Mapping[str, Any]] = {
     "model": {"module": None, "whitened": None},
     "data": {"crop_fill": "zeros"},
@@ -71,6 +74,31 @@ def run_identity(settings: Settings) -> dict[str, Any]:
     if settings.training.teacher is not None:  # of retrained networks alone: the dense one is shared
         retraining["teacher"] = settings.training.teacher
     return dense_identity(settings) | {"pruning": pruning, "retraining": retraining}
+
+
+def used(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``values``, a mapping of all settings, those that the run of these settings asks for.
+
+    Left out are places, what other tasks ask for, and what has no meaning beside the rest of the settings.
+    """
+    pruning = settings.pruning
+    unused = {
+        "pruning": {
+            *({"block"} if pruning.structure != "block" else ()),
+            *({"norm"} if pruning.structure == "weight" else ()),
+            *({"mac_strength"} if pruning.criterion != "magnitude_per_mac" else ()),
+        },
+        "retraining": {"hold"} if settings.retraining.rate != "hold" else set(),
+        "training": OF_A_NETWORK if isinstance(settings.objective, OwnObjective) else set(),
+        "deploy": set(values["deploy"]) - OF_SIZES,
+    }
+    searched = pruning.policy == "search" or settings.task == "search"
+    gone = OF_OTHER_TASKS - ({"amc"} if searched else set())
+    return {
+        part: {key: each for key, each in value.items() if key not in unused[part]} if part in unused else value
+        for part, value in values.items()
+        if part not in gone
+    }
 
 
 def data_name(identity: Mapping[str, Any]) -> str:

@@ -3,10 +3,33 @@
 import hashlib
 import posixpath
 import re
+from collections.abc import Collection
 
 LONGEST_NAME = 250
 LONGEST_VALUE = 6000
 """MLflow's limits on the name and the value of a parameter."""
+
+GROUPS = {
+    "pruning": r"density|sparsity|compression_ratio",
+    "train": r"learning_rate|epochs|examples|(epoch_)?seconds",
+    "size": r"(dense|float32|int8)_bytes|bytes_compression",
+    "cost": r"macs_(dense|kept)|(\w+_)?(latency_ms|latency_ratio|instructions)",
+}
+"""Figures of a round that MLflow shows together."""
+OF_A_SPLIT = r"(train|validation|val|test)_(.+)"
+
+
+def grouped(figure: str, others: Collection[str] = ()) -> str:
+    """A figure's name in its group, as MLflow lays out its charts: ``test/accuracy`` of ``test_accuracy``.
+
+    Where one of ``others``, which go to the same run, is called so already, it keeps its name.
+    """
+    if split := re.fullmatch(OF_A_SPLIT, figure):
+        name = f"{split[1]}/{split[2]}"
+    else:
+        group = next((group for group, figures in GROUPS.items() if re.fullmatch(figures, figure)), None)
+        name = figure if group is None else f"{group}/{figure}"
+    return figure if name in others else name
 
 
 def known_as(name: str) -> str:

@@ -14,7 +14,7 @@ from pipeline.settings.identity import data_name
 from pipeline.tracking.names import without_secrets
 
 COMMANDS = ("__main__.py", "pipeline", "rewind")
-OF_A_PLACE = ("runs=", "artifacts=", "record=", "task=")
+OF_A_PLACE = ("runs=", "artifacts=", "record=", "task=", "hydra.sweep.dir=")
 """Settings that say where, or what else is done with a run; what it is does not depend on them."""
 
 

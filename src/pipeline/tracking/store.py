@@ -28,8 +28,8 @@ from pipeline.ground.files import whole
 from pipeline.objective.score import Score
 from pipeline.report.comparison import FIGURES, RunRecord
 from pipeline.settings.groups import Settings
-from pipeline.settings.identity import flat
-from pipeline.tracking.names import known_as, text_of, without_secrets
+from pipeline.settings.identity import flat, used
+from pipeline.tracking.names import grouped, known_as, text_of, without_secrets
 
 BATCH, PARAMETERS = 1000, 100
 """MLflow's limits on metrics, and on parameters or tags, a call."""
@@ -103,8 +103,8 @@ def _tables() -> Path:
 
 
 def parameters(settings: Settings) -> dict[str, str]:
-    """Settings as MLflow keeps them: flat names to text."""
-    return {known_as(key): text_of(value) for key, value in flat(kept(settings)).items()}
+    """The settings that a run uses as MLflow keeps them: flat names to text."""
+    return {known_as(key): text_of(value) for key, value in flat(used(settings, kept(settings))).items()}
 
 
 def kept(settings: Settings) -> dict[str, Any]:
@@ -116,8 +116,8 @@ def kept(settings: Settings) -> dict[str, Any]:
 
 
 def metrics(figures: Mapping[str, float], time_ms: int, step: int) -> list[Metric]:
-    """Figures as MLflow's rows."""
-    return [Metric(known_as(key), float(value), time_ms, step) for key, value in figures.items()]
+    """Figures as MLflow's rows, each under the name of its group."""
+    return [Metric(known_as(grouped(key, figures)), float(value), time_ms, step) for key, value in figures.items()]
 
 
 class Store:
@@ -133,9 +133,9 @@ class Store:
         """
         for library in ("mlflow", "alembic"):
             logging.getLogger(library).setLevel(logging.WARNING)
-        self._address = tracking_uri(settings.tracking.uri, runs)
-        self.uri = without_secrets(self._address)
-        if urlsplit(self._address).scheme in ("", "file"):
+        self.address = tracking_uri(settings.tracking.uri, runs)
+        self.uri = without_secrets(self.address)
+        if urlsplit(self.address).scheme in ("", "file"):
             setting = "MLFLOW_TRACKING_URI" if settings.tracking.uri is None else "tracking.uri"
             raise SettingsError(
                 [f"{setting}: got {self.uri}, a store of plain files, where what is sent again stands twice; takes a "
@@ -168,14 +168,14 @@ class Store:
         return f"warning: MLflow at {self.uri} fails: {self._said(failure)}; {meanwhile}"
 
     def _said(self, error: Exception) -> str:
-        return one_line(error).replace(self._address, self.uri)
+        return one_line(error).replace(self.address, self.uri)
 
     def _connected(self, runs: Path) -> MlflowClient:
         """A client of a store that answers; the embedded store is made if there is none."""
         until = time.monotonic() + PATIENCE
-        if self._address == embedded_uri(runs):
+        if self.address == embedded_uri(runs):
             make_embedded_store(runs)
-        client = MlflowClient(self._address)
+        client = MlflowClient(self.address)
         while True:
             try:
                 client.search_experiments(max_results=1)
@@ -190,7 +190,7 @@ class Store:
         """Id of an experiment, found or made (perhaps by another process at the same time)."""
         found = self.client.get_experiment_by_name(name)
         if found is None and make:
-            embedded = self._address == embedded_uri(runs)
+            embedded = self.address == embedded_uri(runs)
             location = (runs / "mlflow" / "artifacts" / name).resolve().as_uri() if embedded else None
             try:
                 return self.client.create_experiment(name, artifact_location=location, tags=SHOWN_AS)
@@ -232,15 +232,12 @@ class Store:
         return found[0] if found else None
 
     def describe(self, run: Run, settings: Settings) -> None:
-        """Gives a run the settings as parameters; a value other than it has becomes a tag ``changed.<name>``.
-
-        Not so the task: what else is done with a run is no change of it.
-        """
+        """Gives a run the settings that it uses as parameters; another than before is a tag ``changed.<name>``."""
         params, known = parameters(settings), run.data.params
         new = [Param(key, value) for key, value in params.items() if key not in known]
         for some in _by(PARAMETERS, new):
             self.client.log_batch(run.info.run_id, params=some)
-        changed = {key for key, each in params.items() if known.get(key, each) != each} - {"task"}
+        changed = {key for key, each in params.items() if known.get(key, each) != each}
         self.tag(run.info.run_id, {f"changed.{key}": params[key] for key in sorted(changed)})
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -274,8 +271,8 @@ class Store:
             parent, index = child.data.tags.get("mlflow.parentRunId"), int(child.data.tags["round"])
             if parent in rounds:
                 score = _score(parents[parent])
-                wanted, known = (*FIGURES, score.validation, score.test), child.data.metrics
-                rounds[parent][index] = {key: known[known_as(key)] for key in wanted if known_as(key) in known}
+                wanted = (*FIGURES, score.validation, score.test)
+                rounds[parent][index] = _figures(child, wanted)
         return [_tracked(run, _unbroken(rounds[parent])) for parent, run in parents.items() if 0 in rounds[parent]]
 
     def put(self, kind: str, title: str, folder: Path) -> None:
@@ -318,6 +315,13 @@ def _tracked(run: Run, rounds: tuple[Mapping[str, float], ...]) -> RunRecord:
         started_ms=run.info.start_time,
         score=_score(run),
     )
+
+
+def _figures(run: Run, wanted: Sequence[str]) -> dict[str, float]:
+    """The figures that a round's run has of those wanted; earlier runs, and some of users', have them in no group."""
+    known = run.data.metrics
+    names = {key: next((n for n in (known_as(key), known_as(grouped(key))) if n in known), None) for key in wanted}
+    return {key: known[name] for key, name in names.items() if name is not None}
 
 
 def _score(run: Run) -> Score:

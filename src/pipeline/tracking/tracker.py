@@ -21,8 +21,7 @@ from mlflow.entities import Run
 
 from pipeline.ground.environment import git_commit
 from pipeline.ground.errors import Stopped, one_line
-from pipeline.report.pictures import layer_sparsity
-from pipeline.report.style import save
+from pipeline.ground.extras import needed
 from pipeline.report.table import layers_csv
 from pipeline.rounds.job import Job, Watcher
 from pipeline.rounds.ledger import Ledger, Round, weights_digest
@@ -57,7 +56,10 @@ class Tracker(Watcher):
 
         Raises:
             PipelineError: if the tracking server cannot be reached, or the experiment is deleted there.
+            SettingsError: if the use of the machine is to be recorded and psutil is not installed.
         """
+        if settings.tracking.system_metrics:
+            needed("system", "tracking.system_metrics")
         self.store = Store(settings, runs, make=True)
         self.uri, self.client, self.where = self.store.uri, self.store.client, self.store.where
         self.title, self.told = job.title, told
@@ -99,6 +101,7 @@ class Tracker(Watcher):
                     self.client.set_terminated(run_id, "FAILED")
             raise
         self.run_id, self.artifact_uri = run_id, parent.info.artifact_uri
+        self.machine = _machine(self.store, run_id) if self.settings.tracking.system_metrics else None
         self.round_runs: dict[int, str] = {}
         self.sent: dict[int, int] = {}
         self.arrived: set[int] = set()
@@ -121,6 +124,8 @@ class Tracker(Watcher):
             broken = "KILLED" if isinstance(error, Stopped | KeyboardInterrupt | BrokenPipeError) else "FAILED"
             self.abort("FINISHED" if self.ended else broken)
         self.outbox.close()
+        if self.machine is not None:
+            self.machine.finish()
 
     def round_started(self, index: int, epochs: int, done: tuple[Epoch, ...]) -> None:
         self.outbox.put(lambda: self._begin_round(index))
@@ -151,9 +156,8 @@ class Tracker(Watcher):
     def log_figures(self, result: Round, figures: Mapping[str, float], time_ms: int) -> None:
         """Adds figures that were taken at a time to a round of a run that has ended; the latest count."""
         with self.store.told():
-            run = self._round_run(result.index)
-            for run_id in (self.run_id, run.info.run_id):
-                self.store.send(run_id, metrics(figures, time_ms, result.index))
+            self._round_run(result.index)
+            self._send_figures(result, figures, time_ms)
 
     def delivered(self) -> bool:
         """Waits until all has arrived, for ``PATIENCE`` seconds at most if MLflow fails; says whether all has."""
@@ -225,12 +229,12 @@ class Tracker(Watcher):
 
     def _send_whole(self, result: Round, folder: Path) -> None:
         run = self._round_run(result.index)
-        self.store.send(self.run_id, metrics(result.figures, result.finished_ms, result.index))
         if run.info.status == "FINISHED":
+            self.store.send(self.run_id, metrics(result.figures, result.finished_ms, result.index))
             return
         run_id = run.info.run_id
         self._send_epochs(result.index, result.history)
-        self.store.send(run_id, metrics(result.figures, result.finished_ms, result.history[-1].number))
+        self._send_figures(result, result.figures, result.finished_ms)
         for name in ("weights", "masks"):
             self.client.log_artifact(run_id, str(folder / f"{name}.safetensors"))
         self.client.log_text(run_id, layers_csv(result), "layers.csv")
@@ -240,6 +244,9 @@ class Tracker(Watcher):
 
     def _send_picture(self, run_id: str, result: Round) -> None:
         """Draws a round's layers and sends the picture; one that cannot be drawn costs the picture."""
+        from pipeline.report.pictures import layer_sparsity  # no training waits for matplotlib
+        from pipeline.report.style import save
+
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "layers.png"
             try:
@@ -250,9 +257,12 @@ class Tracker(Watcher):
             self.client.log_artifact(run_id, str(path))
 
     def _send_sizes(self, result: Round, figures: Mapping[str, float]) -> None:
-        rows = metrics(figures, result.finished_ms, result.index)
-        self.store.send(self.run_id, rows)
-        self.store.send(self.round_runs[result.index], rows)
+        self._send_figures(result, figures, result.finished_ms)
+
+    def _send_figures(self, result: Round, figures: Mapping[str, float], time_ms: int) -> None:
+        """Figures of a round go to the parent at the number of the round, to the round's run at its last epoch."""
+        self.store.send(self.run_id, metrics(figures, time_ms, result.index))
+        self.store.send(self.round_runs[result.index], metrics(figures, time_ms, result.history[-1].number))
 
     def _send_report(
         self, last: Round, texts: Mapping[str, str], files: Sequence[Path], tags: Mapping[str, str]
@@ -264,6 +274,15 @@ class Tracker(Watcher):
         self.tag({**tags, NOTE: description(self.title, self.described, texts["rounds.md"])})
         self.client.update_run(self.run_id, name=f"{100 * last.density:.3g}% {self.title}")
         self.client.set_terminated(self.run_id, "FINISHED")
+
+
+def _machine(store: Store, run_id: str) -> Any:
+    """MLflow's own thread, which records a run's use of the machine until the run has ended."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=store.address)
+    monitor.start()
+    return monitor
 
 
 def _as_recorded(settings: Settings, ledger: Ledger) -> Settings:
