@@ -58,31 +58,38 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Round:
-    """A complete round: what it cost, how it trained, what it reached.
-
-    ``history`` has its ``epochs`` of training, and behind them what was validated without one. ``examples`` is how many
-    it was shown, each time counted; None where that is not known.
-    """
+    """A complete round: what it cost, how it trained, what it reached."""
 
     index: int
+    """0 is the dense network."""
     layers: tuple[LayerCost, ...]
+    """Of each layer: ``name``, ``weights``, ``kept``, ``sparsity``, ``macs_kept``."""
     history: tuple[Epoch, ...]
+    """The epochs of its training, and behind them what was validated without one."""
     epochs: int
+    """How many of these were trained."""
     examples: int | None
+    """How many it was shown, each time counted; None where that is not known."""
     test: Mapping[str, float]
+    """What it reached on the test data."""
     seconds: float
+    """Of its training."""
     finished_ms: int
+    """When it ended, in milliseconds since 1970."""
 
     @property
     def density(self) -> float:
+        """The share of prunable weights that is left."""
         return density(self.layers)
 
     @property
     def macs_dense(self) -> int:
+        """Multiply-adds of one inference of the dense network."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def macs_kept(self) -> int:
+        """Of these the ones whose weight is not zero."""
         return sum(layer.macs_kept for layer in self.layers)
 
     @property

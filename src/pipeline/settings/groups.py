@@ -101,6 +101,7 @@ Data = ImagesInMemory | ImagesOnDisk | OwnData
 @dataclass(frozen=True)
 class StepDecay:
     kind: Literal["step"]
+    """The rate falls by steps."""
     milestones: tuple[ProperShare, ...]
     """Shares of the training at which the rate is multiplied by ``factor``, rising."""
     factor: Positive
@@ -112,6 +113,7 @@ class StepDecay:
 @dataclass(frozen=True)
 class Cosine:
     kind: Literal["cosine"]
+    """The rate falls as half a cosine, to zero."""
     warmup: ShareFromZero
     """Share of the training in which the rate rises from 0 in a straight line."""
 
@@ -119,6 +121,7 @@ class Cosine:
 @dataclass(frozen=True)
 class OneCycle:
     kind: Literal["one_cycle"]
+    """The rate rises in a straight line and falls in another, to zero."""
     peak: ProperShare
     """Share of the training at which the rate is at its full height."""
 
@@ -126,6 +129,7 @@ class OneCycle:
 @dataclass(frozen=True)
 class Sgd:
     kind: Literal["sgd"]
+    """Stochastic gradient descent with momentum."""
     rate: Positive
     """The full learning rate, before the schedule's factor."""
     momentum: ShareFromZero
@@ -144,6 +148,7 @@ class Sgd:
 @dataclass(frozen=True)
 class AdamW:
     kind: Literal["adamw"]
+    """Adam with decoupled weight decay."""
     rate: Positive
     """The full learning rate, before the schedule's factor."""
     beta1: ShareFromZero
@@ -386,14 +391,24 @@ class Settings:
     artifacts: str | None
     """Folder of report, bundle and verification; null for ``artifacts`` in the project (or the current folder)."""
     model: Model
+    """The network."""
     data: Data
+    """What it is trained, validated and tested on."""
     objective: Objective
+    """What it is trained for: the loss, the metrics, and the score that choices are made by."""
     training: Training
+    """How one training goes: the dense network's, and that after each pruning step."""
     trainer: Mapping[str, Any]
     """Arguments of Lightning's ``Trainer``, such as ``trainer.gradient_clip_val=1``."""
     pruning: Pruning
+    """What goes in a round, and when to stop."""
     retraining: Retraining
+    """The training after a pruning step: from which weights, at which rate, how long."""
     amc: Amc
+    """The search for a share of each layer by reinforcement learning (``task=search``)."""
     deploy: Deploy
+    """What goes to a board, and how it is tried (``task=bundle``, ``verify`` and ``measure``)."""
     tracking: Tracking
+    """Where MLflow keeps the runs."""
     compare: Compare
+    """Which runs ``task=compare`` sets side by side."""

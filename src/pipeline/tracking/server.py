@@ -4,7 +4,7 @@
     <folder>/artifacts/     what the server keeps for its clients, who need no access to it
 
 PostgreSQL listens on a Unix socket that its owner alone can open, never on a network. MLflow listens on loopback unless
-``--host`` says otherwise; put it behind a proxy with authentication and TLS before you do (docs/server.md).
+``--host`` says otherwise; put it behind a proxy with authentication and TLS before you do (docs/sweeps.md).
 """
 
 import argparse
