@@ -9,7 +9,7 @@ WORKERS ?= 2
 RUNS ?= runs
 ZOO ?= 15x:12 18x:13 28x:15
 
-.PHONY: help setup run sweep bakeoff zoo evidence test test-slow lint pictures bench repro arm-root kernels ui server
+.PHONY: help setup run sweep bakeoff zoo evidence test test-slow lint pictures bench docs repro arm-root kernels ui server
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -72,6 +72,11 @@ pictures: setup ## Draw docs/method.png, and the comparisons of docs/evidence an
 
 bench: setup ## Measure speed and memory against peers on this machine (a quarter of an hour); writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+docs: setup ## Make the documentation site in site/; a broken link is an error
+	$(BIN)/python docs/settings.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'to read it: $(BIN)/python -m http.server -d site, and then http://127.0.0.1:8000'
 
 repro: setup arm-root ## From settings (params.yaml) to a bundle that has run on ARM: dvc repro
 	$(BIN)/dvc repro
