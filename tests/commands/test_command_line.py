@@ -5,7 +5,6 @@ import math
 import os
 import random
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -16,9 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.__main__ import main
-from pipeline.commands import sweep
 from pipeline.ground.errors import Stopped
-from pipeline.settings.composition import CONF, understood
+from pipeline.settings.composition import CONF
 from pipeline.tracking.store import make_embedded_store
 from pipeline.training.speed import has_compiler
 from tests.conftest import PHOTOS, PROJECT, SMALL, settings, typed
@@ -67,32 +65,6 @@ def test_the_shipped_resnet20_holds_the_papers_settings():
     assert (paper.data.validation_images, paper.data.validation_from, paper.data.test_images) == (2000, "test", None)
     assert (paper.pruning.fraction, paper.pruning.rounds, paper.pruning.criterion) == (0.2, 10, "magnitude")
     assert (paper.pruning.scope, paper.pruning.exclude) == ("global", ())
-
-
-@pytest.mark.parametrize(("page", "made_at_least"), [("README.md", {"run", "test"}), ("docs/commands.md", {"run"})])
-def test_the_commands_of_a_page_compose(page, made_at_least):
-    text = (PROJECT / page).read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    commands = [shlex.split(line) for line in lines if "-m pipeline" in line]
-    assert len(commands) >= 3
-    for words in commands:
-        overrides = understood([each for each in words[words.index("pipeline") + 1 :] if each not in ("--cfg", "job")])
-        if "-m" in overrides:
-            overrides.remove("-m")
-            assert len(sweep.planned(overrides).titles) > 1
-        else:
-            settings(*overrides)
-    targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
-    made = [line.split()[1] for line in lines if line.startswith("make ")]
-    assert made_at_least <= set(made) <= set(targets)
-
-
-def test_the_readmes_python_is_python():
-    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks:
-        compile(block, "README.md", "exec")
 
 
 def test_a_terminal_is_told_what_is_about_to_run_and_all_what_came_of_it(tmp_path, monkeypatch, capsys):
