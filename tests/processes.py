@@ -4,16 +4,21 @@ A forked one is as real (it has signals, a status and an end of its own) and beg
 what a command does, not of how it starts.
 """
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import weakref
 from pathlib import Path
+
+import pyte
 
 from pipeline.__main__ import main
 from tests.conftest import PROJECT
@@ -26,6 +31,25 @@ def command(*arguments, cwd=PROJECT, **environment):
         [sys.executable, "-m", "pipeline", *arguments],
         cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def terminal(columns, rows, *arguments):
+    """The screen of a terminal of this size once the command has ended."""
+    outside, inside = pty.openpty()
+    termios.tcsetwinsize(inside, (rows, columns))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=PROJECT, env=environment, stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+    )  # fmt: skip
+    os.close(inside)
+    screen = pyte.Screen(columns, rows)
+    stream = pyte.ByteStream(screen)
+    with contextlib.suppress(OSError):  # the command has ended, and nothing is left to read
+        while shown := os.read(outside, 4096):
+            stream.feed(shown)
+    assert process.wait(60) == 0, screen.display
+    return screen
 
 
 class Forked:

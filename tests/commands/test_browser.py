@@ -1,6 +1,7 @@
 """What a person sees of a sweep in the MLflow UI and on the comparison's page, in a real Chromium."""
 
 import getpass
+import html
 import os
 import shutil
 import sys
@@ -11,7 +12,7 @@ from mlflow import MlflowClient
 
 from tests import servers
 from tests.conftest import SMALL
-from tests.processes import forked
+from tests.processes import forked, terminal
 
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -140,3 +141,18 @@ def test_the_comparisons_page_draws_every_method_against_every_cost(page, runs):
     legend = page.locator(".legendtext").all_text_contents()
     assert legend == ["fine_tuning", "lr_rewinding"]
     keep(page, "comparison-page")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_run_fits_a_terminal_and_says_at_once_that_it_starts(columns, page, tmp_path):
+    screen = terminal(columns, 45, *SMALL, "deploy.sizes=true", f"runs={tmp_path / 'runs'}")
+    lines = [line.rstrip() for line in screen.display]
+    assert lines[0].startswith("composing settings, loading")
+    assert lines[1].startswith("network small_cnn: 980 weights")
+    heads = [number for number, line in enumerate(lines) if line.split()[:2] == ["round", "density"]]
+    assert [lines[number + 1].split()[:2] for number in heads] == [["0", "1.0000"]] * 2, "no line of a table is broken"
+    assert any(line.startswith("chosen  round 2, 1.56 times fewer weights") for line in lines)
+    text = "\n".join(lines).rstrip()
+    page.set_viewport_size({"width": 10 * columns, "height": 20 * len(text.splitlines())})
+    page.set_content(f"<pre style='font: 15px/20px monospace; margin: 8px'>{html.escape(text)}</pre>")
+    keep(page, f"terminal-{columns}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError
+from pipeline.ground.tables import show
 from pipeline.report import conformance
 from pipeline.settings.build import build
 from pipeline.settings.composition import composed
@@ -29,7 +30,7 @@ def main(settings: Settings, runs: Path) -> None:
     file.write_text(f"{text}\n")
     if known:
         store.put("conformance", "conformance with the paper", file.parent)
-    print(text)
+    show(text)
     print(file)
     if outside := sum(cell.verdict == "outside" for cell in cells):
         raise PipelineError(f"{outside} of the measured medians lie outside")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.tables import show
 from pipeline.report import ledgers, sheet, sizes, timing
 from pipeline.report.comparison import each_alone, scores
 from pipeline.report.pictures import methods_figure
@@ -17,7 +18,7 @@ from pipeline.settings.groups import Settings
 def main(settings: Settings, runs: Path) -> None:
     """Does the task."""
     table, files = write_all(runs, settings.name)
-    print(table)
+    show(table)
     for file in files:
         print(file)
     try:
