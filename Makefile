@@ -65,8 +65,9 @@ lint: setup ## Check style, types and the order of imports
 	$(BIN)/lint-imports
 
 PICTURES = cifar10_fast cifar10_methods
-pictures: setup ## Draw docs/method.png, and the comparisons of docs/evidence anew (PICTURES)
+pictures: setup ## Draw docs/method.png, docs/front.png and the comparisons of docs/evidence anew (PICTURES)
 	$(BIN)/python docs/method.py
+	$(BIN)/python docs/front.py
 	@for each in $(PICTURES); do $(BIN)/python -m pipeline +experiment=$$each task=compare \
 	  compare.ledgers=docs/evidence compare.document=docs/results-tables.md || exit $$?; done
 

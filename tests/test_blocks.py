@@ -139,5 +139,10 @@ def test_the_notebook_runs_and_has_what_it_prints(elsewhere, monkeypatch):
     assert [old.execution_count for old, _ in codes] == list(range(1, len(codes) + 1)), "it is kept as it was run"
     for old, new in codes:
         assert [each.output_type for each in old.outputs] == [each.output_type for each in new.outputs]
+    outputs = [each for _, new in codes for each in new.outputs]
+    assert any("application/vnd.jupyter.widget-view+json" in each.get("data", {}) for each in outputs), "a bar"
+    assert any(each.get("data", {}).get("text/markdown", "").startswith("| round | density |") for each in outputs)
+    assert not [each for each in outputs if each.output_type == "stream" and each.name == "stderr"]
+    assert (folder / "runs" / "mlflow").is_dir()
     tables = [re.findall(r"^\| \d+ \| [\d.]+ \|", str(each), re.MULTILINE) for each in (kept, fresh)]
     assert tables[0] == tables[1]

@@ -2,6 +2,7 @@
 
 import ast
 import html
+import json
 import re
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from pipeline.settings.composition import CONF
 from tests.conftest import PROJECT
 
+EVIDENCE = PROJECT / "docs" / "evidence" / "cifar10_fast-143f7a2c" / "seed-0"
 SOURCE = PROJECT / "src" / "pipeline" / "settings" / "groups.py"
 GROUPS = {
     "Settings": ("", "config"), "Model": ("model.", "model/digits_cnn"), "ImagesInMemory": ("data.", "data/digits"),
@@ -89,9 +91,18 @@ def test_the_front_page_is_the_readme_and_its_links_hold(site):
     opening = (PROJECT / "README.md").read_text().split("\n\n")[1]
     assert " ".join(opening.split()) in text_of(front)
     assert 'href="quickstart.html"' in front
-    assert 'src="cifar10_fast-comparison.png"' in front
+    assert 'src="front.png"' in front
     assert "<code>examples/quickstart.ipynb</code>" in front
     assert 'href="examples' not in front
+
+
+def test_the_picture_of_the_front_page_is_what_the_evidence_says():
+    (axes,) = runpy.run_path(str(PROJECT / "docs" / "front.py"))["figure"]().axes
+    drawn = axes.lines[0].get_xydata()
+    last = json.loads((EVIDENCE / "round-15" / "round.json").read_text())
+    kept, weights = (sum(layer[name] for layer in last["layers"] if layer["prunable"]) for name in ("kept", "weights"))
+    assert len(drawn) == 16
+    assert tuple(drawn[-1]) == pytest.approx((100 * kept / weights, 100 * last["test"]["test_accuracy"]))
 
 
 def test_the_call_and_its_result_are_explained(site):
