@@ -12,8 +12,11 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from hydra._internal.utils import get_args_parser
-from omegaconf import OmegaConf
+try:
+    from hydra._internal.utils import get_args_parser
+    from omegaconf import OmegaConf
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.executable} has no {error.name}: activate the environment that has it, here . .venv/bin/activate")
 
 from pipeline.commands import command
 from pipeline.commands.attempt import IN_FULL, attempt

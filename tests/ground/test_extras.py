@@ -99,3 +99,14 @@ def test_the_core_alone_prunes_and_says_what_else_takes_more(core, tmp_path):
     for task in ("report", "plan", "sync"):
         status, out, err = said(*job, f"task={task}")
         assert (status, err) == (0, "")
+
+
+def test_a_python_without_the_core_says_which_it_is():
+    command = [sys.executable, "-S", "-m", "pipeline"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == f"{sys.executable} has no hydra: activate the environment that has it, here . .venv/bin/activate\n"
+    )

@@ -11,7 +11,7 @@ from pipeline.report.comparison import each_alone, scores
 from pipeline.report.pictures import methods_figure
 from pipeline.report.style import save
 from pipeline.rounds.building import build_job
-from pipeline.rounds.choice import chosen, recorded
+from pipeline.rounds.choice import recorded, wanted
 from pipeline.settings.groups import Settings
 
 
@@ -57,4 +57,4 @@ def write_own(settings: Settings, runs: Path, folder: Path) -> list[Path]:
             found = sizes.measured(job, site, done, settings.deploy, lambda index: None)
     timings = timing.stored(site, done, settings.deploy)
     title = f"{settings.name}, seed {settings.seed}, {job.method}"
-    return sheet.write(folder, done, found, timings, chosen(done, job), job.score, title)
+    return sheet.write(folder, done, found, timings, wanted(done, settings.deploy.round, job), job.score, title)
