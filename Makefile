@@ -7,19 +7,23 @@ BAKEOFF ?= lr_rewinding,weight_rewinding,fine_tuning,filters_lr_rewinding,filter
 LAUNCHER ?= joblib
 WORKERS ?= 2
 RUNS ?= runs
+PYTHONS ?= 3.11 3.12 3.13
 ZOO ?= 15x:12 18x:13 28x:15
 
-.PHONY: help setup run sweep bakeoff zoo evidence test test-slow lint pictures bench docs repro arm-root kernels ui server
+.PHONY: help setup lock run sweep bakeoff zoo evidence test test-slow lint pictures bench docs repro arm-root kernels ui server
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
-setup: .venv/complete ## Make .venv and install everything, every version pinned
+LOCKED = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+  -r locks/$$($(BIN)/python -c 'import sys; print("python%d.%d" % sys.version_info[:2])').txt -r locks/torch-$(LOCK).txt
+setup: .venv/complete ## Make .venv and install everything, every version pinned (LOCK=cuda or cpu: every hash checked)
 .venv/complete: .venv/ready
 	$(INSTALL) '.[dev]'
 	@touch $@
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { echo "no virtual environment can be made: apt-get install python3-venv" >&2; exit 1; }
+	$(if $(LOCK),$(LOCKED))
 	$(INSTALL) '.[deploy,compare]'
 	@touch $@
 
@@ -71,6 +75,13 @@ pictures: setup ## Draw docs/method.png, docs/front.png and the comparisons of d
 	@for each in $(PICTURES); do $(BIN)/python -m pipeline +experiment=$$each task=compare \
 	  compare.ledgers=docs/evidence compare.document=docs/results-tables.md || exit $$?; done
 
+lock: setup ## Write locks/ anew from pyproject.toml and constraints.txt: a file for each Python, with hashes
+	@mkdir -p locks; set -e; for version in $(PYTHONS); do \
+	  all=$$($(BIN)/uv pip compile --quiet --generate-hashes --python-version $$version \
+	    --python-platform x86_64-manylinux_2_28 --extra dev --constraint constraints.txt --custom-compile-command "make lock" pyproject.toml); \
+	  echo "$$all" | awk -v rest=locks/python$$version.txt -v cuda=locks/torch-cuda.txt \
+	    '/^[a-z]/ {of = (/^(torch==|triton==|nvidia-|cuda-)/ ? cuda : rest)} /^#/ {of = rest} {print > of}'; done
+
 bench: setup ## Measure speed and memory against peers on this machine (a quarter of an hour); writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
@@ -80,7 +91,7 @@ docs: setup ## Make the documentation site in site/; a broken link is an error
 	@echo 'to read it: $(BIN)/python -m http.server -d site, and then http://127.0.0.1:8000'
 
 repro: setup arm-root ## From settings (params.yaml) to a bundle that has run on ARM: dvc repro
-	$(BIN)/dvc repro
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
 arm-root: setup ## Build the emulated ARM that bundles are verified on (half a minute; kept in ~/.cache)
 	$(BIN)/python -m pipeline.deploy.arm

@@ -27,6 +27,7 @@ NOT_RUN = {
     r'eval "\$\(rewind -sc install=bash\)"': "run in tests/settings/test_composition.py",
     r"for \w+ in .*; do for \w+ in .*; do": "a loop around a command, which is composed",
     r"done; done": "its end",
+    r"dvc (exp|plots) .*": "run in tests/commands/test_dvc.py",
     r"source .venv/bin/activate": "what make makes; the tests run in it",
 }
 """Lines of shell that no test here runs, and why."""
