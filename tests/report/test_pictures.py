@@ -17,7 +17,7 @@ from pipeline.report.style import COLOURS, FORMS, STYLE, WIDTH, save
 from pipeline.report.testset import examples_behind, standard_error
 from pipeline.training.retraining import NAMES
 from tests.conftest import PROJECT
-from tests.report.test_comparison import run
+from tests.report.test_comparison import costed, run
 
 LOSS = Score("validation_loss", "test_loss", "lower", "loss", percent=False)
 ACCURACY = Score("validation_accuracy", "test_accuracy", "higher", "accuracy", percent=True)
@@ -165,7 +165,7 @@ def test_a_line_that_leaves_the_frame_ends_in_an_arrow_with_its_score():
     arrow = drawn(axes, "_exit")
     assert (arrow.get_marker(), list(arrow.get_ydata())) == ("v", [bottom])
     assert list(arrow.get_xdata()) == pytest.approx([np.interp(bottom, [50, 89], [64, 80])])
-    assert sorted(text.get_text() for text in axes.texts) == ["A: 30.0", "B", "C"]
+    assert sorted(text.get_text() for text in axes.texts) == ["A: 30.00", "B", "C"]
 
 
 def test_labels_at_the_ends_do_not_lie_on_each_other():
@@ -199,6 +199,12 @@ def test_colours_are_those_of_retraining_and_markers_those_of_what_goes():
     assert looks == [(fine, "o", "-"), (fine, "s", "-"), (fine, "o", "--"), (COLOURS["lr_rewinding"], "D", "-")]
     page = methods_page(methods, "t")
     assert all(part in page for part in (f'"color":"{fine}","dash":"dash"', '"symbol":"diamond"', '"symbol":"square"'))
+
+
+def test_one_method_alone_needs_no_letter_and_nothing_that_tells_methods_apart():
+    alone, beside = (figure_of(*[costed(name) for name in names]) for names in (["lr_rewinding"], ["lr_rewinding", "fine_tuning"]))  # fmt: skip
+    assert (len(alone.axes), len(beside.axes)) == (3, 5)
+    assert not [text for axes in alone.axes for text in axes.texts]
 
 
 def test_bytes_of_int8_say_whose_score_they_are_drawn_with():

@@ -90,7 +90,8 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
     are equal the lower is the thicker.
     """
     costs, looks = _measured(methods), _looks(methods)
-    columns, rows = min(2, len(costs)), -(-len(costs) // 2)
+    columns = len(costs) if len(costs) in (1, 3) else 2
+    rows = -(-len(costs) // columns)
     abreast = 1 if max(len(look.name) for look in looks) > 40 else 2
     figure = Figure(figsize=(WIDTH, 1.2 + (2.6 if rows > 1 else 3.2) * rows + 0.17 * -(-len(looks) // abreast)))
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
@@ -109,9 +110,13 @@ def methods_figure(methods: Sequence[Method], title: str) -> Figure:
     for axes in panels[: len(costs) : columns]:
         axes.set(ylabel=score.axis)
     figure.suptitle(title)
-    words = "letters: ends of lines" + ("; bands and bars: least to most of the seeds" if _several(methods) else "")
-    handles = [*(Line2D([], [], label=f"{look.key}  {look.name}", **look.form) for look in looks), *handles]
-    figure.legend(handles=handles, title=words, loc="outside lower center", ncols=abreast)
+    words = {
+        "letters: ends of lines": len(methods) > 1,
+        "bands and bars: least to most of the seeds": _several(methods),
+    }
+    told = "; ".join(each for each, there in words.items() if there)
+    handles = [*(Line2D([], [], label=f"{look.key}  {look.name}".strip(), **look.form) for look in looks), *handles]
+    figure.legend(handles=handles, title=told, loc="outside lower center", ncols=abreast)
     figure.draw_without_rendering()  # the layout is made: labels find their places in it
     for axes, cost in zip(panels, costs, strict=False):
         _mark_ends(axes, [_line(method, cost) for method in methods], looks, score, points=72 / figure.dpi)
@@ -215,7 +220,7 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Look:
-    """How a method is drawn: its letter, what the legend calls it, and the rest."""
+    """How a method is drawn: its letter (none of one alone), what the legend calls it, and the rest."""
 
     key: str
     name: str
@@ -233,7 +238,7 @@ def _looks(methods: Sequence[Method]) -> list[_Look]:
     found: list[_Look] = []
     drawn = [[(point.figures, point.score) for point in method.points] for method in methods]
     for number, (method, name) in enumerate(zip(methods, titles(methods).values(), strict=True)):
-        key = chr(ord("A") + number) if number < 26 else str(number + 1)
+        key = "" if len(methods) == 1 else chr(ord("A") + number) if number < 26 else str(number + 1)
         if (first := drawn.index(drawn[number])) < number:
             name += f" (same as {found[first].name})"
         title = next(iter(method.runs.values())).method
@@ -278,8 +283,8 @@ def _mark_ends(
         for x, edge, value in _exits(xs, ys, frame, logarithmic=axes.get_xscale() == "log"):
             arrow = "v" if edge == frame[0] else "^"
             axes.plot([x], [edge], arrow, color=look.colour, markersize=7, clip_on=False, zorder=4, label="_exit")
-            labels.append((x, edge, f"{look.key}: {value:.1f}" if score.percent else f"{look.key}: {value:.3g}", look))
-        if frame[0] <= ys[-1] <= frame[1]:
+            labels.append((x, edge, f"{look.key}: {value:.2f}" if score.percent else f"{look.key}: {value:.3g}", look))
+        if look.key and frame[0] <= ys[-1] <= frame[1]:
             labels.append((xs[-1], ys[-1], look.key, look))
     _put(axes, labels, points)
 
@@ -308,29 +313,31 @@ _Label = tuple[float, float, str, _Look]
 
 
 def _put(axes: Axes, labels: Sequence[_Label], points: float) -> None:
-    """Labels beside their points, in points of a letter moved up or down until none lies on another."""
+    """Labels beside their points, moved up or down until none lies on another; left of them where the frame ends."""
     gap = 11.0
     bottom, top = axes.bbox.y0 * points + gap / 2, axes.bbox.y1 * points - gap / 2
     taken: list[tuple[float, float, float]] = []
     for x, y, text, look in sorted(labels, key=lambda label: -label[1]):
         at = axes.transData.transform((x, y)) * points
-        right, width, near = at[0] + 8, 5.0 * len(text) + 5, min(max(at[1], bottom), top)
+        width, near = 5.0 * len(text) + 5, min(max(at[1], bottom), top)
+        aside = 8 if at[0] + 8 + width <= axes.bbox.x1 * points + gap / 2 else -8 - width
+        left = at[0] + aside
         heights = [near + step * gap for step in sorted(range(-40, 41), key=abs)]
         height = next(
             (
                 each
                 for each in heights
                 if bottom <= each <= top
-                and all(abs(each - h) >= gap or right >= r + w or r >= right + width for r, h, w in taken)
+                and all(abs(each - h) >= gap or left >= r + w or r >= left + width for r, h, w in taken)
             ),
             near,
         )
-        taken.append((right, height, width))
+        taken.append((left, height, width))
         leader = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6}
         label = axes.annotate(
             text,
             (x, y),
-            xytext=(8, height - at[1]),
+            xytext=(aside, height - at[1]),
             textcoords="offset points",
             va="center",
             fontsize=SMALL,
@@ -369,13 +376,13 @@ def _cost_axis(axes: Axes, label: str, costs: Sequence[float]) -> None:
     """Costs fall to the right, those of training rise; they are spaced by their logarithms where some are over three
     times others. Two ticks at least have a number."""
     axes.set(xlabel=label)
-    axes.margins(x=0.07)
+    axes.margins(x=0.1)
     if max(costs) > 3 * min(costs):
         axes.set(xscale="log")
     low, high = sorted(axes.get_xlim())
     decades = LogLocator(subs=(1, 2, 5))
     few = axes.get_xscale() == "linear" or sum(low <= tick <= high for tick in decades.tick_values(low, high)) < 3
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)) if few else decades)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 2.5, 5, 10)) if few else decades)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     if label not in SPENT:
@@ -383,8 +390,9 @@ def _cost_axis(axes: Axes, label: str, costs: Sequence[float]) -> None:
 
 
 def _measured(methods: Sequence[Method]) -> list[str]:
-    """The costs that every method has a figure of at its end."""
-    return [label for label, (figure, _) in COSTS.items() if all(figure in m.points[-1].figures for m in methods)]
+    """The costs that every method has a figure of at its end; of one method alone not what was spent."""
+    known = [label for label, (figure, _) in COSTS.items() if all(figure in m.points[-1].figures for m in methods)]
+    return known if len(methods) > 1 else [label for label in known if label not in SPENT]
 
 
 def _line(method: Method, label: str) -> tuple[list[float], list[Spread]]:
