@@ -33,14 +33,14 @@ def command(*arguments, cwd=PROJECT, **environment):
     )  # fmt: skip
 
 
-def terminal(columns, rows, *arguments):
+def terminal(columns, rows, *arguments, cwd=PROJECT):
     """The screen of a terminal of this size once the command has ended."""
     outside, inside = pty.openpty()
     termios.tcsetwinsize(inside, (rows, columns))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *arguments],
-        cwd=PROJECT, env=environment, stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+        cwd=cwd, env=environment, stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
     )  # fmt: skip
     os.close(inside)
     screen = pyte.Screen(columns, rows)

@@ -145,7 +145,7 @@ def test_the_comparisons_page_draws_every_method_against_every_cost(page, runs):
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_run_fits_a_terminal_and_says_at_once_that_it_starts(columns, page, tmp_path):
-    screen = terminal(columns, 45, *SMALL, "deploy.sizes=true", f"runs={tmp_path / 'runs'}")
+    screen = terminal(columns, 45, *SMALL, "deploy.sizes=true", "runs=runs", cwd=tmp_path)
     lines = [line.rstrip() for line in screen.display]
     assert lines[0].startswith("composing settings, loading")
     assert lines[1].startswith("network small_cnn: 980 weights")
@@ -153,6 +153,6 @@ def test_a_run_fits_a_terminal_and_says_at_once_that_it_starts(columns, page, tm
     assert [lines[number + 1].split()[:2] for number in heads] == [["0", "1.0000"]] * 2, "no line of a table is broken"
     assert any(line.startswith("chosen  round 2, 1.56 times fewer weights") for line in lines)
     text = "\n".join(lines).rstrip()
-    page.set_viewport_size({"width": 10 * columns, "height": 20 * len(text.splitlines())})
+    page.set_viewport_size({"width": 10 * columns, "height": 20 * len(text.splitlines()) + 40})
     page.set_content(f"<pre style='font: 15px/20px monospace; margin: 8px'>{html.escape(text)}</pre>")
     keep(page, f"terminal-{columns}")

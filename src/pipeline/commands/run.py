@@ -115,11 +115,12 @@ def _heading(job: Job, site: Site, settings: Settings) -> list[str]:
     """What is about to run."""
     layers, made = job.layers(job.alive()), site.environment
     weights, macs = sum(each.weights for each in layers), sum(each.macs for each in layers)
+    threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
     network = settings.model.module or settings.model.network or type(job.network).__name__
     return [
         f"network {network}: {weights:,} weights, {macs / 1e6:.3g} M multiply-adds",
         f"data    {data_name(site.ledger.identity)}",
-        f"device  {made['device']}, {job.training.precision}, {made['threads']} threads",
+        f"device  {made['device']}, {job.training.precision}, {threads}",
         f"method  {job.method}, seed {job.seed}",
         f"kept    {site.ledger.folder}",
     ]
