@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from packaging.requirements import Requirement
 
 from pipeline.ground.errors import SettingsError
@@ -35,7 +36,7 @@ def closure(requirements):
 
 def test_what_an_extra_brings_is_declared():
     for extra, names in EXTRAS.items():
-        assert {Requirement(each).name for each in DECLARED["optional-dependencies"][extra]} >= set(names)
+        assert {name.lower() for name in closure(DECLARED["optional-dependencies"][extra])} >= set(names)
         assert missing(extra) is None
         needed(extra, "data.source")
 
@@ -53,40 +54,33 @@ def test_the_core_has_nothing_of_the_extras():
     assert not extras & set(core)
 
 
-@pytest.fixture(scope="module")
-def core(tmp_path_factory):
-    """A folder that has the core's distributions alone."""
-    place = tmp_path_factory.mktemp("core")
-    for each in closure(DECLARED["dependencies"]).values():
+def command_with(place, requirements, cwd):
+    """``python -m pipeline`` with the distributions alone that requirements ask for, which come to lie in a folder."""
+    for each in closure(requirements).values():
         for path in each.files:
             shared = not (Path(each.locate_file(path.parts[0])) / "__init__.py").exists()  # by several distributions
             name = Path(*path.parts[: 2 if shared else 1])
             if path.parts[0] != ".." and not (place / name).exists():
                 (place / name).parent.mkdir(exist_ok=True)
                 (place / name).symlink_to(each.locate_file(name))
-    return place
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{place}:{PROJECT / 'src'}"}
+
+    def said(*arguments):
+        command = [sys.executable, "-S", "-m", "pipeline", *arguments, f"runs={cwd / 'runs'}", f"artifacts={cwd}"]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    return said
 
 
 @pytest.mark.slow
-def test_the_core_alone_prunes_and_says_what_else_takes_more(core, tmp_path):
-    def said(*arguments):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{core}:{PROJECT / 'src'}"}
-        command = [
-            sys.executable,
-            "-S",
-            "-m",
-            "pipeline",
-            *arguments,
-            f"runs={tmp_path / 'runs'}",
-            f"artifacts={tmp_path}",
-        ]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout, done.stderr
-
+def test_the_core_alone_prunes_and_says_what_else_takes_more(tmp_path_factory, tmp_path):
+    said = command_with(tmp_path_factory.mktemp("core"), DECLARED["dependencies"], tmp_path)
     job = [*SMALL, "pruning.rounds=1", "deploy.sizes=true"]
     status, out, err = said(*job)
     assert (status, err) == (0, "")
-    assert "bytes are not measured: deploy.sizes=true takes onnx, onnxruntime, onnxscript: pip install" in out
+    assert "bytes are not measured: deploy.sizes=true takes onnx, onnxruntime, onnxscript, pandas: pip install" in out
+    assert "runs/mlflow/mlflow.db: pip install 'rewind-pipeline[ui]' has the program that shows it" in out
     assert len(list((tmp_path / "runs").glob("digits-*/seed-0/round-01/round.json"))) == 1
     for arguments, extra in (
         ([*job, "task=bundle"], "deploy"),
@@ -99,6 +93,18 @@ def test_the_core_alone_prunes_and_says_what_else_takes_more(core, tmp_path):
     for task in ("report", "plan", "sync"):
         status, out, err = said(*job, f"task={task}")
         assert (status, err) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_core_with_deploy_makes_and_registers_a_bundle(tmp_path_factory, tmp_path):
+    requirements = [*DECLARED["dependencies"], *DECLARED["optional-dependencies"]["deploy"]]
+    said = command_with(tmp_path_factory.mktemp("deploy"), requirements, tmp_path)
+    job = [*SMALL, "pruning.rounds=1", "deploy.max_score_drop=0.9", "deploy.kernels=[]"]
+    for task in ("run", "bundle"):
+        status, out, err = said(*job, f"task={task}")
+        assert status == 0, out + err
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow' / 'mlflow.db'}")
+    assert len(client.search_model_versions("name = 'digits'")) == 1
 
 
 def test_a_python_without_the_core_says_which_it_is():

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as compute
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -270,6 +269,8 @@ def _name(entry: dict[str, Any], index: int) -> str:
 
 def _sizes(files: Any) -> list[int]:
     """Bytes of every image."""
+    from pyarrow import compute
+
     column = files.data.column("image")
     inside = compute.binary_length(compute.struct_field(column, "bytes")).to_pylist()
     paths = compute.struct_field(column, "path").to_pylist()

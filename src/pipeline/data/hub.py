@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as compute
 from numpy.typing import NDArray
 
 from pipeline.data.folders import Found, found_in, images_in, listed
@@ -130,6 +129,8 @@ def _loaded(source: str, local: Path) -> tuple[Mapping[str, Any], tuple[str, ...
 
 def _paths(part: Any) -> list[str]:
     """The files that the images of a table are in, where they are not in the table."""
+    from pyarrow import compute
+
     table, names = part.data, [name for name, each in part.features.items() if _is_image(each)]
     columns = [compute.struct_field(table.column(name), "path").to_pylist() for name in names]
     return [path for column in columns for path in column if path and Path(path).is_absolute()]
@@ -185,6 +186,8 @@ def _is_image(feature: Any) -> bool:
 
 def _nowhere(part: Any, column: str) -> NDArray[np.bool_]:
     """Which rows have no image."""
+    from pyarrow import compute
+
     entries = part.with_format("arrow")[:][column]
     fields = [compute.is_null(compute.struct_field(entries, name)) for name in ("bytes", "path")]
     found: NDArray[np.bool_] = compute.or_(compute.is_null(entries), compute.and_(*fields)).to_numpy()

@@ -90,11 +90,12 @@ def environment() -> dict[str, str | int]:
     """Versions, commit and machine, as every round's record holds them."""
     import torch
 
-    packages = ("torch", "pytorch-lightning", "torchmetrics", "mlflow", "numpy")
+    names = ("torch", "pytorch-lightning", "torchmetrics", "numpy")
+    packages = {**{name: name for name in names}, "mlflow": "mlflow-skinny"}  # which is there without the UI too
     return {
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: importlib.metadata.version(distribution) for name, distribution in packages.items()},
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -5,9 +5,10 @@ from importlib.util import find_spec
 from pipeline.ground.errors import SettingsError
 
 EXTRAS = {
-    "deploy": ("onnx", "onnxruntime", "onnxscript"),
+    "deploy": ("onnx", "onnxruntime", "onnxscript", "pandas"),
     "hub": ("datasets",),
     "compare": ("plotly",),
+    "ui": ("flask",),
     "system": ("psutil",),
 }
 """Extras of the distribution that settings ask for, and what each brings."""

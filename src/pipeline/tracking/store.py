@@ -24,6 +24,7 @@ from sqlalchemy import URL
 
 from pipeline.ground.environment import cache_folder
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
+from pipeline.ground.extras import missing
 from pipeline.ground.files import whole
 from pipeline.objective.score import Score
 from pipeline.report.comparison import FIGURES, RunRecord
@@ -212,6 +213,8 @@ class Store:
         page = f"/#/experiments/{self.experiment_id}/runs?{query}"
         if self.uri.startswith("http"):
             return self.uri + page
+        if missing("ui"):
+            return f"{self.uri}: pip install 'rewind-pipeline[ui]' has the program that shows it"
         program = str(Path(sys.executable).with_name("mlflow"))
         command = shlex.join([program, "ui", "--backend-store-uri", self.uri])
         return f"{command}\n        and then http://127.0.0.1:5000{page}"
