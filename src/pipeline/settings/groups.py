@@ -340,7 +340,8 @@ class Deploy:
     max_bytes: Count | None
     """How big the bundle's model may be; null for no limit."""
     measure: Literal["outcome", "all"]
-    """Which rounds ``task=measure`` takes beside the dense network: ``round``, or all (with ARM half a minute each)."""
+    """Which rounds ``task=measure`` takes beside the dense network: the outcome (``round``, or what the run
+    chose), or all (with ARM half a minute each)."""
     sizes: bool
     """Whether a run ends with the bytes of every round's files (seconds a round)."""
     calibration_images: Count

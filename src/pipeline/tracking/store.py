@@ -215,8 +215,10 @@ class Store:
             return self.uri + page
         if missing("ui"):
             return f"{self.uri}: pip install 'rewind-pipeline[ui]' has the program that shows it"
-        program = str(Path(sys.executable).with_name("mlflow"))
-        command = shlex.join([program, "ui", "--backend-store-uri", self.uri])
+        here, program = Path.cwd(), Path(sys.executable).with_name("mlflow")
+        program = program.relative_to(here) if program.is_relative_to(here) else program
+        store = self.uri.replace(f"sqlite:///{here}/", "sqlite:///")
+        command = shlex.join([str(program), "ui", "--backend-store-uri", store])
         return f"{command}\n        and then http://127.0.0.1:5000{page}"
 
     def opened(self, tags: Mapping[str, str], title: str, reopen: bool) -> Run:
