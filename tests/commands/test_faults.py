@@ -84,7 +84,7 @@ TO_MLFLOW = {
     "MlflowClient.create_experiment": 1,
     "MlflowClient.search_runs": 5,
     "MlflowClient.create_run": 3,
-    "MlflowClient.log_batch": 16,
+    "MlflowClient.log_batch": 15,
     "MlflowClient.log_inputs": 1,
     "MlflowClient.log_dict": 1,
     "MlflowClient.log_text": 5,
@@ -92,7 +92,7 @@ TO_MLFLOW = {
     "MlflowClient.update_run": 1,
     "MlflowClient.set_terminated": 3,
     "LocalArtifactRepository.log_artifact": 14,
-    "SqlAlchemyStore.log_batch": 16,
+    "SqlAlchemyStore.log_batch": 15,
     "SqlAlchemyStore.update_run_info": 4,
 }
 """How often a run calls what stands between it and MLflow's database and files."""
