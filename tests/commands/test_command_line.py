@@ -145,8 +145,8 @@ def test_a_network_of_which_nothing_is_left_goes_through_everything(tmp_path, mo
     documents = [json.loads(each.read_text(), parse_constant=pytest.fail) for each in tmp_path.rglob("*.json")]
     assert len(documents) == 3
     (parent,) = [metrics for name, _, metrics, _ in everything(store(runs)) if "lr_rewinding" in name]
-    assert parent["density"] == [(0, 1.0), (1, 0.0)]
-    assert parent["compression_ratio"][1][1] > 1e300
+    assert parent["pruning/density"] == [(0, 1.0), (1, 0.0)]
+    assert parent["pruning/compression_ratio"][1][1] > 1e300
     # a ledger of before, where such numbers stood bare
     (path,) = runs.glob("digits-*/seed-0/round-01/round.json")
     record = json.loads(path.read_text())

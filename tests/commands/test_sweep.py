@@ -30,7 +30,7 @@ def typed(tmp_path, monkeypatch, capsys):
     """Types a command in this process; returns its exit status and what it printed and said."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments, *places(tmp_path / "runs")])
+        monkeypatch.setattr(sys, "argv", ["pipeline", *places(tmp_path / "runs", arguments)])
         try:
             main()
         except SystemExit as end:
@@ -40,9 +40,10 @@ def typed(tmp_path, monkeypatch, capsys):
     return run
 
 
-def places(runs):
-    """Settings that keep all that a sweep leaves in a test's own folder."""
-    return [f"runs={runs}", f"artifacts={runs.parent}"]
+def places(runs, arguments=()):
+    """Arguments, with settings that keep all that a command leaves in a test's own folder."""
+    artifacts = [] if any(each.startswith("artifacts=") for each in arguments) else [f"artifacts={runs.parent}"]
+    return [*arguments, f"runs={runs}", *artifacts]
 
 
 def store(runs):

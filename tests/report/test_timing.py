@@ -43,9 +43,9 @@ def test_the_time_of_the_dense_and_the_last_round_is_taken_once_and_tracked(meas
     assert len(files) == 2
     first = [path.read_text() for path in files]
     for way in ("", "int8_", "sparse_"):
-        assert [step for step, _ in figures[f"{way}latency_ratio"]] == [0, 1]
-        assert all(value > 0 for _, value in figures[f"{way}latency_ms"])
-    assert "instructions" not in figures
+        assert [step for step, _ in figures[f"cost/{way}latency_ratio"]] == [0, 1]
+        assert all(value > 0 for _, value in figures[f"cost/{way}latency_ms"])
+    assert "cost/instructions" not in figures
     lines = out.splitlines()[-6:]
     assert [line.split()[3] for line in lines] == ["float32", "int8", "sparse"] * 2
     assert lines[-1].split()[-1] == "-"
@@ -60,7 +60,7 @@ def test_the_time_of_the_dense_and_the_last_round_is_taken_once_and_tracked(meas
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow' / 'mlflow.db'}")
     index = 0 if "dense" in files[0].parts else 1
     (found,) = [run for run in runs(client, "round") if run.data.tags["round"] == str(index)]
-    assert found.data.metrics["latency_ms"] == 1e-6
+    assert found.data.metrics["cost/latency_ms"] == 1e-6
 
 
 def test_times_are_drawn_as_shares_of_what_the_dense_network_took_in_turns_with_them(small_job):
@@ -137,7 +137,7 @@ def test_fewer_filters_are_fewer_instructions_on_arm(measured, tmp_path):
         pytest.skip(reason)
     _, figures = measured()
     for name in ("instructions", "int8_instructions", "sparse_instructions"):
-        (_, dense), (_, pruned) = figures[name]
+        (_, dense), (_, pruned) = figures[f"cost/{name}"]
         assert pruned < dense
         way = {"instructions": "float32"}.get(name, name.split("_")[0])
         files = (tmp_path / "runs").glob("**/timing.json")
