@@ -12,7 +12,7 @@ class Printer(Console):
     """Prints whole lines. Who reads them may go (``| head``): a BrokenPipeError, where rich would end the process."""
 
     def __init__(self, **named: Any) -> None:
-        super().__init__(soft_wrap=True, highlight=False, **named)
+        super().__init__(soft_wrap=True, highlight=False, markup=False, **named)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
