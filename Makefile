@@ -24,7 +24,7 @@ setup: .venv/complete ## Make .venv and install everything, every version pinned
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { echo "no virtual environment can be made: apt-get install python3-venv" >&2; exit 1; }
 	$(if $(LOCK),$(LOCKED))
-	$(INSTALL) '.[deploy,compare,ui]'
+	$(INSTALL) '.[deploy,compare,ui,kernels]'
 	@touch $@
 
 run: .venv/ready ## Train, prune and rewind the embedded digits network, every round in MLflow (ARGS="seed=1 ..." overrides)
