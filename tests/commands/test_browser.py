@@ -66,13 +66,6 @@ def page():
 def keep(page, name):
     """Keeps a picture of the page in the folder that SCREENSHOTS names."""
     if folder := os.environ.get("SCREENSHOTS"):
-        for button in (
-            page.locator("[data-component-id$='assistant.chat_panel.close']"),
-            page.get_by_text("Show more"),
-        ):
-            if button.count():
-                button.first.click()
-        page.wait_for_timeout(2000)
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
