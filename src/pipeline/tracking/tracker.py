@@ -100,7 +100,7 @@ class Tracker(Watcher):
                 with contextlib.suppress(Exception):
                     self.client.set_terminated(run_id, "FAILED")
             raise
-        self.run_id, self.artifact_uri = run_id, parent.info.artifact_uri
+        self.run_id = run_id
         self.machine = _machine(self.store, run_id) if self.settings.tracking.system_metrics else None
         self.round_runs: dict[int, str] = {}
         self.sent: dict[int, int] = {}
@@ -150,7 +150,7 @@ class Tracker(Watcher):
         """Puts bytes of every round and the report into the runs and ends the parent as FINISHED."""
         self.ended = True
         for result, figures_ in zip(rounds, sizes, strict=False):
-            self.outbox.put(partial(self._send_sizes, result, figures_))
+            self.outbox.put(partial(self._send_figures, result, figures_, result.finished_ms))
         self.outbox.put(lambda: self._send_report(rounds[-1], texts, files, tags))
 
     def log_figures(self, result: Round, figures: Mapping[str, float], time_ms: int) -> None:
@@ -255,9 +255,6 @@ class Tracker(Watcher):
                 self.told(f"the layers of round {result.index} are not drawn: {one_line(error)}")
                 return
             self.client.log_artifact(run_id, str(path))
-
-    def _send_sizes(self, result: Round, figures: Mapping[str, float]) -> None:
-        self._send_figures(result, figures, result.finished_ms)
 
     def _send_figures(self, result: Round, figures: Mapping[str, float], time_ms: int) -> None:
         """Figures of a round go to the parent at the number of the round, to the round's run at its last epoch."""
