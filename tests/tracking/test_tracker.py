@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.ground.errors import SettingsError, Stopped
+from pipeline.report import comparison
 from pipeline.rounds.ledger import weights_digest
 from pipeline.settings.identity import flat
 from pipeline.tracking import store
@@ -352,6 +353,15 @@ def test_parameters_are_those_that_the_run_uses(overrides, used, unused):
     found = store.parameters(settings(*overrides))
     assert found.keys() >= set(used)
     assert not found.keys() & set(unused)
+
+
+def test_a_run_that_recorded_settings_it_did_not_use_is_compared_with_those_of_today(command, client, tmp_path):
+    own = ["model.module=tests.own_modules.Oddly", "objective.score='val/acc@1 (%)'", "objective.better=higher"]
+    for seed in (0, 1):
+        assert command(*own, "name=digits", "pruning.rounds=1", f"seed={seed}") == 0
+    client.log_param(runs(client, "job")[0].info.run_id, "training.batch_size", 64)
+    (method,) = comparison.methods(store.Store(settings(*SMALL, f"runs={tmp_path}"), tmp_path).runs(None))
+    assert len(method.runs) == 2
 
 
 @pytest.mark.slow

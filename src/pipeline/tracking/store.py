@@ -29,7 +29,7 @@ from pipeline.ground.files import whole
 from pipeline.objective.score import Score
 from pipeline.report.comparison import FIGURES, RunRecord
 from pipeline.settings.groups import Settings
-from pipeline.settings.identity import flat, used
+from pipeline.settings.identity import OF_A_NETWORK, flat, used
 from pipeline.tracking.names import grouped, known_as, text_of, without_secrets
 
 BATCH, PARAMETERS = 1000, 100
@@ -315,11 +315,17 @@ def _tracked(run: Run, rounds: tuple[Mapping[str, float], ...]) -> RunRecord:
         name=run.info.run_name,
         method=tags["method"],
         seed=int(tags["seed"]),
-        settings=run.data.params | {key: tags[key] for key in OF_THE_MACHINE if key in tags},
+        settings=_used(run.data.params) | {key: tags[key] for key in OF_THE_MACHINE if key in tags},
         rounds=rounds,
         started_ms=run.info.start_time,
         score=_score(run),
     )
+
+
+def _used(params: Mapping[str, str]) -> dict[str, str]:
+    """Parameters without those that a LightningModule has none of, which earlier runs had all the same."""
+    unused = OF_A_NETWORK if params.get("objective.kind") == "own" else set()
+    return {key: value for key, value in params.items() if key.split(".")[:2] not in [["training", u] for u in unused]}
 
 
 def _figures(run: Run, wanted: Sequence[str]) -> dict[str, float]:
