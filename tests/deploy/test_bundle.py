@@ -42,6 +42,7 @@ from pipeline.ground.environment import CHECKOUT
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.networks import build_network
 from pipeline.objective.score import ACCURACY
+from pipeline.report import sizes
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import network_after
 from tests.conftest import SMALL, settings
@@ -108,6 +109,8 @@ def test_the_bundle_computes_what_the_masked_network_computes(made):
     assert manifest["scores"]["test"]["masked"] == pytest.approx(
         site.ledger.read(2).figures["test_accuracy"], abs=0.005
     )
+    (size,) = sizes.measured(job, site, [site.ledger.read(2)], settings(*RUN).deploy, lambda _: None)
+    assert size.int8_score == manifest["scores"]["test"]["int8"]
     assert manifest["round"] == 2
     assert manifest["density"] == pytest.approx(0.16, abs=1e-3)
     one = session.run(None, {"input": test.pixels[:1].numpy()})[0]
@@ -118,16 +121,16 @@ def test_the_bundle_computes_what_the_masked_network_computes(made):
 def test_the_bundle_is_small_and_says_so_truly(made):
     folder = made / "artifacts" / "bundle"
     manifest = json.loads((folder / "manifest.json").read_text())
-    sizes = manifest["size_bytes"]
-    assert (folder / "model.onnx").stat().st_size == sizes["int8"]
-    assert (folder / "model_fp32.onnx").stat().st_size == sizes["float32"]
-    assert max(sizes["int8"], sizes["float32"]) < sizes["dense"] / 6
+    size = manifest["size_bytes"]
+    assert (folder / "model.onnx").stat().st_size == size["int8"]
+    assert (folder / "model_fp32.onnx").stat().st_size == size["float32"]
+    assert max(size["int8"], size["float32"]) < size["dense"] / 6
     for file in ("model.onnx", "model_fp32.onnx"):
         content = (folder / file).read_bytes()
         for trace in (b".py", b"site-packages", b"torch", str(CHECKOUT).encode(), b"pipeline"):
             assert trace not in content
     card = (folder / "README.md").read_text()
-    assert f"{sizes['int8']:,}" in card
+    assert f"{size['int8']:,}" in card
     assert "faster" not in card
     listed = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
     assert listed == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}

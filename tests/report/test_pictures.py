@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 from pipeline.objective.score import Score
-from pipeline.report import comparison
-from pipeline.report.pictures import COSTS, methods_figure, methods_page, score_by_cost
+from pipeline.report import comparison, sheet
+from pipeline.report.pictures import methods_figure, methods_page, score_by_cost
+from pipeline.report.sizes import Sizes
 from pipeline.report.style import COLOURS, FORMS, STYLE, WIDTH, save
 from pipeline.report.testset import examples_behind, standard_error
+from pipeline.rounds import loop
 from pipeline.training.retraining import NAMES
 from tests.conftest import PROJECT
 from tests.report.test_comparison import costed, run
@@ -207,9 +209,32 @@ def test_one_method_alone_needs_no_letter_and_nothing_that_tells_methods_apart()
     assert not [text for axes in alone.axes for text in axes.texts]
 
 
-def test_bytes_of_int8_say_whose_score_they_are_drawn_with():
-    (label,) = [label for label, (figure, _) in COSTS.items() if figure == "int8_bytes"]
-    assert "score: float network" in label
+def in_int8(record, scores):
+    rounds = [{**each, "int8_score": score} for each, score in zip(record.rounds, scores, strict=True)]
+    return dataclasses.replace(record, rounds=tuple(rounds))
+
+
+def test_bytes_of_int8_have_the_score_of_int8_where_every_run_knows_it():
+    one = in_int8(run(), (0.895, 0.905, 0.885, 0.7))
+    axes = panel(figure_of(one), "int8 file")
+    assert "(score: int8)" in axes.get_xlabel()
+    assert drawn(axes, "lr").get_ydata() == pytest.approx([89.5, 90.5, 88.5, 70])
+    axes = panel(figure_of(one, run("fine_tuning", seed=0)), "int8 file")
+    assert "score: float network" in axes.get_xlabel()
+    assert drawn(axes, "lr").get_ydata() == pytest.approx([90, 91, 89, 80])
+
+
+def test_a_runs_own_curves_have_the_score_of_int8_at_its_bytes(small_job):
+    job, site = small_job()
+    rounds = loop.run(job, site)
+    for scores, label in (([0.5, 0.4], "packed int8"), ([0.5, None], "packed int8 (score: float network)")):
+        figures = [Sizes(9000, 7000 - n, 5000 - n, 20, int8_score=each).figures for n, each in enumerate(scores)]
+        ((axes,),) = [
+            curve.axes for name, curve in sheet.curves(rounds[:2], figures, ACCURACY, "t").items() if "bytes" in name
+        ]
+        network = [100 * each.figures["test_accuracy"] for each in rounds[:2]]
+        assert drawn(axes, "packed float32").get_ydata() == pytest.approx(network)
+        assert drawn(axes, label).get_ydata() == pytest.approx([50, 40] if None not in scores else network)
 
 
 @pytest.fixture(scope="module")

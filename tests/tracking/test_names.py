@@ -62,6 +62,7 @@ def test_what_is_too_long_stays_apart():
     ("figure", "shown_as"),
     [("test_accuracy", "test/accuracy"), ("validation_top5_accuracy", "validation/top5_accuracy"), ("val_loss", "val/loss"),
      ("val/mAP", "val/mAP"), ("test_", "test_"), ("density", "pruning/density"), ("int8_bytes", "size/int8_bytes"),
+     ("int8_score", "test/int8_score"),
      ("epoch_seconds", "train/epoch_seconds"), ("sparse_int8_latency_ms", "cost/sparse_int8_latency_ms"), ("F1", "F1")],
 )  # fmt: skip
 def test_figures_stand_in_groups(figure, shown_as):

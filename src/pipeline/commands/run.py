@@ -138,7 +138,10 @@ def _choice(job: Job, done: Sequence[Round], found: Sequence[sizes.Sizes]) -> st
         said.append(f"the smallest within {score.shown_drop(drop)} of the dense network's validation {score.label}")
     if not found:
         return ", ".join(said)
-    said.append(f"{found[best.index].figures['int8_bytes'] / 1000:.1f} kB")
+    size, in_int8 = found[best.index], ""
+    if size.int8_score is not None:
+        in_int8 = f" in int8 ({score.shown(size.int8_score)})"
+    said.append(f"{size.int8_bytes / 1000:.1f} kB{in_int8}")
     return ", ".join(said) + "; next: the same command with task=bundle"
 
 

@@ -12,12 +12,13 @@ from functools import cached_property
 from pipeline.ground import tables
 from pipeline.ground.errors import PipelineError
 from pipeline.objective.score import ACCURACY, Score
+from pipeline.report.sizes import INT8_SCORE
 from pipeline.settings.identity import LATER, LENGTHENS, NO_NUMBERS
 
 LOSSES = (0.0, 0.005, 0.01)
 """Losses against the dense network for which the density reached is told: points of a share, else shares of it."""
 FIGURES = (
-    "density", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes",
+    "density", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes", INT8_SCORE,
     "latency_ratio", "instructions", "sparse_latency_ratio", "sparse_instructions", "epochs", "examples",
 )  # fmt: skip
 """What a comparison reads of a round, beside the score."""

@@ -16,23 +16,37 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from pipeline.objective.score import Score
 from pipeline.report.comparison import TRAINING, Method, Spread, titles
+from pipeline.report.sizes import INT8_SCORE
 from pipeline.report.style import COLOURS, DASHES, DENSE, FORMS, MARKERS, OPEN, OTHER, SMALL, WIDTH, style
 from pipeline.report.testset import examples_behind, standard_error
 from pipeline.rounds.ledger import Round
 
+
+@dataclass(frozen=True)
+class Cost:
+    """What a score is drawn against: a figure with its factor. ``scored`` is the figure that says the score of what
+    costs it; None where it is that of the masked network.
+    """
+
+    figure: str
+    factor: float
+    scored: str | None = None
+
+
 COSTS = {
-    "weights kept (%)": ("density", 100.0),
-    "kB of the int8 file (score: float network)": ("int8_bytes", 1e-3),
-    "million multiply-adds kept": ("macs_kept", 1e-6),
-    "time here (% of dense)": ("latency_ratio", 100.0),
-    "time here, sparse engine (% of dense)": ("sparse_latency_ratio", 100.0),
-    "million ARM instructions": ("instructions", 1e-6),
-    "million ARM instructions, sparse engine": ("sparse_instructions", 1e-6),
-    "epochs of training, all rounds": ("training_epochs", 1.0),
-    "training, all rounds (PFLOP)": ("training_flops", 1e-15),
+    "weights kept (%)": Cost("density", 100.0),
+    "kB of the int8 file (score: int8)": Cost("int8_bytes", 1e-3, INT8_SCORE),
+    "kB of the int8 file (score: float network)": Cost("int8_bytes", 1e-3),
+    "million multiply-adds kept": Cost("macs_kept", 1e-6),
+    "time here (% of dense)": Cost("latency_ratio", 100.0),
+    "time here, sparse engine (% of dense)": Cost("sparse_latency_ratio", 100.0),
+    "million ARM instructions": Cost("instructions", 1e-6),
+    "million ARM instructions, sparse engine": Cost("sparse_instructions", 1e-6),
+    "epochs of training, all rounds": Cost("training_epochs", 1.0),
+    "training, all rounds (PFLOP)": Cost("training_flops", 1e-15),
 }
-"""What a score is drawn against: a label, and the figure with its factor. No score of int8 is recorded by round."""
-SPENT = {label for label, (figure, _) in COSTS.items() if figure in TRAINING}
+"""By label. Of two that have a figure in common the first is drawn that every method has."""
+SPENT = {label for label, cost in COSTS.items() if cost.figure in TRAINING}
 """Costs that rise from round to round."""
 JOINED = 2
 """Up to so many points are points with bars: a line would tell of what lies between them."""
@@ -44,7 +58,7 @@ NARROWEST = 0.02
 def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str, score: Score, title: str) -> Figure:
     """A score against what a network costs: a line a form of it, of (cost, score on its axis) from round 0 on.
 
-    The score is that of the masked network. A form with one round is a star; the dense network's score is dotted.
+    A form with one round is a star; the dense network's score is dotted.
     """
     figure = Figure(figsize=(WIDTH, 4.5))
     axes = figure.add_subplot()
@@ -57,7 +71,7 @@ def score_by_cost(lines: Mapping[str, Sequence[tuple[float, float]]], cost: str,
             form = {"color": "black", "marker": "*", "linestyle": "none", "markersize": 10}
         handles += axes.plot(*zip(*points, strict=True), label=label, **form)
     handles += dense.drawn(axes)
-    axes.set(ylabel=f"{score.axis} of the masked network", title=title, ylim=dense.frame(scores))
+    axes.set(ylabel=score.axis, title=title, ylim=dense.frame(scores))
     _cost_axis(axes, cost, [x for points in lines.values() for x, _ in points])
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
@@ -391,12 +405,16 @@ def _cost_axis(axes: Axes, label: str, costs: Sequence[float]) -> None:
 
 def _measured(methods: Sequence[Method]) -> list[str]:
     """The costs that every method has a figure of at its end; of one method alone not what was spent."""
-    known = [label for label, (figure, _) in COSTS.items() if all(figure in m.points[-1].figures for m in methods)]
-    return known if len(methods) > 1 else [label for label in known if label not in SPENT]
+    known: dict[str, str] = {}
+    for label, cost in COSTS.items():
+        if all({cost.figure, cost.scored or cost.figure} <= m.points[-1].figures.keys() for m in methods):
+            known.setdefault(cost.figure, label)
+    return [label for label in known.values() if len(methods) > 1 or label not in SPENT]
 
 
 def _line(method: Method, label: str) -> tuple[list[float], list[Spread]]:
     """What a method costs at the points where that is known, and its test scores."""
-    figure, factor = COSTS[label]
-    known = [point for point in method.points if figure in point.figures]
-    return [p.figures[figure].median * factor for p in known], [p.score * method.score.scale for p in known]
+    cost, scale = COSTS[label], method.score.scale
+    scored = cost.scored or method.score.test
+    known = [point.figures for point in method.points if {cost.figure, scored} <= point.figures.keys()]
+    return [each[cost.figure].median * cost.factor for each in known], [each[scored] * scale for each in known]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pipeline.ground.documents import written
 from pipeline.objective.score import Score
 from pipeline.report import pictures, table
-from pipeline.report.sizes import Sizes
+from pipeline.report.sizes import INT8_SCORE, Sizes
 from pipeline.report.style import save
 from pipeline.rounds.ledger import Round
 
@@ -46,12 +46,20 @@ def curves(rounds: Sequence[Round], figures: Figures, score: Score, title: str) 
     for name, (cost, factor, kinds) in PICTURES.items():
         lines = {}
         for label, kind in kinds.items():
-            shown = known[:1] if kind in OF_THE_DENSE else known
-            if points := [(each[kind] * factor, each[test] * score.scale) for each in shown if kind in each]:
-                lines[label] = points
+            shown = [each for each in (known[:1] if kind in OF_THE_DENSE else known) if kind in each]
+            scored, told = _scored(kind, shown, test)
+            if shown:
+                lines[label + told] = [(each[kind] * factor, each[scored] * score.scale) for each in shown]
         if "density" in kinds.values() or any(len(points) > 1 for points in lines.values()):
             drawn[f"{score.slug}_{name}"] = pictures.score_by_cost(lines, cost, score, title)
     return drawn
+
+
+def _scored(kind: str, shown: Figures, test: str) -> tuple[str, str]:
+    """The figure that is the score of what costs ``kind``; what a label says of it where it is another network's."""
+    if not kind.startswith("int8"):
+        return test, ""
+    return (INT8_SCORE, "") if all(INT8_SCORE in each for each in shown) else (test, " (score: float network)")
 
 
 def write(

@@ -1,10 +1,11 @@
-"""Bytes of every round's deployed model, kept beside the round."""
+"""Bytes of every round's deployed model and the score that it has in int8, kept beside the round."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.deploy.recipe import recipe
 from pipeline.ground.files import write_file
@@ -13,10 +14,21 @@ from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.settings.groups import Deploy
 
+if TYPE_CHECKING:  # what is kept is read without ONNX
+    from pipeline.deploy.models import Models
+    from pipeline.deploy.subject import Subject
+
+
+INT8_SCORE = "int8_score"
+"""The figure that a network in int8 is scored by."""
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of one network's ONNX files: plain export, packed float, packed int8; and what they were made with."""
+    """Bytes of one network's ONNX files: plain export, packed float, packed int8; and what they were made with.
+
+    ``int8_score`` is the test score of the last, by ONNX Runtime; None where answers alone do not tell it.
+    """
 
     dense_bytes: int
     float32_bytes: int
@@ -24,16 +36,18 @@ class Sizes:
     calibration_images: int
     width_multiple: int = 1
     recipe: Mapping[str, str] = field(default_factory=dict)
+    int8_score: float | None = None
 
     @property
     def figures(self) -> dict[str, float]:
         """In numbers, for tables and tracking."""
-        return {
+        found = {
             "dense_bytes": self.dense_bytes,
             "float32_bytes": self.float32_bytes,
             "int8_bytes": self.int8_bytes,
             "bytes_compression": self.dense_bytes / self.int8_bytes,
         }
+        return found if self.int8_score is None else found | {INT8_SCORE: self.int8_score}
 
 
 def measured(job: Job, site: Site, rounds: Sequence[Round], deploy: Deploy, told: Callable[[int], None]) -> list[Sizes]:
@@ -75,7 +89,19 @@ def _made(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[i
 
     told(round_.index)
     subject, made = subject_of(job, site, round_.index), (deploy.calibration_images, deploy.width_multiple)
-    size = models(subject, *made, dynamic_axes=deploy.dynamic_axes).size_bytes
-    sizes = Sizes(size["dense"], size["float32"], size["int8"], *made, recipe(deploy.dynamic_axes))
+    found = models(subject, *made, dynamic_axes=deploy.dynamic_axes)
+    size = found.size_bytes
+    sizes = Sizes(
+        size["dense"], size["float32"], size["int8"], *made, recipe(deploy.dynamic_axes), _int8_score(found, subject)
+    )
     write_file(_path(site, round_), json.dumps(dataclasses.asdict(sizes)).encode())
     return sizes
+
+
+def _int8_score(found: "Models", subject: "Subject") -> float | None:
+    from pipeline.deploy.models import form
+
+    try:
+        return subject.judged(form(found.int8, subject), "test")
+    except Exception:  # bytes are known whether or not a module of a user's can be judged by answers
+        return None

@@ -343,7 +343,7 @@ class Deploy:
     """Which rounds ``task=measure`` takes beside the dense network: the outcome (``round``, or what the run
     chose), or all (with ARM half a minute each)."""
     sizes: bool
-    """Whether a run ends with the bytes of every round's files (seconds a round)."""
+    """Whether a run ends with the bytes of every round's files, and the test score in int8 (seconds a round)."""
     calibration_images: Count
     """How many training examples set the ranges of int8."""
     width_multiple: Count

@@ -12,6 +12,7 @@ LONGEST_VALUE = 6000
 GROUPS = {
     "pruning": r"density|sparsity|compression_ratio",
     "train": r"learning_rate|epochs|examples|(epoch_)?seconds",
+    "test": r"int8_score",
     "size": r"(dense|float32|int8)_bytes|bytes_compression",
     "cost": r"macs_(dense|kept)|(\w+_)?(latency_ms|latency_ratio|instructions)",
 }
