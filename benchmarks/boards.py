@@ -108,8 +108,8 @@ def counted(name: str, density: float, made: dict[str, ModelProto], one: Arrays)
             for kind in (FLOAT, INT8):
                 (folder / f"{kind}.onnx").write_bytes(made[kind].SerializeToString())
             files = [(folder / f"{kind}.onnx", engine) for kind, engine in ways.values()]
-            counts = arm.instructions(arm.PROCESSORS[0], files, folder / "one.npz", folder)
-        kept.write_text(json.dumps({way: count / 1e6 for way, count in zip(ways, counts, strict=True)}))
+            executed = arm.executed(arm.CORTEX_A72, files, folder / "one.npz", folder)
+        kept.write_text(json.dumps({way: each.instructions / 1e6 for way, each in zip(ways, executed, strict=True)}))
     found: dict[str, float] = json.loads(kept.read_text())
     return found
 

@@ -328,7 +328,7 @@ assert np.isfinite(first).all() and np.array_equal(first, last), (first, last)
 @pytest.mark.parametrize("target", ["aarch64", "aarch64-fp16"])
 def test_an_image_that_is_no_image_spoils_no_other_on_arm(target, tmp_path):
     made, good, bad = torn()
-    said_on_arm(SPOILT, arm.PROCESSORS[1], target, {"torn": (made, np.concatenate([good, bad]))}, tmp_path)
+    said_on_arm(SPOILT, arm.CORTEX_A76, target, {"torn": (made, np.concatenate([good, bad]))}, tmp_path)
 
 
 @pytest.mark.slow
@@ -340,7 +340,7 @@ def test_float16_executes_less(tmp_path):
     file.write_bytes(with_nodes(model)[0].SerializeToString())
     np.savez(one, **{"inputs/input": inputs[:1]})
     ways = [(file, library(target_of(name))) for name in ("aarch64-fp16", "aarch64")]
-    half, whole = arm.instructions(arm.PROCESSORS[1], ways, one, tmp_path)
+    half, whole = (each.instructions for each in arm.executed(arm.CORTEX_A76, ways, one, tmp_path))
     assert half < 0.7 * whole
 
 
@@ -350,7 +350,7 @@ def test_means_of_large_planes_are_not_summed_in_float16(tmp_path):
     made, reason = with_nodes(packed(lean(exported(layer, lambda pixels: pixels, torch.zeros(2, 1, 192, 192))))[0])
     assert reason is None
     models = {"means": (made, np.full((1, 1, 192, 192), 3, np.float32))}
-    assert json.loads(said_on_arm(COMPARED, arm.PROCESSORS[1], "aarch64-fp16", models, tmp_path))["means"] < 2**-9
+    assert json.loads(said_on_arm(COMPARED, arm.CORTEX_A76, "aarch64-fp16", models, tmp_path))["means"] < 2**-9
 
 
 @pytest.mark.slow
@@ -360,7 +360,7 @@ def test_float16_is_as_near_as_its_eleven_bits_allow(tmp_path):
         for density in (1.0, 0.1):
             model, inputs = packed_of(name, density)
             models[f"{name} at {density}"] = with_nodes(model)[0], inputs[:1]
-    found = json.loads(said_on_arm(COMPARED, arm.PROCESSORS[1], "aarch64-fp16", models, tmp_path))
+    found = json.loads(said_on_arm(COMPARED, arm.CORTEX_A76, "aarch64-fp16", models, tmp_path))
     assert found.keys() == models.keys()
     for name, each in found.items():
         assert 2**-13 < each < kernels.TOLERANCE["float16"] / 2, name

@@ -22,6 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pipeline.deploy import arm
+from pipeline.deploy.arm.cycles import milliseconds
 from pipeline.deploy.board.run import Refused, checked_manifest, difference
 from pipeline.deploy.bundle import DENSE, PROGRAM
 from pipeline.deploy.manifest import Manifest, read
@@ -44,16 +45,16 @@ class Place:
     """Somewhere that a bundle runs: ``call`` runs ``run.py`` with arguments in a copy of it and returns what it prints,
     ``fetch`` gives a file that it has written.
 
-    ``instructions`` counts those of one inference by each way, where they can be counted (on a processor with
-    ``features``); else time is taken.
+    ``executed`` tells what one inference executes by each way, where that can be seen (on a ``processor`` that is
+    emulated); else time is taken.
     """
 
     name: str
     board: str
     call: Call
     fetch: Callable[[str], bytes]
-    instructions: Callable[[Sequence[arm.Way]], list[int]] | None = None
-    features: frozenset[str] = frozenset()
+    executed: Callable[[Sequence[arm.Way]], list[arm.Executed]] | None = None
+    processor: arm.Processor | None = None
 
 
 def held(bundle: Path) -> Manifest:
@@ -190,14 +191,22 @@ def _seen(
         "difference": {way: max(map(difference, batches, trial.expected[way])) for way, batches in answered.items()},
         "scores": {way: _scored(place, way, batches, trial, subject, manifest) for way, batches in answered.items()},
     }
-    if place.instructions is None:
+    if place.executed is None or place.processor is None:
         return seen | {"milliseconds_p50_p95": json.loads(place.call(["bench", "--json"]))}
     ways = {
         name: way
-        for name, way in _counted_ways(bundle, place.features).items()
+        for name, way in _counted_ways(bundle, frozenset(place.processor.features.split())).items()
         if way[1] is None or name in differences
     }
-    return seen | {"instructions": dict(zip(ways, place.instructions(list(ways.values())), strict=True))}
+    executed = place.executed(list(ways.values()))
+    foretold = zip(ways, milliseconds(executed, place.processor), strict=True)
+    by_way = {name: {board: [round(each, 4) for each in ends] for board, ends in ms.items()} for name, ms in foretold}
+    return seen | {
+        "instructions": {name: each.instructions for name, each in zip(ways, executed, strict=True)},
+        "milliseconds": {
+            board: {name: each[board] for name, each in by_way.items()} for board in place.processor.gigahertz
+        },
+    }
 
 
 def _by_batch(kept: Mapping[str, NDArray[Any]], way: str) -> list[Arrays]:
@@ -233,8 +242,8 @@ def _scored(
 
 @contextmanager
 def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
-    def instructions(processor: arm.Processor, ways: Sequence[arm.Way]) -> list[int]:
-        return arm.instructions(processor, ways, bundle / "golden.npz", folder)
+    def executed(processor: arm.Processor, ways: Sequence[arm.Way]) -> list[arm.Executed]:
+        return arm.executed(processor, ways, bundle / "golden.npz", folder)
 
     def call(processor: arm.Processor, arguments: Sequence[str]) -> str:
         return arm.emulated(processor, ["run.py", *arguments], bundle)
@@ -243,11 +252,11 @@ def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
     yield [
         Place(
             each.name,
-            f"{each.board}, emulated by {arm.emulator()}",
+            f"{' and '.join(each.gigahertz)}, emulated by {arm.emulator()}",
             partial(call, each),
             lambda name: (folder / name).read_bytes(),
-            partial(instructions, each),
-            frozenset(each.features.split()),
+            partial(executed, each),
+            each,
         )
         for each in arm.PROCESSORS
     ]

@@ -19,7 +19,8 @@ LOSSES = (0.0, 0.005, 0.01)
 """Losses against the dense network for which the density reached is told: points of a share, else shares of it."""
 FIGURES = (
     "density", "macs_kept", "macs_dense", "int8_bytes", "float32_bytes", INT8_SCORE,
-    "latency_ratio", "instructions", "sparse_latency_ratio", "sparse_instructions", "epochs", "examples",
+    "latency_ratio", "instructions", "board_ms_most", "sparse_latency_ratio", "sparse_instructions",
+    "sparse_board_ms_most", "epochs", "examples",
 )  # fmt: skip
 """What a comparison reads of a round, beside the score."""
 TRAINING = ("training_epochs", "training_flops")

@@ -40,6 +40,8 @@ COSTS = {
     "million multiply-adds kept": Cost("macs_kept", 1e-6),
     "time here (% of dense)": Cost("latency_ratio", 100.0),
     "time here, sparse engine (% of dense)": Cost("sparse_latency_ratio", 100.0),
+    "most ms on a Raspberry Pi 4, foretold": Cost("board_ms_most", 1.0),
+    "most ms on a Raspberry Pi 4, foretold, sparse engine": Cost("sparse_board_ms_most", 1.0),
     "million ARM instructions": Cost("instructions", 1e-6),
     "million ARM instructions, sparse engine": Cost("sparse_instructions", 1e-6),
     "epochs of training, all rounds": Cost("training_epochs", 1.0),

@@ -27,6 +27,11 @@ PICTURES = {
         100.0,
         {"float32": "latency_ratio", "int8": "int8_latency_ratio", "sparse engine": "sparse_latency_ratio"},
     ),
+    "vs_board_time.png": (
+        "most ms of an inference on a Raspberry Pi 4, foretold",
+        1.0,
+        {"float32": "board_ms_most", "int8": "int8_board_ms_most", "sparse engine": "sparse_board_ms_most"},
+    ),
     "vs_instructions.png": (
         "million ARM instructions of an inference",
         1e-6,

@@ -1,4 +1,5 @@
-"""``task=measure``: what a round's network takes beside the dense one, in milliseconds here and instructions on ARM.
+"""``task=measure``: what a round's network takes beside the dense one: milliseconds here, instructions and foretold
+milliseconds on ARM.
 
 In three ways, each without its dead channels: float32 and int8 by ONNX Runtime, float32 by the sparse engine. One
 thread, one input; the ways take turns with the dense float network.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.deploy import arm, kernels
+from pipeline.deploy.arm.cycles import milliseconds
 from pipeline.deploy.recipe import recipe
 from pipeline.ground import tables
 from pipeline.ground.documents import written
@@ -33,7 +35,7 @@ if TYPE_CHECKING:  # what is kept is read without ONNX
     from pipeline.deploy.models import Models
     from pipeline.deploy.runtime import Arrays
 
-BOARD = arm.PROCESSORS[0]
+BOARD, PROCESSOR = "Raspberry Pi 4", arm.CORTEX_A72
 WAYS = ("float32", "int8", "sparse")
 Ways = Mapping[str, "tuple[ModelProto, Path | None]"]
 """Each way's model and library."""
@@ -41,10 +43,11 @@ Ways = Mapping[str, "tuple[ModelProto, Path | None]"]
 
 @dataclass(frozen=True)
 class Timing:
-    """One round's network, by way: milliseconds of an inference, their ratio to the dense network's, ARM instructions.
+    """One round's network, by way: milliseconds of an inference, their ratio to the dense network's, ARM instructions,
+    and the least and most milliseconds that are foretold for the board.
 
-    A way is missing where the engine does not cover the network or cannot be built, ``instructions`` is empty where no
-    ARM can be emulated. ``processor`` is that of the milliseconds, ``recipe`` as of ``deploy.recipe``.
+    A way is missing where the engine does not cover the network or cannot be built, ``instructions`` and ``board`` are
+    empty where no ARM can be emulated. ``processor`` is that of the milliseconds, ``recipe`` as of ``deploy.recipe``.
     """
 
     milliseconds: Mapping[str, float]
@@ -55,11 +58,20 @@ class Timing:
     calibration_images: int
     taken_ms: int
     recipe: Mapping[str, str] = field(default_factory=dict)
+    board: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, float]:
         """In numbers, for tracking; those of float32 have bare names."""
-        parts = {"latency_ms": self.milliseconds, "latency_ratio": self.ratios, "instructions": self.instructions}
+        ends = {
+            name: {way: each[end] for way, each in self.board.items()}
+            for end, name in enumerate(("board_ms_least", "board_ms_most"))
+        }
+        parts = {
+            "latency_ms": self.milliseconds,
+            "latency_ratio": self.ratios,
+            "instructions": self.instructions,
+        } | ends
         return {
             name if way == "float32" else f"{way}_{name}": values[way]
             for name, values in parts.items()
@@ -87,11 +99,11 @@ def stored(site: Site, rounds: Sequence[Round], deploy: Deploy) -> list[dict[str
 
 def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
     """Lines for a person."""
-    head = ("round", "density", "MACs kept", "way", "ms", "of dense", "ARM instructions", "of dense")
+    head = ("round", "density", "MACs kept", "way", "ms", "of dense", "ARM instructions", "of dense", "Pi 4, ms")
     rows = [head]
     dense = timings[0].instructions.get("float32")
     for round_, each in zip(rounds, timings, strict=True):
-        for way, milliseconds in each.milliseconds.items():
+        for way, taken in each.milliseconds.items():
             count = each.instructions.get(way)
             rows.append(
                 (
@@ -99,10 +111,11 @@ def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
                     f"{round_.density:.4f}",
                     f"{round_.macs_kept / round_.macs_dense:.4f}",
                     way,
-                    f"{milliseconds:.4f}",
+                    f"{taken:.4f}",
                     f"{each.ratios[way]:.3f}",
                     "-" if count is None else f"{count:,}",
                     "-" if count is None or dense is None else f"{count / dense:.3f}",
+                    "{:.3f} to {:.3f}".format(*each.board[way]) if way in each.board else "-",
                 )
             )
     return tables.aligned(rows)
@@ -144,17 +157,20 @@ def _taken(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[
     sparse = covered(found, one)
     here = forms(found, kernels.target_here() if sparse else None)
     times = in_turns(found, here, one)
+    there: Mapping[str, arm.Executed] = {}
+    if not arm.missing():
+        there = _executed(forms(found, kernels.target_of("aarch64") if sparse else None), one, round_, told)
+    foretold = zip(there, milliseconds(list(there.values()), PROCESSOR), strict=True) if there else ()
     timing = Timing(
         {way: times["milliseconds"][way] for way in here},
         {way: times["ratio"][way] for way in here},
-        {}
-        if arm.missing()
-        else _counted(forms(found, kernels.target_of("aarch64") if sparse else None), one, round_, told),
+        {way: each.instructions for way, each in there.items()},
         processor(),
         deploy.width_multiple,
         deploy.calibration_images,
         time.time_ns() // 1_000_000,
         recipe(deploy.dynamic_axes),
+        {way: each[BOARD] for way, each in foretold},
     )
     write_file(_path(site, round_), written(dataclasses.asdict(timing)).encode())
     return timing
@@ -184,19 +200,19 @@ def forms(found: "Models", target: kernels.Target | None) -> Ways:
     return ways
 
 
-def _counted(
+def _executed(
     ways: Ways,
     one: "Arrays",
     round_: Round,
     told: Callable[[str], None],
-) -> dict[str, int]:
-    """Instructions of one inference on the board, by way."""
-    told(f"counting the instructions of round {round_.index} on an emulated {BOARD.board}")
+) -> dict[str, arm.Executed]:
+    """What one inference executes on the board, by way."""
+    told(f"counting the instructions of round {round_.index} on an emulated {BOARD}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "inputs.npz", allow_pickle=False, **{f"inputs/{name}": each for name, each in one.items()})
         files = {way: (folder / f"{way}.onnx", library) for way, (_, library) in ways.items()}
         for way, (model, _) in ways.items():
             files[way][0].write_bytes(model.SerializeToString())
-        counts = arm.instructions(BOARD, list(files.values()), folder / "inputs.npz", folder)
-    return dict(zip(files, counts, strict=True))
+        found = arm.executed(PROCESSOR, list(files.values()), folder / "inputs.npz", folder)
+    return dict(zip(files, found, strict=True))

@@ -14,7 +14,7 @@ GROUPS = {
     "train": r"learning_rate|epochs|examples|(epoch_)?seconds",
     "test": r"int8_score",
     "size": r"(dense|float32|int8)_bytes|bytes_compression",
-    "cost": r"macs_(dense|kept)|(\w+_)?(latency_ms|latency_ratio|instructions)",
+    "cost": r"macs_(dense|kept)|(\w+_)?(latency_ms|latency_ratio|instructions|board_ms_(least|most))",
 }
 """Figures of a round that MLflow shows together."""
 OF_A_SPLIT = r"(train|validation|val|test)_(.+)"

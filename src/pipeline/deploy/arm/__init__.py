@@ -1,7 +1,7 @@
 """ARM without a board: an aarch64 root of Debian packages and PyPI wheels, run under qemu's user emulation.
 
 ``root`` builds it once into the cache folder (``python -m pipeline.deploy.arm``, ``make arm-root``); a digest of every
-file in it is checked before each use. Nothing is installed on the machine: qemu itself is unpacked there too.
+file in it is checked by each process that uses it. Nothing is installed on the machine: qemu itself is unpacked too.
 """
 
 import functools
@@ -10,13 +10,12 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from filelock import FileLock
@@ -39,23 +38,47 @@ PACKAGES = (
 HOST_PACKAGES = (
     "qemu-user", "libcapstone4", "libglib2.0-0", "libgmp10", "libgnutls30", "libhogweed6", "libidn2-0", "libnettle8",
     "libnuma1", "libp11-kit0", "libpcre2-8-0", "libtasn1-6", "libunistring2", "liburing2", "zlib1g",
+    "llvm-19", "libllvm19", "libbsd0", "libedit2", "libffi8", "libicu72", "liblzma5", "libmd0", "libtinfo6", "libxml2",
+    "libz3-4", "libzstd1",
 )  # fmt: skip
 WHEELS = ("onnxruntime", "numpy", "pillow", "flatbuffers", "protobuf", "packaging", "typing_extensions")
 PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")
+LLVM = Path("host/usr/lib/llvm-19/bin")
+LLVM_TOOLS = ("llvm-mc", "llvm-mca")
 PLUGIN = Path(__file__).with_name("count.c")
 COUNTED = Path(__file__).with_name("count.py")
 
 
 @dataclass(frozen=True)
+class Cache:
+    """A level of a processor's caches, of lines of 64 bytes. A line that it misses costs ``cycles`` of waiting, or
+    ``ns``, where a prefetcher has not brought it, and ``line_cycles`` or ``line_ns`` of the way to the next level.
+    """
+
+    size: int
+    ways: int
+    cycles: float = 0
+    line_cycles: float = 0
+    ns: float = 0
+    line_ns: float = 0
+
+
+@dataclass(frozen=True)
 class Processor:
-    """A processor that qemu knows, and what Linux says of it in ``/proc/cpuinfo``."""
+    """A processor that qemu knows, and what Linux says of it in ``/proc/cpuinfo``.
+
+    ``model`` is the one of LLVM's that is the nearest, ``gigahertz`` the clock of each board that has it, ``caches``
+    are those of data, the first level first.
+    """
 
     name: str
-    board: str
     part: str
     variant: str
     revision: int
     features: str
+    model: str
+    gigahertz: Mapping[str, float]
+    caches: tuple[Cache, ...]
 
     @property
     def cpuinfo(self) -> str:
@@ -68,17 +91,42 @@ class Processor:
         )
 
 
-PROCESSORS = (
-    Processor("cortex-a72", "Raspberry Pi 4", "0xd08", "0x0", 3, "fp asimd evtstrm crc32 cpuid"),
-    Processor(
-        "cortex-a76",
-        "Raspberry Pi 5",
-        "0xd0b",
-        "0x4",
-        1,
-        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+CORTEX_A53 = Processor(
+    "cortex-a53",
+    "0xd03",
+    "0x0",
+    4,
+    "fp asimd evtstrm crc32 cpuid",
+    "cortex-a53",
+    {"Raspberry Pi Zero 2 W": 1.0, "Raspberry Pi 3": 1.2},
+    (Cache(32 << 10, 4, cycles=13, line_cycles=8), Cache(512 << 10, 16, ns=150, line_ns=30)),
+)
+CORTEX_A72 = Processor(
+    "cortex-a72",
+    "0xd08",
+    "0x0",
+    3,
+    "fp asimd evtstrm crc32 cpuid",
+    "cortex-a72",
+    {"Raspberry Pi 4": 1.5},
+    (Cache(32 << 10, 2, cycles=20, line_cycles=6), Cache(1 << 20, 16, ns=150, line_ns=16)),
+)
+CORTEX_A76 = Processor(
+    "cortex-a76",
+    "0xd0b",
+    "0x4",
+    1,
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+    "neoverse-n1",
+    {"Raspberry Pi 5": 2.4},
+    (
+        Cache(64 << 10, 4, cycles=9, line_cycles=3),
+        Cache(512 << 10, 8, cycles=30, line_cycles=6),
+        Cache(2 << 20, 16, ns=120, line_ns=7),
     ),
 )
+PROCESSORS = (CORTEX_A53, CORTEX_A72, CORTEX_A76)
+"""Sizes and ways of caches are Arm's and Broadcom's; what a miss costs is assumed, by what boards were seen to take."""
 
 
 def home() -> Path:
@@ -120,19 +168,25 @@ def root() -> Path:
                     f"the ARM root cannot be built: {error.cmd[0]}: {said[-1] if said else error.returncode}"
                 ) from error
             unfinished.rename(place)
-    if (place / "SHA256SUMS").read_text() != _sums(place):
+    if not _whole(place):
         raise PipelineError(f"a file of the ARM root has changed: delete {place}, and it is built again")
     return place
+
+
+@functools.cache
+def _whole(place: Path) -> bool:
+    return (place / "SHA256SUMS").read_text() == _sums(place)
 
 
 def interpreter(processor: Processor, plugin: Path | None = None) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of Python on an emulated processor.
 
-    ``plugin`` names a file that the counts of executed instructions go to.
+    ``plugin`` names a file that what is executed goes to, as of ``count.c``.
     """
     place = root()
     system = place / processor.name
-    counting = [] if plugin is None else ["-plugin", f"{place / 'host' / 'count.so'},counts={plugin}"]
+    caches = ":".join(f"{each.size}:{each.ways}" for each in processor.caches)
+    counting = [] if plugin is None else ["-plugin", f"{place / 'host' / 'count.so'},counts={plugin},caches={caches}"]
     # LD_LIBRARY_PATH is for qemu, which keeps it from the program: that has the root's libraries
     command = [
         *([] if plugin is None else same_addresses()),
@@ -185,12 +239,23 @@ Way = tuple[Path, Path | None]
 """A model, and the sparse engine's library if that computes it."""
 
 
-def instructions(processor: Processor, ways: Sequence[Way], inputs: Path, folder: Path) -> list[int]:
-    """Executed instructions of one inference, by each way; its input the first of ``inputs``; one thread.
+@dataclass(frozen=True)
+class Executed:
+    """What was executed between two calls: how many instructions; how often each straight piece of code, by its bytes
+    in hexadecimal; of each cache how many lines it missed, and how many of them it had missed the line before.
+    """
 
-    Each is the median of seven, in one process whose addresses, random bytes and arguments are the same each time.
-    Counts repeat to a few hundred: after some seconds, which a busy machine may make of a moment, an onnxruntime
-    session does a little more in one inference or two.
+    instructions: int
+    blocks: Mapping[str, int]
+    missed: tuple[tuple[int, int], ...]
+
+
+def executed(processor: Processor, ways: Sequence[Way], inputs: Path, folder: Path) -> list[Executed]:
+    """What one inference executes, by each way; its input the first of ``inputs``; one thread.
+
+    Each is the median of seven by instructions, in one process whose addresses, random bytes and arguments are the same
+    each time. Counts repeat to a few hundred: after some seconds, which a busy machine may make of a moment, an
+    onnxruntime session does a little more in one inference or two.
     """
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place, written = Path(name), folder / f"{processor.name}.counts"
@@ -200,10 +265,28 @@ def instructions(processor: Processor, ways: Sequence[Way], inputs: Path, folder
             if library is not None:
                 (place / f"{number:02}.so").symlink_to(library.resolve())
         emulated(processor, [str(COUNTED), "inputs.npz"], place, plugin=written)
-    marks = [int(line) for line in written.read_text().split()]
-    each = len(marks) // len(ways)
-    of_each = [[later - mark for mark, later in pairwise(marks[at : at + each])] for at in range(0, len(marks), each)]
-    return [round(statistics.median(counts)) for counts in of_each]
+    with written.open() as lines:
+        found = list(calls(lines))
+    each = len(found) // len(ways)
+    inferences = [found[at + 1 : at + each] for at in range(0, len(found), each)]
+    return [sorted(some, key=lambda one: one.instructions)[len(some) // 2] for some in inferences]
+
+
+def calls(lines: Iterable[str]) -> Iterator[Executed]:
+    """What was executed before each call, as ``count.c`` writes it."""
+    code: dict[str, str] = {}
+    blocks: Counter[str] = Counter()
+    missed: list[tuple[int, int]] = []
+    for kind, *words in map(str.split, lines):
+        if kind == "block":
+            code[words[0]] = words[1]
+        elif kind == "ran":
+            blocks[code[words[0]]] += int(words[1])
+        elif kind == "missed":
+            missed.append((int(words[1]), int(words[2])))
+        else:
+            yield Executed(int(words[0]), blocks, tuple(missed))
+            blocks, missed = Counter(), []
 
 
 def emulator() -> str:
@@ -241,6 +324,9 @@ def _build(place: Path) -> None:
     for wheel in sorted(wheels.glob("*.whl")):
         shutil.unpack_archive(wheel, place / "wheels", "zip")
     shutil.rmtree(archives)
+    for path in (place / LLVM).iterdir():
+        if path.name not in LLVM_TOOLS:
+            path.unlink()
     _call("gcc", "-O2", "-shared", "-fPIC", str(PLUGIN), "-o", str(place / "host" / "count.so"))
     for processor in PROCESSORS:
         system = place / processor.name

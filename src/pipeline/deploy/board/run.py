@@ -38,6 +38,8 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 HERE = Path(__file__).resolve().parent
 FORMAT = 3
 """Of the manifest."""
+BOARD = Path("/proc/device-tree/model")
+"""What Linux calls a board."""
 BATCH = 100
 EXACT = {"session.x64quantprecision": "1"}
 VNNI = {"avx512_vnni", "avx_vnni"}
@@ -348,6 +350,27 @@ def bench(manifest: dict[str, Any], engine: str, threads: int) -> dict[str, list
     """Milliseconds of one inference, [median, 95th percentile], by way."""
     times = timed(ways(manifest, engine, manifest["models"]), threads, seconds=3.0)
     return {name: [float(np.percentile(each, share)) for share in (50, 95)] for name, each in times.items()}
+
+
+def foretold(folder: Path = HERE) -> tuple[str, dict[str, tuple[float, float]]]:
+    """The board that this is, and the least and most milliseconds of an inference by way that `task=verify` foretold of
+    it: in `verified.json` of this bundle, in its folder or beside that. Nothing where there is none, or on no board.
+    """
+    try:
+        board = BOARD.read_text()
+        of_this_bundle = digest(folder / "SHA256SUMS")
+    except OSError:
+        return "", {}
+    for place in (folder, folder.parent):
+        try:
+            told = json.loads((place / "verified.json").read_text())
+            known = [one.get("milliseconds", {}) for one in told["places"].values()]
+            for name, by_way in ((name, each) for one in known for name, each in one.items()):
+                if told["bundle"] == of_this_bundle and board.startswith(name):
+                    return name, {way: (float(least), float(most)) for way, (least, most) in by_way.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return "", {}
 
 
 def timed(found: dict[str, Way], threads: int, seconds: float) -> dict[str, list[float]]:
@@ -668,11 +691,15 @@ def lines(manifest: dict[str, Any], command: str, found: dict[str, Any]) -> Iter
             some = np.array2string(each.ravel()[:8], precision=4, separator=", ")
             yield f"{name}: {size}{f', from {each.min():.4g} to {each.max():.4g}' if each.size else ''}: {some}"
         return
+    board, expected = foretold() if command == "bench" else ("", {})
     for name, figure in found.items():
         if command == "check":
             yield f"{name}: golden outputs differ by {figure:.3g} of the largest at most"
         elif command == "bench":
-            yield f"{name}: {figure[0]:.3f} ms (95%: {figure[1]:.3f} ms)"
+            beside = (
+                "; foretold for a {}: {:.3f} to {:.3f} ms".format(board, *expected[name]) if name in expected else ""
+            )
+            yield f"{name}: {figure[0]:.3f} ms (95%: {figure[1]:.3f} ms){beside}"
         else:
             yield f"{name}: {figure:.2%}" if isinstance(figure, float) else f"{name}: {figure} answers"
 
