@@ -21,7 +21,7 @@ PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / 
 NOTEBOOK = PROJECT / "examples" / "quickstart.ipynb"
 SHORT = ["training.epochs=1", "pruning.rounds=1", "deploy.sizes=false"]
 NOT_RUN = {
-    r"scp -r artifacts/bundle \S+:": "a board; tests/deploy/test_arm.py copies and runs bundles on emulated ones",
+    r"scp -r artifacts/bundle artifacts/verified.json \S+:": "a board; tests/deploy/test_arm.py copies and runs bundles on emulated ones",
     r"ssh pi@raspberrypi 'cd bundle && .*'": "a board, as above",
     r"python (zoo/\S+/)?run.py (check|bench|predict IMAGE|answer FILE.npz)": "run in tests/deploy/test_bundle.py and test_zoo.py",
     r'eval "\$\(rewind -sc install=bash\)"': "run in tests/settings/test_composition.py",

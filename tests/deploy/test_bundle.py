@@ -439,6 +439,32 @@ def test_scores_that_are_not_those_of_its_models_are_refused(copy, made, monkeyp
     assert re.search(r"model\.onnx has 0\.\d+ of test accuracy, its manifest says 0\.5", capsys.readouterr().err)
 
 
+FORETOLD = {
+    "beside the bundle": ("..", "Raspberry Pi 4 Model B Rev 1.4\0", None, True),
+    "in it": (".", "Raspberry Pi 4 Model B Rev 1.4\0", None, True),
+    "of another board": (".", "Raspberry Pi 5 Model B Rev 1.0\0", None, False),
+    "of another bundle": (".", "Raspberry Pi 4 Model B Rev 1.4\0", {"bundle": "0"}, False),
+    "not as it is written": (".", "Raspberry Pi 4 Model B Rev 1.4\0", {"places": [1]}, False),
+}
+
+
+@pytest.mark.parametrize("case", FORETOLD)
+def test_a_board_says_what_was_foretold_beside_what_it_takes(case, copy):
+    where, model, spoilt, told_there = FORETOLD[case]
+    milliseconds = {"Raspberry Pi 4": {"model.onnx": [0.25, 0.5]}}
+    facts = {"bundle": bundle.digest(copy), "places": {"cortex-a72": {"milliseconds": milliseconds}}} | (spoilt or {})
+    (copy / where / "verified.json").write_text(json.dumps(facts))
+    (copy.parent / "model").write_text(model)
+    code = (
+        "import sys, run; from pathlib import Path; run.BOARD = Path('../model'); sys.argv = ['run.py', 'bench']; "
+        "sys.exit(run.main())"
+    )
+    timed = board(copy, code=code)
+    lines = [line for line in timed.stdout.splitlines() if line.startswith("model.onnx: ")]
+    assert len(lines) == 1, timed.stderr
+    assert lines[0].endswith("; foretold for a Raspberry Pi 4: 0.250 to 0.500 ms") == told_there
+
+
 @pytest.mark.parametrize("version", ["1.20.1", "1.99.0"])
 def test_another_onnxruntime_is_refused_in_a_sentence(version, copy):
     code = f"import sys, onnxruntime; onnxruntime.__version__ = {version!r}; import run; sys.argv = ['run.py', 'check']; sys.exit(run.main())"

@@ -1,5 +1,6 @@
 """``task=verify``: the proof that a bundle runs on ARM."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from rich.console import Console
 
 from pipeline.deploy import bundle, verify
 from pipeline.deploy.manifest import Manifest
+from pipeline.ground import tables
 from pipeline.ground.documents import written
 from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, stoppable
@@ -18,7 +20,7 @@ from pipeline.settings.identity import fingerprint
 
 
 def main(settings: Settings, runs: Path) -> None:
-    """Runs the bundle on ARM; writes and prints what it did there.
+    """Runs the bundle on ARM; writes what it did there, and prints what of that people look for.
 
     Raises:
         PipelineError: if there is no bundle of these settings or no way to run it, or it does not do there what it
@@ -44,7 +46,31 @@ def main(settings: Settings, runs: Path) -> None:
     finally:
         if "status" in facts:
             out.write_text(written(facts, indent=1) + "\n")
-    print(written(facts, indent=1))
+    print(_table(facts, percent=bool(manifest.score["percent"])))
+    print(f"\n{facts['status']}  {out}")
+
+
+def _table(facts: Mapping[str, Any], *, percent: bool) -> str:
+    """What a model does on each board, a line for each way that it is computed."""
+    rows = [("board", "computed", str(facts["score"]), "instructions", "ms")]
+    for place in facts["places"].values():
+        timed = place.get("milliseconds") or {place["board"]: {}}
+        for board, ways in timed.items():
+            for way, score in place["scores"].items():
+                count = place.get("instructions", {}).get(way)
+                taken = place.get("milliseconds_p50_p95", {}).get(way) or ways[way]
+                rows.append(
+                    (
+                        board.removeprefix("Raspberry "),
+                        way,
+                        "-" if score is None else f"{score:.2%}" if percent else f"{score:.4g}",
+                        "-" if count is None else f"{count:,}",
+                        "{:.3f} to {:.3f}".format(*taken),
+                    )
+                )
+    emulated = any("milliseconds" in place for place in facts["places"].values())
+    said = "of emulated boards: foretold, the least and the most" if emulated else "median and 95th percentile"
+    return f"{tables.aligned(rows)}\n\nms of one inference on one thread, {said}"
 
 
 def _check_origin(manifest: Manifest, settings: Settings, site: Site) -> None:
