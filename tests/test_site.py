@@ -5,6 +5,7 @@ import html
 import json
 import re
 import runpy
+import statistics
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import yaml
 from pipeline.settings.composition import CONF
 from tests.conftest import PROJECT
 
-EVIDENCE = PROJECT / "docs" / "evidence" / "cifar10_fast-143f7a2c" / "seed-0"
+EVIDENCE = PROJECT / "docs" / "evidence" / "cifar10_fast-143f7a2c"
 SOURCE = PROJECT / "src" / "pipeline" / "settings" / "groups.py"
 GROUPS = {
     "Settings": ("", "config"), "Model": ("model.", "model/digits_cnn"), "ImagesInMemory": ("data.", "data/digits"),
@@ -99,10 +100,12 @@ def test_the_front_page_is_the_readme_and_its_links_hold(site):
 def test_the_picture_of_the_front_page_is_what_the_evidence_says():
     (axes,) = runpy.run_path(str(PROJECT / "docs" / "front.py"))["figure"]().axes
     drawn = axes.lines[0].get_xydata()
-    last = json.loads((EVIDENCE / "round-15" / "round.json").read_text())
+    seeds = [json.loads(path.read_text()) for path in EVIDENCE.glob("seed-*/round-15/round.json")]
+    last = seeds[0]
     kept, weights = (sum(layer[name] for layer in last["layers"] if layer["prunable"]) for name in ("kept", "weights"))
     assert len(drawn) == 16
-    assert tuple(drawn[-1]) == pytest.approx((100 * kept / weights, 100 * last["test"]["test_accuracy"]))
+    accuracy = statistics.median(each["test"]["test_accuracy"] for each in seeds)
+    assert tuple(drawn[-1]) == pytest.approx((100 * kept / weights, 100 * accuracy))
 
 
 def test_the_call_and_its_result_are_explained(site):
