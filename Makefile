@@ -55,7 +55,8 @@ evidence: ## Keep the records of an experiment's runs in docs/evidence, where ta
 	@mkdir -p docs/evidence; cd $(RUNS) && find dense $(EXPERIMENT)-* \( -name round.json -o -name sizes.json -o -name timing.json \) \
 	  -exec cp --parents -t $(CURDIR)/docs/evidence {} +
 
-TESTS = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# tests wait for processes a quarter of their time: half as many workers more than cores, four at most
+TESTS = $(BIN)/python -m pytest -n $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)); echo $$((n < 4 ? n : 4))) --dist loadfile
 test: setup ## Run the tests, a file on each core at a time (minutes)
 	$(TESTS) -m "not slow"
 
