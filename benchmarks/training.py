@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -51,8 +52,9 @@ class Contestant:
 
     def __init__(self, who: str, source: Path, precision: str) -> None:
         command = [sys.executable, "-m", "benchmarks.training", who, str(source), precision]
+        self.who, self.said = who, tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed where the process ends
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True
         )
         self.settled = self._answer()
 
@@ -64,7 +66,10 @@ class Contestant:
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        if answer := self.process.stdout.readline().strip():
+            return answer
+        self.said.seek(0)
+        raise RuntimeError(f"{self.who} ended with status {self.process.wait()}: {self.said.read()[-2000:]}")
 
     def __enter__(self) -> "Contestant":
         return self
@@ -72,6 +77,7 @@ class Contestant:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+        self.said.close()
 
 
 def serve(who: str, source: Path, precision: str) -> None:
