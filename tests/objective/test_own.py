@@ -184,7 +184,7 @@ def test_the_autoencoder_of_lightnings_introduction_is_pruned_to_a_tenth_by_one_
     assert alive == sum(int(mask.sum()) for mask in done.site.ledger.masks(last.index).values())
     assert "val_loss" in done.table().splitlines()[0]
     assert "%" not in done.table().splitlines()[2].split("|")[5]
-    assert done.figure().axes[0].get_ylabel() == "test loss of the masked network"
+    assert done.figure().axes[0].get_ylabel() == "test loss"
     assert (done.folder / "loss_vs_sparsity.png").exists()
     told = capsys.readouterr().out
     assert "bytes are not measured: the network cannot be exported to ONNX: " in told
