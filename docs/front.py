@@ -20,7 +20,8 @@ def figure() -> Figure:
     (method,) = methods(records(DOCS / "evidence", "cifar10_fast"))
     points = [(100 * each.density, method.score.scale * each.score.median) for each in method.points]
     seeds = len(method.runs)
-    title = f"CIFAR-10, median of {seeds} seeds" if seeds > 1 else "CIFAR-10, one seed"
+    fewer = [each.seeds for each in method.points if each.seeds < seeds]
+    title = f"CIFAR-10, median of {seeds} seeds" + (f" (the last {len(fewer)} points: of {fewer[-1]})" if fewer else "")
     return score_by_cost({"learning-rate rewinding": points}, "weights kept (%)", method.score, title)
 
 
