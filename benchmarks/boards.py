@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import onnxruntime
 import torch
 from onnx import ModelProto
+from torch import Tensor, nn
 
 from benchmarks.deploy import thin, timed
 from benchmarks.networks import FULL
@@ -50,10 +52,29 @@ def forms(name: str, density: float) -> tuple[dict[str, ModelProto], Arrays]:
     with torch.no_grad():
         for _ in range(10):
             network(inputs)
-    plain = folded(batch_first(exported(network.eval(), lambda given: given, inputs)))
-    given = {"input": inputs[:2].numpy()}
-    made = {FLOAT: lean(plain), INT8: lean(quantised(plain, [given]))}
-    return {kind: with_nodes(packed(model)[0])[0] for kind, model in made.items()}, given
+    return built(network.eval(), lambda given: given, inputs), {"input": inputs[:2].numpy()}
+
+
+def built(network: nn.Module, preprocess: Callable[[Any], Any], inputs: Tensor) -> dict[str, ModelProto]:
+    """A network packed, float and int8, with the engine's nodes; the first two inputs calibrate it."""
+    plain = folded(batch_first(exported(network, preprocess, inputs)))
+    made = {FLOAT: lean(plain), INT8: lean(quantised(plain, [{"input": inputs[:2].numpy()}]))}
+    return {kind: with_nodes(packed(model)[0])[0] for kind, model in made.items()}
+
+
+def executed(
+    processor: arm.Processor, made: dict[str, ModelProto], one: Arrays, engine: Path
+) -> dict[str, arm.Executed]:
+    """What one inference of such models executes on an emulated processor, by way."""
+    ways = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        named: dict[str, Any] = {f"inputs/{each}": array for each, array in one.items()}
+        np.savez(folder / "one.npz", **named)
+        for kind in (FLOAT, INT8):
+            (folder / f"{kind}.onnx").write_bytes(made[kind].SerializeToString())
+        files = [(folder / f"{kind}.onnx", each) for kind, each in ways.values()]
+        return dict(zip(ways, arm.executed(processor, files, folder / "one.npz", folder), strict=True))
 
 
 @dataclass(frozen=True)
@@ -95,21 +116,12 @@ def counted(name: str, density: float, made: dict[str, ModelProto], one: Arrays)
     """Millions of instructions on a Raspberry Pi 4, emulated."""
     if arm.missing():
         return {}
-    aarch64 = library(target_of("aarch64"))
-    ways = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, aarch64), SPARSE_INT8: (INT8, aarch64)}
     facts = [name, density, arm.emulator(), onnxruntime.__version__, *(each.read_text() for each in SOURCES)]
     facts += [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in made.values()]
     kept = cache_folder() / f"counted-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     if not kept.exists():
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            named: dict[str, Any] = {f"inputs/{each}": array for each, array in one.items()}
-            np.savez(folder / "one.npz", **named)
-            for kind in (FLOAT, INT8):
-                (folder / f"{kind}.onnx").write_bytes(made[kind].SerializeToString())
-            files = [(folder / f"{kind}.onnx", engine) for kind, engine in ways.values()]
-            executed = arm.executed(arm.CORTEX_A72, files, folder / "one.npz", folder)
-        kept.write_text(json.dumps({way: each.instructions / 1e6 for way, each in zip(ways, executed, strict=True)}))
+        counts = executed(arm.CORTEX_A72, made, one, library(target_of("aarch64")))
+        kept.write_text(json.dumps({way: each.instructions / 1e6 for way, each in counts.items()}))
     found: dict[str, float] = json.loads(kept.read_text())
     return found
 

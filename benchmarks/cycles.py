@@ -5,24 +5,16 @@ One input, one thread, random weights with an Erdos-Renyi kernel's densities (``
 """
 
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import torch
 
+from benchmarks.boards import built, executed
 from benchmarks.deploy import network
 from benchmarks.tables import table
 from pipeline.deploy import arm
-from pipeline.deploy.arm.cycles import core_cycles, milliseconds
-from pipeline.deploy.batch_first import batch_first
-from pipeline.deploy.export import exported, lean
-from pipeline.deploy.folding import folded
+from pipeline.deploy.arm.cycles import core_cycles, ranges
 from pipeline.deploy.kernels import library, target_of
-from pipeline.deploy.node import with_nodes
-from pipeline.deploy.pack import packed
-from pipeline.deploy.quantize import quantised
 from pipeline.ground.environment import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "benchmarks-cycles.md"
@@ -35,32 +27,24 @@ def rows(name: str, density: float, block: int) -> Iterator[Row]:
     """Of each board and way: instructions, cycles of the core, milliseconds."""
     made, image = network(name, density, block)
     images = torch.cat([image, torch.randint_like(image, 256)])
-    plain = folded(batch_first(exported(made, lambda pixels: pixels.float() / 255, images)))
-    given = {"input": images.numpy()}
-    models = {"float": lean(plain), "int8": lean(quantised(plain, [given]))}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        np.savez(folder / "inputs.npz", allow_pickle=False, **{"inputs/input": given["input"]})
-        for kind, model in models.items():
-            (folder / f"{kind}.onnx").write_bytes(with_nodes(packed(model)[0])[0].SerializeToString())
-        for processor in arm.PROCESSORS:
-            halves = "fphp" in processor.features
-            engine = library(target_of("aarch64-fp16" if halves else "aarch64"))
-            ways: dict[str, arm.Way] = {
-                f"{by}, {kind}": (folder / f"{kind}.onnx", each)
-                for by, each in (("ONNX Runtime", None), ("engine in float16" if halves else "engine", engine))
-                for kind in models
-            }
-            executed = arm.executed(processor, list(ways.values()), folder / "inputs.npz", folder)
-            cores = core_cycles([each.blocks for each in executed], processor.model)
-            for way, each, core, ms in zip(ways, executed, cores, milliseconds(executed, processor), strict=True):
-                for board, (least, most) in ms.items():
-                    taken = f"{least:.2f} to {most:.2f}"
-                    yield [board, way, f"{each.instructions / 1e6:.2f}", f"{core / 1e6:.2f}", taken]
+    models = built(made, lambda pixels: pixels.float() / 255, images)
+    for processor in arm.PROCESSORS:
+        halves = "fphp" in processor.features
+        engine = library(target_of("aarch64-fp16" if halves else "aarch64"))
+        ways = executed(processor, models, {"input": image.numpy()}, engine)
+        cores = core_cycles([each.blocks for each in ways.values()], processor.model)
+        for (way, each), core in zip(ways.items(), cores, strict=True):
+            for board, (least, most) in ranges(core, each, processor).items():
+                by = way.replace("engine", "engine in float16") if halves else way
+                counts = (f"{number / 1e6:.2f}" for number in (each.instructions, core))
+                yield [board, by, *counts, f"{least:.2f} to {most:.2f}"]
 
 
 def main() -> None:
     wanted = sys.argv[1:]
+    names = dict.fromkeys(name for name, _, _ in CASES)
+    if unknown := [each for each in wanted if each not in names]:
+        sys.exit(f"got {', '.join(unknown)}, takes {'; '.join(names)}")
     parts = [
         "# Milliseconds on Raspberry Pis, foretold",
         "Made by `python -m benchmarks.cycles`. One input, one thread; millions of instructions and of the core's "

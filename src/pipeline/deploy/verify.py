@@ -45,15 +45,13 @@ class Place:
     """Somewhere that a bundle runs: ``call`` runs ``run.py`` with arguments in a copy of it and returns what it prints,
     ``fetch`` gives a file that it has written.
 
-    ``executed`` tells what one inference executes by each way, where that can be seen (on a ``processor`` that is
-    emulated); else time is taken.
+    Of an emulated ``processor`` it is seen what one inference executes by each way; elsewhere time is taken.
     """
 
     name: str
     board: str
     call: Call
     fetch: Callable[[str], bytes]
-    executed: Callable[[Sequence[arm.Way]], list[arm.Executed]] | None = None
     processor: arm.Processor | None = None
 
 
@@ -191,20 +189,20 @@ def _seen(
         "difference": {way: max(map(difference, batches, trial.expected[way])) for way, batches in answered.items()},
         "scores": {way: _scored(place, way, batches, trial, subject, manifest) for way, batches in answered.items()},
     }
-    if place.executed is None or place.processor is None:
+    if place.processor is None:
         return seen | {"milliseconds_p50_p95": json.loads(place.call(["bench", "--json"]))}
     ways = {
         name: way
         for name, way in _counted_ways(bundle, frozenset(place.processor.features.split())).items()
         if way[1] is None or name in differences
     }
-    executed = place.executed(list(ways.values()))
-    foretold = zip(ways, milliseconds(executed, place.processor), strict=True)
-    by_way = {name: {board: [round(each, 4) for each in ends] for board, ends in ms.items()} for name, ms in foretold}
+    executed = arm.executed(place.processor, list(ways.values()), bundle / "golden.npz", folder)
+    foretold = dict(zip(ways, milliseconds(executed, place.processor), strict=True))
     return seen | {
         "instructions": {name: each.instructions for name, each in zip(ways, executed, strict=True)},
         "milliseconds": {
-            board: {name: each[board] for name, each in by_way.items()} for board in place.processor.gigahertz
+            board: {name: [round(end, 4) for end in each[board]] for name, each in foretold.items()}
+            for board in place.processor.gigahertz
         },
     }
 
@@ -242,9 +240,6 @@ def _scored(
 
 @contextmanager
 def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
-    def executed(processor: arm.Processor, ways: Sequence[arm.Way]) -> list[arm.Executed]:
-        return arm.executed(processor, ways, bundle / "golden.npz", folder)
-
     def call(processor: arm.Processor, arguments: Sequence[str]) -> str:
         return arm.emulated(processor, ["run.py", *arguments], bundle)
 
@@ -255,7 +250,6 @@ def _qemu(bundle: Path, folder: Path, deploy: Deploy) -> Iterator[list[Place]]:
             f"{' and '.join(each.gigahertz)}, emulated by {arm.emulator()}",
             partial(call, each),
             lambda name: (folder / name).read_bytes(),
-            partial(executed, each),
             each,
         )
         for each in arm.PROCESSORS

@@ -37,7 +37,6 @@ BYTE_COLUMNS = {
     "smaller": lambda sizes: f"{sizes['bytes_compression']:.1f}x",
 }
 """Of the plain export, and of the packed files that go to a board; the last is the first over int8."""
-
 WIDTH = 8
 """Of a column at least, so that a row fits a terminal of 80 characters."""
 Sizes = Sequence[Mapping[str, float]]

@@ -63,15 +63,13 @@ class Timing:
     @property
     def figures(self) -> dict[str, float]:
         """In numbers, for tracking; those of float32 have bare names."""
-        ends = {
-            name: {way: each[end] for way, each in self.board.items()}
-            for end, name in enumerate(("board_ms_least", "board_ms_most"))
-        }
         parts = {
             "latency_ms": self.milliseconds,
             "latency_ratio": self.ratios,
             "instructions": self.instructions,
-        } | ends
+            "board_ms_least": {way: least for way, (least, _) in self.board.items()},
+            "board_ms_most": {way: most for way, (_, most) in self.board.items()},
+        }
         return {
             name if way == "float32" else f"{way}_{name}": values[way]
             for name, values in parts.items()

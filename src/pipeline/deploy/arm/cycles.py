@@ -25,10 +25,12 @@ WORD = 8
 def milliseconds(executed: Sequence[Executed], processor: Processor) -> list[dict[str, tuple[float, float]]]:
     """Least and most milliseconds of each, by board."""
     cores = core_cycles([each.blocks for each in executed], processor.model)
-    return [
-        {board: _range(core, each.missed, processor, clock) for board, clock in processor.gigahertz.items()}
-        for core, each in zip(cores, executed, strict=True)
-    ]
+    return [ranges(core, each, processor) for core, each in zip(cores, executed, strict=True)]
+
+
+def ranges(core: float, executed: Executed, processor: Processor) -> dict[str, tuple[float, float]]:
+    """Least and most milliseconds by board, of what takes ``core`` cycles of the core alone."""
+    return {board: _range(core, executed.missed, processor, clock) for board, clock in processor.gigahertz.items()}
 
 
 def _range(
