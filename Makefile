@@ -8,9 +8,10 @@ LAUNCHER ?= joblib
 WORKERS ?= 2
 RUNS ?= runs
 PYTHONS ?= 3.11 3.12 3.13
+PEERS_PYTHON ?= python3.12
 ZOO ?= 15x:12 18x:13 28x:15
 
-.PHONY: help setup lock run sweep bakeoff zoo evidence test test-slow lint pictures bench docs repro arm-root kernels ui server
+.PHONY: help setup lock run sweep bakeoff zoo evidence test test-slow lint pictures bench bench-peers docs repro arm-root kernels ui server
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -85,6 +86,17 @@ lock: setup ## Write locks/ anew from pyproject.toml and constraints.txt: a file
 
 bench: setup ## Measure speed and memory against peers on this machine (a quarter of an hour); writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+PEERS = .venv-peers
+$(PEERS)/complete: benchmarks/peers/requirements.txt benchmarks/peers/requirements-aarch64.txt
+	$(PEERS_PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --upgrade \
+	  --python-version 3.11 --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
+	  --platform manylinux2014_aarch64 --target $(PEERS)/aarch64 -r benchmarks/peers/requirements-aarch64.txt
+	@touch $@
+bench-peers: setup arm-root $(PEERS)/complete ## Beside ncnn, MNN and LiteRT, here and on emulated boards (hours; PEERS_PYTHON)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 docs: setup ## Make the documentation site in site/; a broken link is an error
 	$(BIN)/python docs/settings.py

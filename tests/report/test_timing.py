@@ -1,6 +1,7 @@
 """What rounds take, here and on ARM; and the bake-off's methods, searches included, as one sweep."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -8,8 +9,9 @@ from mlflow import MlflowClient
 
 from pipeline.deploy import arm, kernels
 from pipeline.deploy.recipe import recipe
+from pipeline.ground import tables
 from pipeline.objective.score import ACCURACY
-from pipeline.report import sizes, timing
+from pipeline.report import forecast, sizes, timing
 from pipeline.report.sheet import curves
 from pipeline.rounds import loop as rounds
 from tests.commands.test_sweep import typed  # noqa: F401
@@ -70,6 +72,24 @@ def test_times_are_drawn_as_shares_of_what_the_dense_network_took_in_turns_with_
     line, dense = curves(done, figures, ACCURACY, "tuned")["accuracy_vs_time.png"].axes[0].get_lines()
     assert list(line.get_xdata()) == pytest.approx([100, 90])
     assert set(dense.get_ydata()) == {done[0].test["test_accuracy"] * 100}
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0.12345, "0.1235"), (1.23456, "1.235"), (99.999, "100.00"), (123.45, "123.5"), (12345.6, "12346"), (0, "0.0000")],
+)
+def test_numbers_of_tables_have_four_digits(number, shown):
+    assert tables.short(number) == shown
+
+
+def test_tables_of_time_fit_a_terminal_of_80_columns(small_job):
+    done = [dataclasses.replace(each, index=15) for each in rounds.run(*small_job("pruning.rounds=1"))]
+    times = dict.fromkeys(timing.WAYS, 11567.0), dict.fromkeys(timing.WAYS, 1.0)
+    board = dict.fromkeys(timing.WAYS, (11234.5, 12345.6))
+    large = timing.Timing(*times, dict.fromkeys(timing.WAYS, 4_100_000_000), "", 1, 1, 0, {}, board)
+    assert max(map(len, timing.table(done, [large] * len(done)).splitlines())) <= 80
+    foretold = forecast.Forecast(15, 0.05, 4_100_123_456, 102_000_000, 25_500_000, 115.6, 12.3, False)
+    assert max(map(len, forecast.table([foretold]).splitlines())) <= 80
 
 
 STALE = {

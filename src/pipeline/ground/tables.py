@@ -25,8 +25,14 @@ def show(text: str) -> None:
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as what is in them, set to the right."""
-    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
     return "\n".join("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def short(number: float) -> str:
+    """Four digits, and all before the point: 0.1234, 1.234, 123.4, 12345."""
+    before = len(str(int(number))) if number >= 1 else 0
+    return f"{number:.{max(0, 4 - before)}f}"
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:

@@ -89,15 +89,15 @@ def _forecast(job: Job, deploy: Deploy, index: int, weights: Mapping[str, Tensor
 
 def table(found: Sequence[Forecast]) -> str:
     """Lines for a person."""
-    head = ("round", "density", "MACs kept", "float32", "int8", "ms here", "of dense", "computed by")
+    head = ("round", "density", "MACs, M", "float32", "int8", "ms", "gain", "by")
     rows = [
         (
             str(each.index),
             f"{each.density:.4f}",
-            f"{each.macs_kept / 1e6:.3f} M",
+            tables.short(each.macs_kept / 1e6),
             f"{each.float32_bytes:,}",
             f"{each.int8_bytes:,}",
-            f"{each.milliseconds:.3f}",
+            tables.short(each.milliseconds),
             f"{each.gain:.2f}x",
             "sparse engine" if each.sparse else "ONNX Runtime",
         )

@@ -96,9 +96,8 @@ def stored(site: Site, rounds: Sequence[Round], deploy: Deploy) -> list[dict[str
 
 
 def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
-    """Lines for a person."""
-    head = ("round", "density", "MACs kept", "way", "ms", "of dense", "ARM instructions", "of dense", "Pi 4, ms")
-    rows = [head]
+    """Lines for a person, at most 80 columns: beside a number is its share of the dense float network's."""
+    rows = [("round", "density", "MACs", "way", "ms", "share", "ARM, M", "share", "Pi 4, ms")]
     dense = timings[0].instructions.get("float32")
     for round_, each in zip(rounds, timings, strict=True):
         for way, taken in each.milliseconds.items():
@@ -109,11 +108,11 @@ def table(rounds: Sequence[Round], timings: Sequence[Timing]) -> str:
                     f"{round_.density:.4f}",
                     f"{round_.macs_kept / round_.macs_dense:.4f}",
                     way,
-                    f"{taken:.4f}",
+                    tables.short(taken),
                     f"{each.ratios[way]:.3f}",
-                    "-" if count is None else f"{count:,}",
+                    "-" if count is None else tables.short(count / 1e6),
                     "-" if count is None or dense is None else f"{count / dense:.3f}",
-                    "{:.3f} to {:.3f}".format(*each.board[way]) if way in each.board else "-",
+                    " to ".join(map(tables.short, each.board[way])) if way in each.board else "-",
                 )
             )
     return tables.aligned(rows)

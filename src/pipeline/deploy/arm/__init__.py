@@ -250,12 +250,12 @@ class Executed:
     missed: tuple[tuple[int, int], ...]
 
 
-def executed(processor: Processor, ways: Sequence[Way], inputs: Path, folder: Path) -> list[Executed]:
+def executed(processor: Processor, ways: Sequence[Way], inputs: Path, folder: Path, counted: int = 7) -> list[Executed]:
     """What one inference executes, by each way; its input the first of ``inputs``; one thread.
 
-    Each is the median of seven by instructions, in one process whose addresses, random bytes and arguments are the same
-    each time. Counts repeat to a few hundred: after some seconds, which a busy machine may make of a moment, an
-    onnxruntime session does a little more in one inference or two.
+    Each is the median of ``counted`` by instructions, after one more than that, in one process whose addresses, random
+    bytes and arguments are the same each time. Counts repeat to a few hundred: after some seconds, which a busy machine
+    may make of a moment, an onnxruntime session does a little more in one inference or two.
     """
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place, written = Path(name), folder / f"{processor.name}.counts"
@@ -264,12 +264,19 @@ def executed(processor: Processor, ways: Sequence[Way], inputs: Path, folder: Pa
             (place / f"{number:02}.onnx").symlink_to(model.resolve())
             if library is not None:
                 (place / f"{number:02}.so").symlink_to(library.resolve())
-        emulated(processor, [str(COUNTED), "inputs.npz"], place, plugin=written)
+        emulated(processor, [str(COUNTED), "inputs.npz", str(counted)], place, plugin=written)
+    return inferences(written, counted)
+
+
+def inferences(written: Path, counted: int) -> list[Executed]:
+    """The median of each ``counted`` inferences by instructions, as ``count.c`` has written them: before the first of
+    them stands what led to it.
+    """
     with written.open() as lines:
         found = list(calls(lines))
-    each = len(found) // len(ways)
-    inferences = [found[at + 1 : at + each] for at in range(0, len(found), each)]
-    return [sorted(some, key=lambda one: one.instructions)[len(some) // 2] for some in inferences]
+    each = counted + 1
+    runs = [found[at + 1 : at + each] for at in range(0, len(found), each)]
+    return [sorted(run, key=lambda one: one.instructions)[counted // 2] for run in runs]
 
 
 def calls(lines: Iterable[str]) -> Iterator[Executed]:

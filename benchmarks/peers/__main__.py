@@ -1,0 +1,290 @@
+"""``python -m benchmarks.peers [NAME ...]``: networks by the engines of small boards and by this project's."""
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, helper
+from torch import Tensor, nn
+
+from benchmarks.boards import FLOAT, INT8, SPARSE, SPARSE_INT8, built, executed
+from benchmarks.deploy import network, timed
+from benchmarks.ratios import in_turns, ratio, spread
+from benchmarks.tables import table
+from pipeline.deploy import arm
+from pipeline.deploy.arm.cycles import milliseconds
+from pipeline.deploy.batch_first import batch_first
+from pipeline.deploy.board.run import difference
+from pipeline.deploy.export import exported, lean
+from pipeline.deploy.folding import folded
+from pipeline.deploy.kernels import SOURCES, library, target_here, target_of
+from pipeline.deploy.runtime import answers, session
+from pipeline.ground.environment import CHECKOUT, cache_folder, environment
+from pipeline.networks import NETWORKS
+
+PAGE = CHECKOUT / "docs" / "benchmarks-peers.md"
+HERE = Path(__file__).parent
+PLACE = CHECKOUT / ".venv-peers"
+TURNS = 9
+PEERS = {
+    "ncnn, float": "float.param",
+    "MNN, float": "float.mnn",
+    "LiteRT, float": "float.tflite",
+    "LiteRT, int8": "int8.tflite",
+    "LiteRT, sparse float": "sparse.tflite",
+}
+Made = tuple[nn.Module, Tensor]
+
+
+def residual(name: str, density: float, block: int = 1) -> Made:
+    """A network of ``benchmarks/deploy.py`` and four images."""
+    made, image = network(name, density, block)
+    return made, torch.rand(4, *image.shape[1:])
+
+
+def mobilenet_v2() -> Made:
+    """MobileNetV2 with 85% zeros, at random, in each of its 1x1 convolutions."""
+    torch.manual_seed(0)
+    made = NETWORKS["mobilenet_v2"](shape=(3, 224, 224), classes=1000).eval()
+    with torch.no_grad():
+        for layer in made.modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+                layer.weight.mul_(torch.rand_like(layer.weight) < 0.15)
+    return made, torch.rand(4, 3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with its zeros and four inputs, and how many inferences are counted on emulated boards."""
+
+    make: Callable[[], Made]
+    counted: int
+
+
+CASES = {
+    "ResNet-20, 94.5% zeros": Case(lambda: residual("ResNet-20, 32x32", 0.055), 7),
+    "MobileNetV2, 85% zeros in 1x1 layers": Case(mobilenet_v2, 1),
+    "ResNet-50, 95% zeros": Case(lambda: residual("ResNet-50, 224x224", 0.05), 1),
+}
+
+
+class Peer:
+    """An engine in a process of its own, which says its answer and then measures when it is asked to."""
+
+    def __init__(self, model: Path, image: Path, threads: int) -> None:
+        self.model = model
+        command = [str(PLACE / "bin" / "python"), str(HERE / "infer.py"), "serve", str(model), str(image), str(threads)]
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed where the process ends
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True
+        )
+        self.answer = np.array(json.loads(self._line(lambda line: line.startswith("["))), dtype=np.float32)
+
+    def __call__(self) -> float:
+        """Milliseconds, measured now."""
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+        return float(self._line(bool)) * 1000
+
+    def _line(self, wanted: Callable[[str], bool]) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if wanted(line):
+                return line
+        self.said.seek(0)
+        raise RuntimeError(f"{self.model.name} ended with status {self.process.wait()}: {self.said.read()[-2000:]}")
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.said.close()
+
+
+@dataclass(frozen=True)
+class Forms:
+    """A network as each engine reads it, and an input (1, channels, height, width)."""
+
+    plain: bytes
+    ours: dict[str, ModelProto]
+    theirs: dict[str, Path]
+    image: Path
+
+    @property
+    def input(self) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = np.load(self.image)
+        return found
+
+
+def forms(made: nn.Module, inputs: Tensor, folder: Path) -> Forms:
+    """Converts a network."""
+    plain = lean(folded(batch_first(exported(made, lambda given: given, inputs))))
+    model = folder / "model.onnx"
+    model.write_bytes(_of_one(plain).SerializeToString(deterministic=True))
+    np.save(folder / "inputs.npy", inputs.numpy())
+    np.save(folder / "image.npy", inputs[:1].numpy())
+    command = [str(PLACE / "bin" / "python"), str(HERE / "convert.py"), "model.onnx", "inputs.npy", "."]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"convert.py: {done.stderr[-2000:]}")
+    theirs = {name: folder / file for name, file in PEERS.items() if (folder / file).exists()}
+    return Forms(model.read_bytes(), built(made, lambda given: given, inputs), theirs, folder / "image.npy")
+
+
+def _of_one(model: ModelProto) -> ModelProto:
+    """A model for the converters: of one example, so that every shape in it is known, and means of planes as poolings,
+    which XNNPACK's sparse path ends with.
+    """
+    graph = model.graph
+    for each in (*graph.input, *graph.output):
+        each.type.tensor_type.shape.dim[0].Clear()
+        each.type.tensor_type.shape.dim[0].dim_value = 1
+    del graph.value_info[:]
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "ReduceMean":
+            pooled = f"{node.output[0]}_pooled"
+            nodes.append(helper.make_node("GlobalAveragePool", node.input[:1], [pooled]))
+            nodes.append(helper.make_node("Flatten", [pooled], node.output))
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def times(found: Forms, threads: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Milliseconds here by way, in turns; and how far each answer is from ONNX Runtime's float, of the largest."""
+    target = target_here()
+    assert target is not None, "no library is for this processor"
+    engine, given = library(target), {"input": found.input}
+    ours = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)}
+    ways: dict[str, Callable[[], float]] = {
+        way: timed(found.ours[kind], found.input, threads, each) for way, (kind, each) in ours.items()
+    }
+    exact = answers(session(found.ours[FLOAT]), given)
+    off = {
+        way: difference(answers(session(found.ours[kind], library=each), given), exact)
+        for way, (kind, each) in ours.items()
+    }
+    with ExitStack() as processes:
+        for way, model in found.theirs.items():
+            peer = processes.enter_context(Peer(model, found.image, threads))
+            ways[way] = peer
+            off[way] = difference({"": peer.answer}, {"": np.ravel(next(iter(exact.values())))})
+        return in_turns(ways, TURNS), off
+
+
+def counts(found: Forms, processor: arm.Processor, counted: int, folder: Path) -> dict[str, arm.Executed]:
+    """What one inference executes on an emulated processor, by way, the median of so many.
+
+    What was counted before, with the same engines and models, is not counted again.
+    """
+    sources = [*SOURCES, *(HERE / name for name in ("convert.py", "infer.py", "requirements-aarch64.txt"))]
+    facts = [processor.name, counted, arm.emulator(), onnxruntime.__version__, *(each.read_text() for each in sources)]
+    models = [found.plain, *(model.SerializeToString(deterministic=True) for model in found.ours.values())]
+    facts += [hashlib.sha256(each).hexdigest() for each in models]
+    kept = cache_folder() / f"peers-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    if not kept.exists():
+        ways = _counted(found, processor, counted, folder)
+        kept.write_text(json.dumps({way: asdict(each) for way, each in ways.items()}))
+    return {way: arm.Executed(**each) for way, each in json.loads(kept.read_text()).items()}
+
+
+def _counted(found: Forms, processor: arm.Processor, counted: int, folder: Path) -> dict[str, arm.Executed]:
+    halves = "fphp" in processor.features
+    engine = library(target_of("aarch64-fp16" if halves else "aarch64"))
+    ways = executed(processor, found.ours, {"input": found.input}, engine, counted)
+    infer, packages = str(HERE / "infer.py"), str(PLACE / "aarch64")
+    for way, model in found.theirs.items():
+        given = [infer, "count", str(model), str(found.image), str(counted), packages]
+        arm.emulated(processor, given, folder, plugin=folder / "counts")
+        (ways[way],) = arm.inferences(folder / "counts", counted)
+    return ways
+
+
+def section(name: str, case: Case) -> Iterator[str]:
+    """The paragraphs of a network."""
+    yield f"## {name}"
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
+        folder = Path(temporary)
+        found = forms(*case.make(), folder)
+        yield here(found)
+        for processor in arm.PROCESSORS:
+            ways = counts(found, processor, case.counted, folder)
+            rows = []
+            for (way, each), boards in zip(ways.items(), milliseconds(list(ways.values()), processor), strict=True):
+                by = f"{way}16" if way == SPARSE and "fphp" in processor.features else way
+                ranges = (f"{least:.2f} to {most:.2f}" for least, most in boards.values())
+                rows.append([by, f"{each.instructions / 1e6:.2f}", *ranges])
+            yield table(["computed by", "instructions, M", *(f"ms, {each}" for each in processor.gigahertz)], rows)
+
+
+def here(found: Forms) -> str:
+    """A table of the times on this machine."""
+    threads = torch.get_num_threads()
+    one, off = times(found, 1)
+    rows = [[way, f"{spread(each).median:.2f}", f"{ratio(each, one[SPARSE]):.2f}"] for way, each in one.items()]
+    head = ["computed by", "ms, one thread", "times the engine's"]
+    if threads > 1:
+        several, _ = times(found, threads)
+        head += [f"ms, {threads} threads", "times the engine's"]
+        for row in rows:
+            row += [f"{spread(several[row[0]]).median:.2f}", f"{ratio(several[row[0]], several[SPARSE]):.2f}"]
+    return table([*head, "off by"], [[*row, f"{off[row[0]]:.1g}"] for row in rows])
+
+
+def page(parts: Mapping[str, list[str]]) -> str:
+    """The page, a section a network."""
+    packages = (HERE / "requirements.txt").read_text().splitlines()
+    versions = [each.replace("==", " ") for each in packages if each.startswith(("ncnn", "mnn", "ai-edge-litert"))]
+    return "\n\n".join(
+        [
+            "# Other engines of small boards",
+            "Made by `make bench-peers`. One input, random weights, none of it prepared (the input is float). Dense "
+            "engines compute the zeros too. Times are of this machine, in turns, median of "
+            f"{TURNS}; instructions and milliseconds are of one thread on emulated boards "
+            "([what is assumed](deployment.md#milliseconds-that-are-foretold)). *Off by*: the largest difference from "
+            "ONNX Runtime's float answer, of its largest number.",
+            f"Versions: {', '.join(versions)}, onnxruntime {onnxruntime.__version__}. Each as it comes, with its "
+            "own choice of types: ncnn computes in float16 on a Raspberry Pi 5. int8 of ncnn is not here, as its "
+            "quantiser is in none of its wheels; nor is MNN's, whose quantiser aborts, or answers wrongly, and which "
+            "computes int8 weights in float.",
+            table(["", ""], [[key, str(value)] for key, value in environment().items()]),
+            *(each for section in parts.values() for each in section),
+        ]
+    )
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or list(CASES)
+    if unknown := [each for each in wanted if each not in CASES]:
+        sys.exit(f"got {', '.join(unknown)}, takes {'; '.join(CASES)}")
+    if not (PLACE / "complete").exists():
+        sys.exit("the other engines are not installed: make bench-peers installs them")
+    parts: dict[str, list[str]] = {}
+    for name in wanted:
+        parts[name] = []
+        for part in section(name, CASES[name]):
+            print(part, flush=True)
+            parts[name].append(part)
+    if wanted == list(CASES):
+        PAGE.write_text(page(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Inferences by the engine that a model's ending names.
+
+``python infer.py serve MODEL INPUT.npy THREADS``: the answer, as JSON, and then seconds, the median of three, for every
+line that comes in. ``python infer.py count MODEL INPUT.npy NUMBER PACKAGES``: so many on one thread between harmless
+system calls that are marks, for what counts under emulation; the engine is imported from the folder PACKAGES.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Infer = Callable[[Any], Any]
+
+
+def by_ncnn(model: str, threads: int) -> Infer:
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.load_param(model)
+    net.load_model(model.removesuffix("param") + "bin")
+
+    def infer(image: Any) -> Any:
+        extractor = net.create_extractor()
+        extractor.input("in0", ncnn.Mat(image[0]))
+        return np.array(extractor.extract("out0")[1])
+
+    return infer
+
+
+def by_mnn(model: str, threads: int) -> Infer:
+    import MNN
+
+    interpreter = MNN.Interpreter(model)
+    session = interpreter.createSession({"numThread": threads, "backend": "CPU"})
+    given, scores = interpreter.getSessionInput(session), interpreter.getSessionOutput(session)
+
+    def infer(image: Any) -> Any:
+        given.copyFrom(MNN.Tensor(image.shape, MNN.Halide_Type_Float, image, MNN.Tensor_DimensionType_Caffe))
+        interpreter.runSession(session)
+        found = MNN.Tensor(
+            scores.getShape(), MNN.Halide_Type_Float, np.zeros(scores.getShape(), np.float32),
+            MNN.Tensor_DimensionType_Caffe,
+        )  # fmt: skip
+        scores.copyToHostTensor(found)
+        return np.array(found.getData(), dtype=np.float32)
+
+    return infer
+
+
+def by_litert(model: str, threads: int) -> Infer:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model, num_threads=threads)
+    interpreter.allocate_tensors()
+    given, scores = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def infer(image: Any) -> Any:
+        interpreter.set_tensor(given, np.ascontiguousarray(image.transpose(0, 2, 3, 1)))
+        interpreter.invoke()
+        return interpreter.get_tensor(scores)
+
+    return infer
+
+
+ENGINES = {"param": by_ncnn, "mnn": by_mnn, "tflite": by_litert}
+
+
+def serve(infer: Infer, image: Any) -> None:
+    def seconds() -> float:
+        begin = time.perf_counter()
+        infer(image)
+        return time.perf_counter() - begin
+
+    print(json.dumps(np.ravel(infer(image)).tolist()), flush=True)
+    for _ in sys.stdin:
+        print(statistics.median(seconds() for _ in range(3)), flush=True)
+
+
+def count(infer: Infer, image: Any, counted: int) -> None:
+    for _ in range(counted + 1):  # Python's interpreter specialises its own code in these
+        infer(image)
+    for _ in range(counted):
+        os.getppid()
+        infer(image)
+    os.getppid()
+
+
+def main() -> None:
+    way, model, image, number, *packages = sys.argv[1:]
+    sys.path[:0] = packages
+    engine = ENGINES[model.rpartition(".")[2]]
+    if way == "count":
+        count(engine(model, 1), np.load(image), int(number))
+    else:
+        serve(engine(model, int(number)), np.load(image))
+
+
+if __name__ == "__main__":
+    main()
