@@ -57,7 +57,7 @@ evidence: ## Keep the records of an experiment's runs in docs/evidence, where ta
 	  -exec cp --parents -t $(CURDIR)/docs/evidence {} +
 
 # tests wait for processes a quarter of their time: half as many workers more than cores, four at most
-TESTS = $(BIN)/python -m pytest -n $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)); echo $$((n < 4 ? n : 4))) --dist loadfile
+TESTS = $(BIN)/python -m pytest -n $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)); echo $$((n < 4 ? n : 4))) --dist loadfile --no-loadscope-reorder
 test: setup ## Run the tests, a few files at a time (minutes)
 	$(TESTS) -m "not slow"
 
@@ -70,7 +70,7 @@ lint: setup ## Check style, types and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-PICTURES = cifar10_fast cifar10_methods
+PICTURES = cifar10_fast cifar10_methods resnet20_16
 pictures: setup ## Draw docs/method.png, docs/front.png and the comparisons of docs/evidence anew (PICTURES)
 	$(BIN)/python docs/method.py
 	$(BIN)/python docs/front.py

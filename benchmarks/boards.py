@@ -63,9 +63,9 @@ def built(network: nn.Module, preprocess: Callable[[Any], Any], inputs: Tensor) 
 
 
 def executed(
-    processor: arm.Processor, made: dict[str, ModelProto], one: Arrays, engine: Path, counted: int = 7
+    processor: arm.Processor, made: dict[str, ModelProto], one: Arrays, engine: Path
 ) -> dict[str, arm.Executed]:
-    """What one inference of such models executes on an emulated processor, by way, the median of so many."""
+    """What one inference of such models executes on an emulated processor, by way."""
     ways = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -74,7 +74,7 @@ def executed(
         for kind in (FLOAT, INT8):
             (folder / f"{kind}.onnx").write_bytes(made[kind].SerializeToString())
         files = [(folder / f"{kind}.onnx", each) for kind, each in ways.values()]
-        return dict(zip(ways, arm.executed(processor, files, folder / "one.npz", folder, counted), strict=True))
+        return dict(zip(ways, arm.executed(processor, files, folder / "one.npz", folder), strict=True))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,19 @@ SMALL = [
 torch.set_num_threads(1)  # two threads that meet at every tiny operation crawl on a busy machine
 
 PROJECT = Path(__file__).resolve().parents[1]
+LONG = (
+    "commands/test_examples.py", "deploy/test_kernels.py", "test_blocks.py", "deploy/test_graphs.py",
+    "commands/test_faults.py", "ground/test_extras.py", "commands/test_dvc.py", "deploy/test_arm.py",
+    "deploy/test_bundle.py", "commands/test_sweep.py", "commands/test_browser.py", "commands/test_command_line.py",
+    "report/test_timing.py", "training/test_ranks.py", "tracking/test_server.py",
+)  # fmt: skip
+"""Files whose tests take minutes, the longest first: begun first, they leave no worker waiting for another at the end."""
 SHARED_CIFAR10 = PROJECT.parent / "shared" / "data" / "cifar10"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {PROJECT / "tests" / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def typed(*arguments: str) -> object:

@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
-from benchmarks.boards import FLOAT, INT8, SPARSE, SPARSE_INT8, built, executed
+from benchmarks.boards import FLOAT, INT8, SPARSE, SPARSE_INT8, built
 from benchmarks.deploy import network, timed
 from benchmarks.ratios import in_turns, ratio, spread
 from benchmarks.tables import table
@@ -45,6 +46,8 @@ PEERS = {
     "LiteRT, int8": "int8.tflite",
     "LiteRT, sparse float": "sparse.tflite",
 }
+OURS = {FLOAT: (FLOAT, False), INT8: (INT8, False), SPARSE: (FLOAT, True), SPARSE_INT8: (INT8, True)}
+"""Of each of this project's ways the model, and whether the sparse engine computes it."""
 Made = tuple[nn.Module, Tensor]
 
 
@@ -67,16 +70,19 @@ def mobilenet_v2() -> Made:
 
 @dataclass(frozen=True)
 class Case:
-    """A network with its zeros and four inputs, and how many inferences are counted on emulated boards."""
+    """A network with its zeros and four inputs; on emulated boards so many inferences are counted, of these ways."""
 
     make: Callable[[], Made]
     counted: int
+    ways: Collection[str] = (*OURS, *PEERS)
 
 
 CASES = {
     "ResNet-20, 94.5% zeros": Case(lambda: residual("ResNet-20, 32x32", 0.055), 7),
     "MobileNetV2, 85% zeros in 1x1 layers": Case(mobilenet_v2, 1),
-    "ResNet-50, 95% zeros": Case(lambda: residual("ResNet-50, 224x224", 0.05), 1),
+    "ResNet-50, 95% zeros": Case(
+        lambda: residual("ResNet-50, 224x224", 0.05), 1, ways=(INT8, SPARSE, SPARSE_INT8, "LiteRT, int8")
+    ),
 }
 
 
@@ -171,8 +177,8 @@ def times(found: Forms, threads: int) -> tuple[dict[str, list[float]], dict[str,
     """Milliseconds here by way, in turns; and how far each answer is from ONNX Runtime's float, of the largest."""
     target = target_here()
     assert target is not None, "no library is for this processor"
-    engine, given = library(target), {"input": found.input}
-    ours = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)}
+    given = {"input": found.input}
+    ours = {way: (kind, library(target) if sparse else None) for way, (kind, sparse) in OURS.items()}
     ways: dict[str, Callable[[], float]] = {
         way: timed(found.ours[kind], found.input, threads, each) for way, (kind, each) in ours.items()
     }
@@ -189,32 +195,45 @@ def times(found: Forms, threads: int) -> tuple[dict[str, list[float]], dict[str,
         return in_turns(ways, TURNS), off
 
 
-def counts(found: Forms, processor: arm.Processor, counted: int, folder: Path) -> dict[str, arm.Executed]:
-    """What one inference executes on an emulated processor, by way, the median of so many.
+def counts(found: Forms, processor: arm.Processor, case: Case, folder: Path) -> dict[str, arm.Executed]:
+    """What one inference executes on an emulated processor, by way.
 
     What was counted before, with the same engines and models, is not counted again.
     """
     sources = [*SOURCES, *(HERE / name for name in ("convert.py", "infer.py", "requirements-aarch64.txt"))]
-    facts = [processor.name, counted, arm.emulator(), onnxruntime.__version__, *(each.read_text() for each in sources)]
+    facts = [
+        processor.name,
+        case.counted,
+        *case.ways,
+        arm.emulator(),
+        onnxruntime.__version__,
+        *(each.read_text() for each in sources),
+    ]
     models = [found.plain, *(model.SerializeToString(deterministic=True) for model in found.ours.values())]
     facts += [hashlib.sha256(each).hexdigest() for each in models]
     kept = cache_folder() / f"peers-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     if not kept.exists():
-        ways = _counted(found, processor, counted, folder)
-        kept.write_text(json.dumps({way: asdict(each) for way, each in ways.items()}))
+        ways = _counted(found, processor, case, folder)
+        kept.write_text(json.dumps({way: vars(each) for way, each in ways.items()}))
     return {way: arm.Executed(**each) for way, each in json.loads(kept.read_text()).items()}
 
 
-def _counted(found: Forms, processor: arm.Processor, counted: int, folder: Path) -> dict[str, arm.Executed]:
-    halves = "fphp" in processor.features
-    engine = library(target_of("aarch64-fp16" if halves else "aarch64"))
-    ways = executed(processor, found.ours, {"input": found.input}, engine, counted)
+def _counted(found: Forms, processor: arm.Processor, case: Case, folder: Path) -> dict[str, arm.Executed]:
+    engine = library(target_of("aarch64-fp16" if "fphp" in processor.features else "aarch64"))
+    inputs: dict[str, Any] = {"inputs/input": found.input}
+    np.savez(folder / "one.npz", **inputs)
+    for kind, model in found.ours.items():
+        (folder / f"{kind}.onnx").write_bytes(model.SerializeToString())
+    ours = [way for way in OURS if way in case.ways]
+    files = [(folder / f"{kind}.onnx", engine if sparse else None) for kind, sparse in map(OURS.__getitem__, ours)]
+    runs = arm.executed(processor, files, folder / "one.npz", folder, case.counted)
     infer, packages = str(HERE / "infer.py"), str(PLACE / "aarch64")
-    for way, model in found.theirs.items():
-        given = [infer, "count", str(model), str(found.image), str(counted), packages]
+    theirs = [way for way in found.theirs if way in case.ways]
+    for way in theirs:
+        given = [infer, "count", str(found.theirs[way]), str(found.image), str(case.counted), packages]
         arm.emulated(processor, given, folder, plugin=folder / "counts")
-        (ways[way],) = arm.inferences(folder / "counts", counted)
-    return ways
+        runs += arm.inferences(folder / "counts", case.counted)
+    return dict(zip([*ours, *theirs], runs, strict=True))
 
 
 def section(name: str, case: Case) -> Iterator[str]:
@@ -225,7 +244,7 @@ def section(name: str, case: Case) -> Iterator[str]:
         found = forms(*case.make(), folder)
         yield here(found)
         for processor in arm.PROCESSORS:
-            ways = counts(found, processor, case.counted, folder)
+            ways = counts(found, processor, case, folder)
             rows = []
             for (way, each), boards in zip(ways.items(), milliseconds(list(ways.values()), processor), strict=True):
                 by = f"{way}16" if way == SPARSE and "fphp" in processor.features else way
