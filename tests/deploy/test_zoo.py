@@ -34,14 +34,14 @@ def test_it_gives_its_golden_answers_here_and_is_as_small_as_it_says(bundle):
     size = (bundle / "model.onnx").stat().st_size
     assert size == manifest["size_bytes"]["int8"] <= LARGEST
     assert size * 25 <= manifest["size_bytes"]["dense"]
-    assert manifest["accuracy"]["test"]["float32"] - manifest["accuracy"]["test"]["int8"] < 0.003
+    assert manifest["scores"]["test"]["float32"] - manifest["scores"]["test"]["int8"] < 0.003
     assert manifest["engine"]["uncovered"] == {"model.onnx": None}
 
 
 def test_it_names_what_is_on_an_image(bundle, tmp_path):
     golden = np.load(bundle / "golden.npz")
     classes = json.loads((bundle / "manifest.json").read_text())["classes"]
-    for number, (pixels, scores) in enumerate(zip(golden["inputs"], golden["model.onnx"], strict=True)):
+    for number, (pixels, scores) in enumerate(zip(golden["inputs/input"], golden["model.onnx/scores"], strict=True)):
         Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
         said = run(
             bundle, "predict", str(tmp_path / f"{number}.png"), "--engine", "onnxruntime"
