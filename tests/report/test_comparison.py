@@ -67,6 +67,14 @@ def test_wins_are_counted_at_equal_seed_and_density_without_round_0():
     assert comparison.wins(other, one) == (1, 5)
 
 
+def test_no_share_is_told_of_bytes_that_the_dense_network_has_not():
+    whole = run("a")
+    bare = tuple({key: value for key, value in each.items() if key != "int8_bytes"} for each in whole.rounds[:1])
+    (method,) = comparison.methods([dataclasses.replace(whole, rounds=bare + whole.rounds[1:])])
+    (row,) = [line for line in comparison.markdown([method]).splitlines() if line.endswith("0.512 | 0.512 | - |")]
+    assert row.startswith("| a | 3 |")
+
+
 @pytest.mark.parametrize(("share", "pairs"), [(1.0, 3), (0.995, 3), (0.98, 0)])
 def test_densities_that_are_a_few_weights_apart_meet(share, pairs):
     blocks = run("b", accuracies=(0.9, 0.7, 0.7, 0.7))

@@ -428,7 +428,9 @@ def _ends(methods: Sequence[Method]) -> str:
     for method, name in zip(methods, titles(methods).values(), strict=True):
         last, dense = method.points[-1], method.points[0].figures
         shares = [
-            f"{last.figures[figure].median / (dense[of].median if of else 1):.3f}" if figure in last.figures else "-"
+            f"{last.figures[figure].median / (dense[of].median if of else 1):.3f}"
+            if figure in last.figures and (of is None or of in dense)
+            else "-"
             for figure, of in known.values()
         ]
         rows.append([name, str(last.index), _number(last, method.score), *shares])
