@@ -89,9 +89,9 @@ CASES = {
 class Peer:
     """An engine in a process of its own, which says its answer and then measures when it is asked to."""
 
-    def __init__(self, model: Path, image: Path, threads: int) -> None:
+    def __init__(self, model: Path, image: Path) -> None:
         self.model = model
-        command = [str(PLACE / "bin" / "python"), str(HERE / "infer.py"), "serve", str(model), str(image), str(threads)]
+        command = [str(PLACE / "bin" / "python"), str(HERE / "infer.py"), "serve", str(model), str(image)]
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed where the process ends
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True
@@ -173,14 +173,14 @@ def _of_one(model: ModelProto) -> ModelProto:
     return onnx.shape_inference.infer_shapes(model)
 
 
-def times(found: Forms, threads: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+def times(found: Forms) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Milliseconds here by way, in turns; and how far each answer is from ONNX Runtime's float, of the largest."""
     target = target_here()
     assert target is not None, "no library is for this processor"
     given = {"input": found.input}
     ours = {way: (kind, library(target) if sparse else None) for way, (kind, sparse) in OURS.items()}
     ways: dict[str, Callable[[], float]] = {
-        way: timed(found.ours[kind], found.input, threads, each) for way, (kind, each) in ours.items()
+        way: timed(found.ours[kind], found.input, 1, each) for way, (kind, each) in ours.items()
     }
     exact = answers(session(found.ours[FLOAT]), given)
     off = {
@@ -189,7 +189,7 @@ def times(found: Forms, threads: int) -> tuple[dict[str, list[float]], dict[str,
     }
     with ExitStack() as processes:
         for way, model in found.theirs.items():
-            peer = processes.enter_context(Peer(model, found.image, threads))
+            peer = processes.enter_context(Peer(model, found.image))
             ways[way] = peer
             off[way] = difference({"": peer.answer}, {"": np.ravel(next(iter(exact.values())))})
         return in_turns(ways, TURNS), off
@@ -255,16 +255,15 @@ def section(name: str, case: Case) -> Iterator[str]:
 
 def here(found: Forms) -> str:
     """A table of the times on this machine."""
-    threads = torch.get_num_threads()
-    one, off = times(found, 1)
-    rows = [[way, f"{spread(each).median:.2f}", f"{ratio(each, one[SPARSE]):.2f}"] for way, each in one.items()]
-    head = ["computed by", "ms, one thread", "times the engine's"]
-    if threads > 1:
-        several, _ = times(found, threads)
-        head += [f"ms, {threads} threads", "times the engine's"]
-        for row in rows:
-            row += [f"{spread(several[row[0]]).median:.2f}", f"{ratio(several[row[0]], several[SPARSE]):.2f}"]
-    return table([*head, "off by"], [[*row, f"{off[row[0]]:.1g}"] for row in rows])
+    taken, off = times(found)
+    head = ["computed by", "ms", "times the engine's", "off by"]
+    return table(
+        head,
+        [
+            [way, f"{spread(each).median:.2f}", f"{ratio(each, taken[SPARSE]):.2f}", f"{off[way]:.1g}"]
+            for way, each in taken.items()
+        ],
+    )
 
 
 def page(parts: Mapping[str, list[str]]) -> str:
@@ -274,9 +273,9 @@ def page(parts: Mapping[str, list[str]]) -> str:
     return "\n\n".join(
         [
             "# Other engines of small boards",
-            "Made by `make bench-peers`. One input, random weights, none of it prepared (the input is float). Dense "
-            "engines compute the zeros too. Times are of this machine, in turns, median of "
-            f"{TURNS}; instructions and milliseconds are of one thread on emulated boards "
+            "Made by `make bench-peers`. One thread, one input, random weights, nothing prepared (the input is float). "
+            "Dense engines compute the zeros too. Times are of this machine, in turns, median of "
+            f"{TURNS}; instructions and milliseconds are foretold on emulated boards "
             "([what is assumed](deployment.md#milliseconds-that-are-foretold)). *Off by*: the largest difference from "
             "ONNX Runtime's float answer, of its largest number.",
             f"Versions: {', '.join(versions)}, onnxruntime {onnxruntime.__version__}. Each as it comes, with its "

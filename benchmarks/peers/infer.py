@@ -1,8 +1,8 @@
 """Inferences by the engine that a model's ending names.
 
-``python infer.py serve MODEL INPUT.npy THREADS``: the answer, as JSON, and then seconds, the median of three, for every
-line that comes in. ``python infer.py count MODEL INPUT.npy NUMBER PACKAGES``: so many on one thread between harmless
-system calls that are marks, for what counts under emulation; the engine is imported from the folder PACKAGES.
+``python infer.py serve MODEL INPUT.npy``: the answer, as JSON, and then seconds, the median of three, for every line
+that comes in. ``python infer.py count MODEL INPUT.npy NUMBER PACKAGES``: so many between harmless system calls that are
+marks, for what counts under emulation; the engine is imported from the folder PACKAGES. All on one thread.
 """
 
 import json
@@ -18,11 +18,11 @@ import numpy as np
 Infer = Callable[[Any], Any]
 
 
-def by_ncnn(model: str, threads: int) -> Infer:
+def by_ncnn(model: str) -> Infer:
     import ncnn
 
     net = ncnn.Net()
-    net.opt.num_threads = threads
+    net.opt.num_threads = 1
     net.load_param(model)
     net.load_model(model.removesuffix("param") + "bin")
 
@@ -34,11 +34,11 @@ def by_ncnn(model: str, threads: int) -> Infer:
     return infer
 
 
-def by_mnn(model: str, threads: int) -> Infer:
+def by_mnn(model: str) -> Infer:
     import MNN
 
     interpreter = MNN.Interpreter(model)
-    session = interpreter.createSession({"numThread": threads, "backend": "CPU"})
+    session = interpreter.createSession({"numThread": 1, "backend": "CPU"})
     given, scores = interpreter.getSessionInput(session), interpreter.getSessionOutput(session)
 
     def infer(image: Any) -> Any:
@@ -54,10 +54,10 @@ def by_mnn(model: str, threads: int) -> Infer:
     return infer
 
 
-def by_litert(model: str, threads: int) -> Infer:
+def by_litert(model: str) -> Infer:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model, num_threads=threads)
+    interpreter = Interpreter(model, num_threads=1)
     interpreter.allocate_tensors()
     given, scores = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
@@ -93,13 +93,13 @@ def count(infer: Infer, image: Any, counted: int) -> None:
 
 
 def main() -> None:
-    way, model, image, number, *packages = sys.argv[1:]
-    sys.path[:0] = packages
-    engine = ENGINES[model.rpartition(".")[2]]
+    way, model, image, *rest = sys.argv[1:]
+    sys.path[:0] = rest[1:]
+    infer = ENGINES[model.rpartition(".")[2]](model)
     if way == "count":
-        count(engine(model, 1), np.load(image), int(number))
+        count(infer, np.load(image), int(rest[0]))
     else:
-        serve(engine(model, int(number)), np.load(image))
+        serve(infer, np.load(image))
 
 
 if __name__ == "__main__":
