@@ -102,6 +102,7 @@ def forked(*arguments, cwd=PROJECT, **environment):
 def _run(arguments, cwd, environment, files):
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as a terminal has it, also where the tests run under nohup
     faulthandler.dump_traceback_later(300)  # a job that hangs tells where
     multiprocessing.set_start_method("fork", force=True)  # as a command has it: the server hands on its own
     os.chdir(cwd)
