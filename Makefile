@@ -56,7 +56,8 @@ evidence: ## Keep the records of an experiment's runs in docs/evidence, where ta
 	@mkdir -p docs/evidence; cd $(RUNS) && find dense $(EXPERIMENT)-* \( -name round.json -o -name sizes.json -o -name timing.json \) \
 	  -exec cp --parents -t $(CURDIR)/docs/evidence {} +
 
-# tests wait for processes a quarter of their time: half as many workers more than cores, four at most
+# tests wait for processes a quarter of their time: half as many workers more than cores, four at most; files in the order
+# of tests/conftest.py
 TESTS = $(BIN)/python -m pytest -n $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)); echo $$((n < 4 ? n : 4))) --dist loadfile --no-loadscope-reorder
 test: setup ## Run the tests, a few files at a time (minutes)
 	$(TESTS) -m "not slow"
@@ -89,13 +90,15 @@ bench: setup ## Measure speed and memory against peers on this machine (a quarte
 
 PEERS = .venv-peers
 $(PEERS)/complete: benchmarks/peers/requirements.txt benchmarks/peers/requirements-aarch64.txt
+	@$(PEERS_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2> /dev/null || \
+	  { echo "PEERS_PYTHON=$(PEERS_PYTHON) is no Python 3.12 or newer, which the other engines need" >&2; exit 1; }
 	$(PEERS_PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --upgrade \
 	  --python-version 3.11 --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
 	  --platform manylinux2014_aarch64 --target $(PEERS)/aarch64 -r benchmarks/peers/requirements-aarch64.txt
 	@touch $@
-bench-peers: setup arm-root $(PEERS)/complete ## Beside ncnn, MNN and LiteRT, here and on emulated boards (hours; PEERS_PYTHON)
+bench-peers: setup arm-root $(PEERS)/complete ## Beside ncnn, MNN and LiteRT, here and on emulated boards (a quarter of an hour; PEERS_PYTHON)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 docs: setup ## Make the documentation site in site/; a broken link is an error

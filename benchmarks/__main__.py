@@ -53,14 +53,14 @@ def training_speed(source: Path) -> Iterator[str]:
     )
     with ExitStack() as processes:
         contestants = {
-            **{who: training.Contestant(who, source, "auto") for who in training.CONTESTANTS},
-            "this pipeline in float32": training.Contestant("this pipeline", source, "float32"),
+            **{who: training.contestant(who, source, "auto") for who in training.CONTESTANTS},
+            "this pipeline in float32": training.contestant("this pipeline", source, "float32"),
         }
         for process in contestants.values():
             processes.enter_context(process)
         rates = in_turns(contestants, TURNS)
     ours = rates["this pipeline"]
-    yield f"`training.precision=auto` is here: {contestants['this pipeline'].settled}."
+    yield f"`training.precision=auto` is here: {contestants['this pipeline'].ready}."
     yield table(
         ["", "images/s", "this pipeline is faster by"],
         [[name, f"{spread(each):.0f}", f"{ratio(ours, each):.2f}"] for name, each in rates.items()],

@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ PAGE = CHECKOUT / "docs" / "benchmarks-networks.md"
 DENSITIES = (0.1, 0.05)
 TURNS = 9
 FLOAT, INT8, SPARSE, SPARSE_INT8 = "ONNX Runtime, float", "ONNX Runtime, int8", "engine, float", "engine, int8"
+WAYS = {FLOAT: (FLOAT, False), INT8: (INT8, False), SPARSE: (FLOAT, True), SPARSE_INT8: (INT8, True)}
+"""Of each way the model, and whether the sparse engine computes it."""
 
 
 def forms(name: str, density: float) -> tuple[dict[str, ModelProto], Arrays]:
@@ -63,18 +65,36 @@ def built(network: nn.Module, preprocess: Callable[[Any], Any], inputs: Tensor) 
 
 
 def executed(
-    processor: arm.Processor, made: dict[str, ModelProto], one: Arrays, engine: Path
+    processor: arm.Processor,
+    made: dict[str, ModelProto],
+    one: Arrays,
+    engine: Path,
+    ways: Iterable[str] = WAYS,
+    counted: int = 7,
 ) -> dict[str, arm.Executed]:
-    """What one inference of such models executes on an emulated processor, by way."""
-    ways = {FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)}
+    """What one inference of such models executes on an emulated processor, by way, the median of so many."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         named: dict[str, Any] = {f"inputs/{each}": array for each, array in one.items()}
         np.savez(folder / "one.npz", **named)
-        for kind in (FLOAT, INT8):
-            (folder / f"{kind}.onnx").write_bytes(made[kind].SerializeToString())
-        files = [(folder / f"{kind}.onnx", each) for kind, each in ways.values()]
-        return dict(zip(ways, arm.executed(processor, files, folder / "one.npz", folder), strict=True))
+        for kind, model in made.items():
+            (folder / f"{kind}.onnx").write_bytes(model.SerializeToString())
+        chosen = {way: WAYS[way] for way in ways}
+        files = [(folder / f"{kind}.onnx", engine if sparse else None) for kind, sparse in chosen.values()]
+        return dict(zip(chosen, arm.executed(processor, files, folder / "one.npz", folder, counted), strict=True))
+
+
+def computed_by(engine: Path) -> dict[str, tuple[str, Path | None]]:
+    """Of each way the model, and the engine's library if that computes it."""
+    return {way: (kind, engine if sparse else None) for way, (kind, sparse) in WAYS.items()}
+
+
+def kept_once(name: str, facts: Sequence[object], make: Callable[[], object]) -> Any:
+    """What ``make`` gives, as JSON: kept in the cache folder under the facts that it depends on."""
+    kept = cache_folder() / f"{name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(make()))
+    return json.loads(kept.read_text())
 
 
 @dataclass(frozen=True)
@@ -98,9 +118,7 @@ def measured(name: str, density: float) -> Figures:
     target = target_here()
     assert target is not None, "no library is for this processor"
     engine = library(target)
-    ways: dict[str, tuple[str, Path | None]] = {
-        FLOAT: (FLOAT, None), INT8: (INT8, None), SPARSE: (FLOAT, engine), SPARSE_INT8: (INT8, engine)
-    }  # fmt: skip
+    ways = computed_by(engine)
     off = tuple(
         difference(answers(session(made[kind], library=engine), given), unrounded(made[kind], given))
         for kind in (FLOAT, INT8)
@@ -118,17 +136,18 @@ def counted(name: str, density: float, made: dict[str, ModelProto], one: Arrays)
         return {}
     facts = [name, density, arm.emulator(), onnxruntime.__version__, *(each.read_text() for each in SOURCES)]
     facts += [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in made.values()]
-    kept = cache_folder() / f"counted-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
-    if not kept.exists():
+
+    def count() -> dict[str, float]:
         counts = executed(arm.CORTEX_A72, made, one, library(target_of("aarch64")))
-        kept.write_text(json.dumps({way: each.instructions / 1e6 for way, each in counts.items()}))
-    found: dict[str, float] = json.loads(kept.read_text())
+        return {way: each.instructions / 1e6 for way, each in counts.items()}
+
+    found: dict[str, float] = kept_once("counted", facts, count)
     return found
 
 
 def page(found: dict[tuple[str, float], Figures]) -> str:
     """The tables."""
-    ways = (FLOAT, INT8, SPARSE, SPARSE_INT8)
+    ways = tuple(WAYS)
     times, counts = [], []
     for (name, density), each in found.items():
         case = [name, f"{1 - density:.0%}"]

@@ -8,9 +8,7 @@ of which the last ``TIMED`` count.
 import copy
 import dataclasses
 import logging
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,6 +22,7 @@ from pytorch_lightning.callbacks import ModelPruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.served import Served
 from pipeline.data.dataset import Shard
 from pipeline.data.memory import Images, InMemory
 from pipeline.data.module import RoundData
@@ -47,37 +46,9 @@ Clock = Callable[[int], None]
 """Is told the number of steps done."""
 
 
-class Contestant:
-    """A process of its own that measures when it is asked to, so that none has the memory settings of another."""
-
-    def __init__(self, who: str, source: Path, precision: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.training", who, str(source), precision]
-        self.who, self.said = who, tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed where the process ends
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True
-        )
-        self.settled = self._answer()
-
-    def __call__(self) -> float:
-        """Images/s, measured now."""
-        assert self.process.stdin is not None
-        print(file=self.process.stdin, flush=True)
-        return float(self._answer())
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        if answer := self.process.stdout.readline().strip():
-            return answer
-        self.said.seek(0)
-        raise RuntimeError(f"{self.who} ended with status {self.process.wait()}: {self.said.read()[-2000:]}")
-
-    def __enter__(self) -> "Contestant":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.said.close()
+def contestant(who: str, source: Path, precision: str) -> Served:
+    """Measures images/s when it is called; ``ready`` says what ``auto`` has become."""
+    return Served(who, [sys.executable, "-m", "benchmarks.training", who, str(source), precision])
 
 
 def serve(who: str, source: Path, precision: str) -> None:

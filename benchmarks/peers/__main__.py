@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
-from benchmarks.boards import FLOAT, INT8, SPARSE, SPARSE_INT8, built
+from benchmarks.boards import FLOAT, INT8, SPARSE, SPARSE_INT8, WAYS, built, computed_by, executed, kept_once
 from benchmarks.deploy import network, timed
 from benchmarks.ratios import in_turns, ratio, spread
+from benchmarks.served import Served
 from benchmarks.tables import table
 from pipeline.deploy import arm
 from pipeline.deploy.arm.cycles import milliseconds
@@ -32,7 +33,7 @@ from pipeline.deploy.export import exported, lean
 from pipeline.deploy.folding import folded
 from pipeline.deploy.kernels import SOURCES, library, target_here, target_of
 from pipeline.deploy.runtime import answers, session
-from pipeline.ground.environment import CHECKOUT, cache_folder, environment
+from pipeline.ground.environment import CHECKOUT, environment
 from pipeline.networks import NETWORKS
 
 PAGE = CHECKOUT / "docs" / "benchmarks-peers.md"
@@ -46,14 +47,12 @@ PEERS = {
     "LiteRT, int8": "int8.tflite",
     "LiteRT, sparse float": "sparse.tflite",
 }
-OURS = {FLOAT: (FLOAT, False), INT8: (INT8, False), SPARSE: (FLOAT, True), SPARSE_INT8: (INT8, True)}
-"""Of each of this project's ways the model, and whether the sparse engine computes it."""
 Made = tuple[nn.Module, Tensor]
 
 
-def residual(name: str, density: float, block: int = 1) -> Made:
+def residual(name: str, density: float) -> Made:
     """A network of ``benchmarks/deploy.py`` and four images."""
-    made, image = network(name, density, block)
+    made, image = network(name, density, 1)
     return made, torch.rand(4, *image.shape[1:])
 
 
@@ -74,7 +73,7 @@ class Case:
 
     make: Callable[[], Made]
     counted: int
-    ways: Collection[str] = (*OURS, *PEERS)
+    ways: Collection[str] = (*WAYS, *PEERS)
 
 
 CASES = {
@@ -86,39 +85,9 @@ CASES = {
 }
 
 
-class Peer:
-    """An engine in a process of its own, which says its answer and then measures when it is asked to."""
-
-    def __init__(self, model: Path, image: Path) -> None:
-        self.model = model
-        command = [str(PLACE / "bin" / "python"), str(HERE / "infer.py"), "serve", str(model), str(image)]
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed where the process ends
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True
-        )
-        self.answer = np.array(json.loads(self._line(lambda line: line.startswith("["))), dtype=np.float32)
-
-    def __call__(self) -> float:
-        """Milliseconds, measured now."""
-        assert self.process.stdin is not None
-        print(file=self.process.stdin, flush=True)
-        return float(self._line(bool)) * 1000
-
-    def _line(self, wanted: Callable[[str], bool]) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if wanted(line):
-                return line
-        self.said.seek(0)
-        raise RuntimeError(f"{self.model.name} ended with status {self.process.wait()}: {self.said.read()[-2000:]}")
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.said.close()
+def peer(model: Path, image: Path) -> Served:
+    """Measures milliseconds when it is called; ``ready`` is its answer, as JSON."""
+    return Served(model.name, [str(PLACE / "bin" / "python"), str(HERE / "infer.py"), "serve", str(model), str(image)])
 
 
 @dataclass(frozen=True)
@@ -178,7 +147,7 @@ def times(found: Forms) -> tuple[dict[str, list[float]], dict[str, float]]:
     target = target_here()
     assert target is not None, "no library is for this processor"
     given = {"input": found.input}
-    ours = {way: (kind, library(target) if sparse else None) for way, (kind, sparse) in OURS.items()}
+    ours = computed_by(library(target))
     ways: dict[str, Callable[[], float]] = {
         way: timed(found.ours[kind], found.input, 1, each) for way, (kind, each) in ours.items()
     }
@@ -189,9 +158,10 @@ def times(found: Forms) -> tuple[dict[str, list[float]], dict[str, float]]:
     }
     with ExitStack() as processes:
         for way, model in found.theirs.items():
-            peer = processes.enter_context(Peer(model, found.image))
-            ways[way] = peer
-            off[way] = difference({"": peer.answer}, {"": np.ravel(next(iter(exact.values())))})
+            process = processes.enter_context(peer(model, found.image))
+            ways[way] = process
+            answer = np.array(json.loads(process.ready), dtype=np.float32)
+            off[way] = difference({"": answer}, {"": np.ravel(next(iter(exact.values())))})
         return in_turns(ways, TURNS), off
 
 
@@ -211,29 +181,22 @@ def counts(found: Forms, processor: arm.Processor, case: Case, folder: Path) -> 
     ]
     models = [found.plain, *(model.SerializeToString(deterministic=True) for model in found.ours.values())]
     facts += [hashlib.sha256(each).hexdigest() for each in models]
-    kept = cache_folder() / f"peers-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
-    if not kept.exists():
-        ways = _counted(found, processor, case, folder)
-        kept.write_text(json.dumps({way: vars(each) for way, each in ways.items()}))
-    return {way: arm.Executed(**each) for way, each in json.loads(kept.read_text()).items()}
+
+    def count() -> dict[str, dict[str, Any]]:
+        return {way: vars(each) for way, each in _counted(found, processor, case, folder).items()}
+
+    return {way: arm.Executed(**each) for way, each in kept_once("peers", facts, count).items()}
 
 
 def _counted(found: Forms, processor: arm.Processor, case: Case, folder: Path) -> dict[str, arm.Executed]:
     engine = library(target_of("aarch64-fp16" if "fphp" in processor.features else "aarch64"))
-    inputs: dict[str, Any] = {"inputs/input": found.input}
-    np.savez(folder / "one.npz", **inputs)
-    for kind, model in found.ours.items():
-        (folder / f"{kind}.onnx").write_bytes(model.SerializeToString())
-    ours = [way for way in OURS if way in case.ways]
-    files = [(folder / f"{kind}.onnx", engine if sparse else None) for kind, sparse in map(OURS.__getitem__, ours)]
-    runs = arm.executed(processor, files, folder / "one.npz", folder, case.counted)
-    infer, packages = str(HERE / "infer.py"), str(PLACE / "aarch64")
-    theirs = [way for way in found.theirs if way in case.ways]
-    for way in theirs:
-        given = [infer, "count", str(found.theirs[way]), str(found.image), str(case.counted), packages]
-        arm.emulated(processor, given, folder, plugin=folder / "counts")
-        runs += arm.inferences(folder / "counts", case.counted)
-    return dict(zip([*ours, *theirs], runs, strict=True))
+    ours = [way for way in WAYS if way in case.ways]
+    ways = executed(processor, found.ours, {"input": found.input}, engine, ours, case.counted)
+    for way in (each for each in found.theirs if each in case.ways):
+        given = ["count", str(found.theirs[way]), str(found.image), str(case.counted), str(PLACE / "aarch64")]
+        arm.emulated(processor, [str(HERE / "infer.py"), *given], folder, plugin=folder / "counts")
+        (ways[way],) = arm.inferences(folder / "counts", case.counted)
+    return ways
 
 
 def section(name: str, case: Case) -> Iterator[str]:
@@ -281,7 +244,8 @@ def page(parts: Mapping[str, list[str]]) -> str:
             f"Versions: {', '.join(versions)}, onnxruntime {onnxruntime.__version__}. Each as it comes, with its "
             "own choice of types: ncnn computes in float16 on a Raspberry Pi 5. int8 of ncnn is not here, as its "
             "quantiser is in none of its wheels; nor is MNN's, whose quantiser aborts, or answers wrongly, and which "
-            "computes int8 weights in float.",
+            "computes int8 weights in float. LiteRT takes its sparse path on ARM alone: on x86 it computes those "
+            "zeros.",
             table(["", ""], [[key, str(value)] for key, value in environment().items()]),
             *(each for section in parts.values() for each in section),
         ]

@@ -2,7 +2,7 @@
 
 MODEL.onnx takes one float ``input`` (1, channels, height, width); INPUTS.npy (number, channels, height, width)
 calibrates int8. FOLDER receives ``float.param`` and ``float.bin`` (ncnn), ``float.mnn`` (MNN), ``float.tflite`` and
-``int8.tflite`` (LiteRT), and ``sparse.tflite``, whose 1x1 convolutions with two thirds of zeros are LiteRT's sparse
+``int8.tflite`` (LiteRT), and ``sparse.tflite``, whose 1x1 convolutions with two thirds of zeros are sparse.
 """
 
 import shutil

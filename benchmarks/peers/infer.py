@@ -1,8 +1,8 @@
 """Inferences by the engine that a model's ending names.
 
-``python infer.py serve MODEL INPUT.npy``: the answer, as JSON, and then seconds, the median of three, for every line
-that comes in. ``python infer.py count MODEL INPUT.npy NUMBER PACKAGES``: so many between harmless system calls that are
-marks, for what counts under emulation; the engine is imported from the folder PACKAGES. All on one thread.
+``python infer.py serve MODEL INPUT.npy``: the answer, as JSON, and then milliseconds, the median of three, for every
+line that comes in. ``python infer.py count MODEL INPUT.npy NUMBER PACKAGES``: so many between harmless system calls
+that are marks, for what counts under emulation; the engine is imported from the folder PACKAGES. All on one thread.
 """
 
 import json
@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -72,15 +72,15 @@ def by_litert(model: str) -> Infer:
 ENGINES = {"param": by_ncnn, "mnn": by_mnn, "tflite": by_litert}
 
 
-def serve(infer: Infer, image: Any) -> None:
+def serve(infer: Infer, image: Any, answers: TextIO) -> None:
     def seconds() -> float:
         begin = time.perf_counter()
         infer(image)
         return time.perf_counter() - begin
 
-    print(json.dumps(np.ravel(infer(image)).tolist()), flush=True)
+    print(json.dumps(np.ravel(infer(image)).tolist()), file=answers, flush=True)
     for _ in sys.stdin:
-        print(statistics.median(seconds() for _ in range(3)), flush=True)
+        print(statistics.median(seconds() for _ in range(3)) * 1000, file=answers, flush=True)
 
 
 def count(infer: Infer, image: Any, counted: int) -> None:
@@ -95,11 +95,13 @@ def count(infer: Infer, image: Any, counted: int) -> None:
 def main() -> None:
     way, model, image, *rest = sys.argv[1:]
     sys.path[:0] = rest[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # engines print there what they found
     infer = ENGINES[model.rpartition(".")[2]](model)
     if way == "count":
         count(infer, np.load(image), int(rest[0]))
     else:
-        serve(infer, np.load(image))
+        serve(infer, np.load(image), answers)
 
 
 if __name__ == "__main__":
