@@ -254,19 +254,39 @@ def agree(case, engine):
     )
 
 
+SMALL_CACHE = "-DSECOND_CACHE=12288"
+"""For an engine that computes even small planes in bands."""
+
+
+@pytest.fixture(scope="module")
+def in_bands(tmp_path_factory):
+    """A library that takes the second cache for a small one."""
+    file = tmp_path_factory.mktemp("small") / "engine.so"
+    build(target_here(), file, (*kernels.OPTIONS, SMALL_CACHE))
+    return file
+
+
 @here
-@checked(max_examples=40, deadline=None)
-@given(random_models())
-def test_random_networks(case):
-    agree(case, library(target_here()))
+def test_random_networks(in_bands):
+    @checked(max_examples=40, deadline=None)
+    @given(random_models())
+    def every(case):
+        agree(case, library(target_here()))
+        agree(case, in_bands)
+
+    every()
 
 
 @here
 @pytest.mark.slow
-@checked(max_examples=1000, deadline=None, derandomize=True)
-@given(random_models())
-def test_a_thousand_random_networks(case):
-    agree(case, library(target_here()))
+def test_a_thousand_random_networks(in_bands):
+    @checked(max_examples=1000, deadline=None, derandomize=True)
+    @given(random_models())
+    def every(case):
+        agree(case, library(target_here()))
+        agree(case, in_bands)
+
+    every()
 
 
 COMPARED = """
@@ -308,7 +328,12 @@ def said_on_arm(code, processor, target, models, folder):
 def test_the_engine_computes_what_the_body_computes_on_arm(processor, tmp_path):
     model, inputs = packed_of("cifar_resnet", 0.1)
     models = {"resnet20": (with_nodes(model)[0], inputs[:3])}
-    assert json.loads(said_on_arm(COMPARED, processor, "aarch64", models, tmp_path))["resnet20"] < TOLERANCE
+    for case in CHAINS:
+        _, made, images = chain(case)
+        models[case] = (made, images[:1])
+    found = json.loads(said_on_arm(COMPARED, processor, "aarch64", models, tmp_path))
+    assert len(found) == len(models)
+    assert max(found.values()) < TOLERANCE, found
 
 
 SPOILT = """
@@ -329,6 +354,15 @@ assert np.isfinite(first).all() and np.array_equal(first, last), (first, last)
 def test_an_image_that_is_no_image_spoils_no_other_on_arm(target, tmp_path):
     made, good, bad = torn()
     said_on_arm(SPOILT, arm.CORTEX_A76, target, {"torn": (made, np.concatenate([good, bad]))}, tmp_path)
+
+
+@pytest.mark.slow
+def test_layers_that_are_computed_together_in_float16_are_as_near_as_its_eleven_bits_allow(tmp_path):
+    made = {case: chain(case) for case in CHAINS}
+    models = {case: (model, inputs[:1]) for case, (_, model, inputs) in made.items()}
+    found = json.loads(said_on_arm(COMPARED, arm.CORTEX_A76, "aarch64-fp16", models, tmp_path))
+    assert len(found) == len(models)
+    assert max(found.values()) < 0.01, found
 
 
 @pytest.mark.slow
@@ -474,6 +508,66 @@ def test_every_way_to_compute_a_layer_gives_its_answers(way):
         assert difference(found, expected[:count]) < TOLERANCE
 
 
+class Summed(nn.Module):
+    """What layers make of planes, and the planes."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, planes):
+        return planes + self.layers(planes)
+
+
+def alone(channels, side, stride=1):
+    """A convolution of single channels."""
+    return nn.Conv2d(channels, channels, side, stride, side // 2, groups=channels)
+
+
+CHAINS = {
+    "widened and narrowed": ((8, 96, 96), [nn.Conv2d(8, 32, 1), nn.ReLU6(), alone(32, 3), nn.ReLU6(), nn.Conv2d(32, 8, 1)]),
+    "a stride within": ((8, 97, 95), [nn.Conv2d(8, 32, 3, 1, 1), nn.SiLU(), alone(32, 3, 2), nn.SiLU(), nn.Conv2d(32, 8, 1)]),
+    "a stride of five by five": ((24, 81, 77), [alone(24, 5), nn.Conv2d(24, 36, 1), nn.ReLU(), alone(36, 5, 2), nn.Hardswish()]),
+    "phases": ((3, 201, 203), [nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU(), nn.Conv2d(12, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 4, 1)]),
+    "phases within": ((3, 160, 150), [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 6, 5, 1, 2)]),
+    "a sum behind": ((24, 70, 70), [Summed(nn.Conv2d(24, 24, 1), nn.ReLU(), nn.Conv2d(24, 24, 3, 1, 1), nn.ReLU(), nn.Conv2d(24, 24, 1))]),
+    "a sum inside": ((16, 90, 90), [nn.Conv2d(16, 24, 1), Summed(alone(24, 3)), nn.ReLU(), nn.Conv2d(24, 16, 1)]),
+    "turned": ((8, 60, 61), [nn.Conv2d(8, 24, 1), nn.ConvTranspose2d(24, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1)]),
+    "long rows": ((2, 3, 5000), [nn.Conv2d(2, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 4, 3, 1, 1)]),
+}  # fmt: skip
+"""Planes too large for the second cache, and layers that are computed together."""
+
+
+def chain(case):
+    """Its model, packed and of the engine, with a quarter of all weights, and three inputs."""
+    shape, layers = CHAINS[case]
+    torch.manual_seed(0)
+    inputs = torch.randn(3, *shape)
+    network = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for each in network.modules():
+            if isinstance(each, (nn.Conv2d, nn.ConvTranspose2d)) and each.groups == 1:
+                each.weight.mul_((torch.rand_like(each.weight) < 0.25) * 2)
+    model = packed(lean(folded(exported(network, lambda values: values, inputs))))[0]
+    made, reason = with_nodes(model)
+    assert reason is None
+    return model, made, inputs.numpy()
+
+
+@here
+@pytest.mark.parametrize("case", CHAINS)
+def test_layers_that_are_computed_together_give_their_answers_on_any_number_of_threads(case):
+    model, made, inputs = chain(case)
+    expected = scores(model, inputs, engine=None)
+    found = [
+        scores(made, inputs[:count], engine=library(target_here()), threads=threads)
+        for count, threads in ((3, 1), (1, 1), (1, 2), (1, 4))
+    ]
+    assert difference(found[0], expected) < TOLERANCE
+    for each in found[1:]:
+        assert np.array_equal(each, found[0][:1])
+
+
 SANITIZED = """
 import ctypes, sys
 from pathlib import Path
@@ -526,11 +620,12 @@ def sanitizer(name):
 @here
 @pytest.mark.slow
 def test_sanitizers_find_nothing(tmp_path):
-    engine = tmp_path / "engine.so"
+    engines = [tmp_path / "engine.so", tmp_path / "in-bands.so"]
     options = ["-std=gnu11", "-O1", "-g", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     runtimes = [sanitizer(name) for name in ("libasan.so", "libubsan.so")]
-    subprocess.run(["gcc", *options, *checks, str(kernels.SOURCE), "-o", str(engine), "-lm"], check=True)
+    for engine, size in zip(engines, ([], [SMALL_CACHE]), strict=True):
+        subprocess.run(["gcc", *options, *checks, *size, str(kernels.SOURCE), "-o", str(engine), "-lm"], check=True)
 
     @checked(max_examples=120, deadline=None, derandomize=True)
     @given(random_models())
@@ -558,6 +653,11 @@ def test_sanitizers_find_nothing(tmp_path):
         place = tmp_path / f"{way}.onnx"
         place.write_bytes(with_nodes(packed(model)[0])[0].SerializeToString())
         np.savez(place.with_suffix(".npz"), inputs=inputs, expected=scores(model, inputs, engine=None))
+    for case in CHAINS:
+        model, made, inputs = chain(case)
+        place = tmp_path / f"{case}.onnx"
+        place.write_bytes(made.SerializeToString())
+        np.savez(place.with_suffix(".npz"), inputs=inputs[:1], expected=scores(model, inputs[:1], engine=None))
     for name, preprocess in (("by image", standardised_alike), ("one by one", lambda pixels: pixels.float() / 255)):
         images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), dtype=np.uint8)
         network = NETWORKS["small_cnn"](shape=(1, 8, 8), classes=10).eval()
@@ -568,7 +668,7 @@ def test_sanitizers_find_nothing(tmp_path):
     environment = os.environ | {"LD_PRELOAD": ":".join(runtimes), "ASAN_OPTIONS": "detect_leaks=1:exitcode=0"}
 
     def run(part):  # a process becomes slower with each session that it refuses
-        command = [sys.executable, "-c", SANITIZED, str(engine), str(tmp_path), str(part), "16"]
+        command = [sys.executable, "-c", SANITIZED, str(engines[part % 2]), str(tmp_path), str(part), "16"]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     with ThreadPoolExecutor(2) as pool:

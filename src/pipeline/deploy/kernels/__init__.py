@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,7 +101,7 @@ def library(target: Target) -> Path:
     return place
 
 
-def build(target: Target, file: Path) -> None:
+def build(target: Target, file: Path, options: Sequence[str] = OPTIONS) -> None:
     """Compiles a target's library into ``file``.
 
     Raises:
@@ -110,7 +111,7 @@ def build(target: Target, file: Path) -> None:
         for source in SOURCES:
             shutil.copy(source, name)
         compiler = [sys.executable, "-m", "ziglang", "cc"]
-        command = [*compiler, *target.options, *OPTIONS, SOURCE.name, "-o", "engine.so", "-lm"]
+        command = [*compiler, *target.options, *options, SOURCE.name, "-o", "engine.so", "-lm"]
         environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": name}
         done = subprocess.run(command, cwd=name, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

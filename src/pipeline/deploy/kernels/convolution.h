@@ -112,24 +112,22 @@ static int64_t pieces_of(const layout *to, const layer *l) {
 
 static const number NO_BIAS[4];
 
-/* Units `begin` to `end` of a convolution: outside pieces of the plane and chunks of inputs, which stay near, inside groups of
- * filters. What the chunks before have summed up is where the next begins. */
-static void convolved(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
+/* One piece: `count` vectors from `v` on, of the groups of filters `begin` to `end`. Outside are chunks of inputs, which stay near;
+ * what the chunks before have summed up is where the next begins. */
+static void piece_of(const network *net, const step *s, const layer *l, number **activations, int64_t v, int64_t count,
+                     int64_t begin, int64_t end) {
     const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
-    const number *in = activations[s->from] + from->first;
     const number *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
     number *out = activations[s->to] + to->first;
-    int64_t vectors = vectors_of(to), pieces = pieces_of(to, l), groups = groups_of(l);
+    int64_t groups = groups_of(l), at = v * LANES;
     const computing *computed = l->rows == 1 ? ALONE : l->rows == 2 ? OF_TWO : OF_FOUR;
-    block b = {.plane = to->plane, .ceiling = ceiling_of(s)};
-    for (int64_t part = begin / groups * l->chunks; part < (end + groups - 1) / groups * l->chunks; part++) {
-        int64_t piece = part / l->chunks, chunk = part % l->chunks, ends = chunk == l->chunks - 1;
-        int64_t v = vectors * piece / pieces, count = vectors * (piece + 1) / pieces - v, at = v * LANES;
-        int64_t until = end - piece * groups < groups ? end - piece * groups : groups;
-        b.in = in + at;
-        b.at = at, b.gaps = to->gaps + to->before[v], b.gap_count = ends ? to->before[v + count] - to->before[v] : 0;
+    block b = {.in = activations[s->from] + from->first + at, .plane = to->plane, .ceiling = ceiling_of(s), .at = at};
+    b.gaps = to->gaps + to->before[v];
+    for (int64_t chunk = 0; chunk < l->chunks; chunk++) {
+        int ends = chunk == l->chunks - 1;
+        b.gap_count = ends ? to->before[v + count] - to->before[v] : 0;
         b.relu = ends && s->relu && !s->function;
-        for (int64_t group = begin > piece * groups ? begin - piece * groups : 0; group < until; group++) {
+        for (int64_t group = begin; group < end; group++) {
             int64_t first = group * l->rows, listed = chunk * groups + group, start = l->starts[listed];
             b.weights = l->weights + start * l->rows;
             b.offsets = l->offsets + start;
@@ -142,5 +140,17 @@ static void convolved(const network *net, const step *s, const layer *l, number 
             for (int64_t row = 0; ends && s->function && row < b.rows; row++)
                 valued(s, b.out + row * b.plane, to->inside + v, count);
         }
+    }
+}
+
+/* Units `begin` to `end` of a convolution: groups of filters inside, pieces of the plane outside. */
+static void convolved(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
+    const layout *to = net->layouts + s->to;
+    int64_t vectors = vectors_of(to), pieces = pieces_of(to, l), groups = groups_of(l);
+    while (begin < end) {
+        int64_t piece = begin / groups, group = begin % groups, v = vectors * piece / pieces;
+        int64_t until = end - piece * groups < groups ? end - piece * groups : groups;
+        piece_of(net, s, l, activations, v, vectors * (piece + 1) / pieces - v, group, until);
+        begin += until - group;
     }
 }

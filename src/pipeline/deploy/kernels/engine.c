@@ -23,6 +23,7 @@
 #include "functions.h"
 #include "convolution.h"
 #include "layers.h"
+#include "chains.h"
 #include "pixels.h"
 #include "validation.h"
 
@@ -44,8 +45,9 @@ static void worked(void *given, size_t part) {
     number *out = w->activations[s->to];
     int64_t begin = w->units * (int64_t)part / w->parts, end = w->units * ((int64_t)part + 1) / w->parts;
     switch (s->kind) {
-        case SPLIT: split(s, from, to, in, out, begin, end); break;
+        case SPLIT: split(s, from, to, in, out, begin, end, 0, to->shape.height); break;
         case CONVOLUTION: convolved(w->net, s, w->layer, w->activations, begin, end); break;
+        case STRIDED: strided(s, w->layer, from, to, in, out, begin, end, 0, to->shape.height); break;
         case LINEAR: multiplied(w->net, s, w->layer, w->activations, begin, end); break;
         case ADD:
         case SUBTRACT:
@@ -74,9 +76,34 @@ typedef struct { /* where a network's inputs and outputs lie, and how many numbe
     int64_t in_size[SIDE], out_size[SIDE];
 } ends;
 
+/* Multiply-adds of a step, or what takes as long. */
+static int64_t cost_of(const network *net, int64_t i) {
+    const step *s = net->steps + i;
+    const layer *l = net->layers + i;
+    const layout *to = net->layouts + s->to;
+    int64_t places = to->shape.height ? vectors_of(to) * LANES : 1;
+    if (l->rows) return l->starts[l->chunks * groups_of(l)] * l->rows * places;
+    int64_t window = s->kind == MAX_POOL || s->kind == AVERAGE_POOL ? WINDOW * s->kernel_height * s->kernel_width : 1;
+    return to->shape.channels * places * window;
+}
+
 /* One image of a batch. With a context, long steps are shared among its threads. */
-static status *inferred(const network *net, number **activations, const ends *e, size_t image, const kernel_context *context) {
-    for (int64_t i = 0; i < net->step_count; i++) {
+static status *inferred(const network *net, const workspace *space, const ends *e, size_t image, const kernel_context *context) {
+    number **activations = space->activations;
+    for (int64_t i = 0; i < net->step_count; i += net->chains[i].steps) {
+        if (net->chains[i].steps > 1) {
+            int64_t cost = 0, bands = net->chains[i].bands;
+            for (int64_t k = i; k < i + net->chains[i].steps; k++) cost += cost_of(net, k);
+            chain_work w = {.net = net, .space = space, .first = i, .parts = bands < CHAIN_PARTS ? bands : CHAIN_PARTS};
+            if (!context || cost < WORTH_A_THREAD) {
+                w.parts = 1;
+                chain_part(&w, 0);
+                continue;
+            }
+            status *failed = net->api->parallel_for(context, chain_part, w.parts, w.parts, &w);
+            if (failed) return failed;
+            continue;
+        }
         const step *s = net->steps + i;
         const layer *l = net->layers + i;
         const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
@@ -93,14 +120,9 @@ static status *inferred(const network *net, number **activations, const ends *e,
             continue;
         }
         int64_t units = s->kind == MOVE ? s->loops[0].count : s->kind == SPLIT ? from->shape.channels : to->shape.channels;
-        int64_t cost = to->shape.channels * to->plane;
-        if (s->kind == MAX_POOL || s->kind == AVERAGE_POOL) cost *= WINDOW * s->kernel_height * s->kernel_width;
-        if (l->rows) {
-            units = groups_of(l) * (s->kind == CONVOLUTION ? pieces_of(to, l) : 1);
-            cost = l->starts[l->chunks * groups_of(l)] * l->rows * to->plane;
-        }
+        if (l->rows) units = groups_of(l) * (s->kind == CONVOLUTION ? pieces_of(to, l) : 1);
         work w = {net, s, l, activations, units, 1};
-        if (!context || cost < WORTH_A_THREAD) {
+        if (!context || cost_of(net, i) < WORTH_A_THREAD) {
             worked(&w, 0);
             continue;
         }
@@ -110,6 +132,8 @@ static status *inferred(const network *net, number **activations, const ends *e,
     }
     return NULL;
 }
+
+static void discarded(workspace *space) { free(space->memory), free(space->windows), free(space->activations), free(space); }
 
 static workspace *borrowed(network *net) {
     pthread_mutex_lock(&net->lock);
@@ -122,14 +146,15 @@ static workspace *borrowed(network *net) {
     workspace *made = calloc(1, sizeof *made);
     if (!made) return NULL;
     made->memory = aligned_alloc(sizeof(vector), sizeof(number) * size);
-    made->activations = calloc(net->activation_count, sizeof(number *));
-    if (!made->memory || !made->activations) {
-        free(made->memory), free(made->activations), free(made);
+    made->windows = aligned_alloc(sizeof(vector), sizeof(number) * (net->windows * CHAIN_PARTS + 2 * LANES));
+    made->activations = calloc(net->activation_count * CHAIN_PARTS, sizeof(number *));
+    if (!made->memory || !made->windows || !made->activations) {
+        discarded(made);
         return NULL;
     }
     memset(made->memory, 0, sizeof(number) * size); /* the zeros of all padding, for good */
     for (int64_t i = 0, at = 0; i < net->activation_count; at += net->layouts[i++].size)
-        made->activations[i] = made->memory + at;
+        for (int part = 0; part < CHAIN_PARTS; part++) made->activations[part * net->activation_count + i] = made->memory + at;
     return made;
 }
 
@@ -153,7 +178,7 @@ static void one_of(void *given, size_t i) {
         __atomic_store_n(&b->failed, 1, __ATOMIC_RELAXED);
         return;
     }
-    inferred(b->net, space->activations, &b->ends, i, NULL);
+    inferred(b->net, space, &b->ends, i, NULL);
     returned(b->net, space);
 }
 
@@ -204,7 +229,7 @@ static status *compute(void *kernel, kernel_context *context) {
     } else if (images == 1) {
         workspace *space = borrowed(net);
         b.failed = !space;
-        if (space) failed = inferred(net, space->activations, &b.ends, 0, context), returned(net, space);
+        if (space) failed = inferred(net, space, &b.ends, 0, context), returned(net, space);
     }
     if (!failed && b.failed) failed = api->create_status(FAILED, "rewind sparse engine: out of memory");
     return failed;
@@ -218,10 +243,10 @@ static void destroy(void *kernel) {
         free(net->layouts[i].inside), free(net->layouts[i].gaps), free(net->layouts[i].before);
     for (workspace *space = net->idle, *next; space; space = next) {
         next = space->next;
-        free(space->memory), free(space->activations), free(space);
+        discarded(space);
     }
     pthread_mutex_destroy(&net->lock);
-    free(net->layers), free(net->steps), free(net->layouts), free(net);
+    free(net->layers), free(net->steps), free(net->layouts), free(net->chains), free(net);
 }
 
 static status *create(const custom_operator *self, const api *api, const kernel_info *info, void **kernel) {
@@ -241,18 +266,19 @@ static status *create(const custom_operator *self, const api *api, const kernel_
     if (!in_range(program[0], 1, 1 << 16) || !in_range(program[1], 2, 1 << 16) || !in_range(program[2], 1, SIDE) ||
         !in_range(program[3], 1, SIDE) || program[2] + program[3] > program[1] || (size_t)program[2] > inputs)
         goto refuse;
-    net->layouts = calloc(net->activation_count, sizeof *net->layouts);
+    net->layouts = calloc(net->activation_count + net->step_count, sizeof *net->layouts); /* of windows too */
     net->steps = calloc(net->step_count, sizeof *net->steps);
     net->layers = calloc(net->step_count, sizeof *net->layers);
-    if (!net->layouts || !net->steps || !net->layers) goto refuse;
+    net->chains = calloc(net->step_count, sizeof *net->chains);
+    if (!net->layouts || !net->steps || !net->layers || !net->chains) goto refuse;
     const int64_t *at = program + 4, *end = program + size;
     for (int64_t i = 0; i < net->activation_count; i++) at = told(at, end, &net->layouts[i].shape, SHAPE_FIELDS);
     for (int64_t i = 0; i < net->step_count; i++) at = told(at, end, net->steps + i, STEP_FIELDS);
     if (at != end || !fits(net, inputs)) goto refuse;
-    for (int64_t i = 0; i < net->activation_count; i++) {
-        net->layouts[i] = laid_out(net->layouts[i].shape);
+    for (int64_t i = 0; i < net->activation_count; i++) net->layouts[i] = laid_out(net->layouts[i].shape);
+    if (!linked(net)) goto refuse;
+    for (int64_t i = 0; i < net->activation_count; i++)
         if (!masked(net->layouts + i)) goto refuse;
-    }
     for (size_t i = net->given; i < inputs; i++) {
         const value *tensor = NULL;
         tensor_shape *shape;
@@ -269,7 +295,7 @@ static status *create(const custom_operator *self, const api *api, const kernel_
     }
     wrong = "rewind sparse engine: weights do not fit to the program";
     for (int64_t i = 0; i < net->step_count; i++)
-        if (((net->steps[i].kind == CONVOLUTION || net->steps[i].kind == LINEAR) &&
+        if (((net->steps[i].kind == CONVOLUTION || net->steps[i].kind == STRIDED || net->steps[i].kind == LINEAR) &&
              !weighted(net, net->steps + i, constants, net->layers + i)) ||
             (net->steps[i].kind == AFFINE && !scaled(net, net->steps + i, constants, net->layers + i)) ||
             (net->steps[i].pixels && !tabled(net, net->steps + i, constants, net->layers + i)))

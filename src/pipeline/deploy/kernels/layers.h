@@ -80,17 +80,55 @@ static inline void dealt(const number *restrict in, number *restrict out, int64_
     }
 }
 
-static void split(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
-                  int64_t end) {
+/* Rows `top` to `bottom` of the phases of channels `begin` to `end`. A window holds what was there: what is none is made 0. */
+static void split(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin, int64_t end,
+                  int64_t top, int64_t bottom) {
     const int64_t stride = s->stride, width = from->shape.width, height = from->shape.height;
     const int64_t alone = to->shape.channels == from->shape.channels, down = alone ? 1 : stride, right = alone ? 1 : across(s);
     const int64_t next = from->shape.channels * to->plane, step_in = stride * from->row, step_out = to->row;
     for (int64_t c = begin; c < end; c++)
-        for (int64_t top = 0; top < down; top++) {
-            const number *row = in + from->first + c * from->plane + top * from->row;
-            number *written = out + to->first + c * to->plane + top * right * next;
-            for (int64_t y = top; y < height; y += stride, row += step_in, written += step_out)
-                dealt(row, written, width, across(s), right, next);
+        for (int64_t phase = 0; phase < down; phase++) {
+            const number *row = in + from->first + c * from->plane + (top * stride + phase) * from->row;
+            number *written = out + to->first + c * to->plane + phase * right * next + top * to->row;
+            for (int64_t y = top; y < bottom; y++, row += step_in, written += step_out) {
+                int there = y * stride + phase < height;
+                for (int64_t left = 0; is_window(to) && left < right; left++)
+                    for (int64_t x = there ? quotient_up(width - left, across(s)) : 0; x < to->row; x++)
+                        written[left * next + x] = 0;
+                if (there) dealt(row, written, width, across(s), right, next);
+            }
+        }
+}
+
+/* N vectors of a row, from every second value of the rows that a filter's taps are in. */
+static inline __attribute__((always_inline)) void of_a_row(const int N, const step *s, const layer *l, int64_t filter,
+                                                           const number *in, number *out) {
+    vector sums[N], bias = (vector){0} + l->bias[filter];
+    UNROLLED for (int n = 0; n < N; n++) sums[n] = bias;
+    for (int64_t tap = l->starts[filter]; tap < l->starts[filter + 1]; tap++) {
+        UNROLLED for (int n = 0; n < N; n++) sums[n] += l->weights[tap] * every_second(in + l->offsets[tap] + 2 * n * LANES);
+    }
+    UNROLLED for (int n = 0; n < N; n++) {
+        if (s->function)
+            sums[n] = __builtin_convertvector(value_of(s, __builtin_convertvector(sums[n], floats)), vector);
+        else if (s->relu)
+            sums[n] = smaller((vector){0} + (number)ceiling_of(s), larger((vector){0}, sums[n]));
+        ((vector *)out)[n] = sums[n];
+    }
+}
+
+/* Rows `top` to `bottom` of channels `begin` to `end` of a convolution of single channels with a stride of two. */
+static void strided(const step *s, const layer *l, const layout *from, const layout *to, const number *in, number *out,
+                    int64_t begin, int64_t end, int64_t top, int64_t bottom) {
+    for (int64_t c = begin; c < end; c++)
+        for (int64_t y = top; y < bottom; y++) {
+            const number *read = in + from->first + 2 * y * from->row;
+            number *row = out + to->first + c * to->plane + y * to->row, last[LANES];
+            int64_t x = 0, width = to->shape.width;
+            for (; x + 4 * LANES <= width; x += 4 * LANES) of_a_row(4, s, l, c, read + 2 * x, row + x);
+            for (; x + LANES <= width; x += LANES) of_a_row(1, s, l, c, read + 2 * x, row + x);
+            if (x < width) of_a_row(1, s, l, c, read + 2 * x, last);
+            for (int64_t i = x; i < to->row; i++) row[i] = i < width ? last[i - x] : 0;
         }
 }
 

@@ -38,8 +38,12 @@ enum { LANES = 4, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6 };
 
 static inline __attribute__((always_inline)) int64_t most_of(int64_t rows) { return rows == 1 ? MOST : rows == 2 ? MOST_OF_TWO : MOST_OF_FOUR; }
 
-/* Bytes of the first cache for what a piece reads; multiply-adds of vectors that a chunk of a group has to have. */
-enum { NEAR = 20 << 10, WORTH_A_CHUNK = 300 };
+/* Bytes of the first cache for what a piece reads, and of the second for what lies between steps; multiply-adds of vectors that a
+ * chunk of a group has to have. */
+#ifndef SECOND_CACHE
+#define SECOND_CACHE (448 << 10)
+#endif
+enum { NEAR = 20 << 10, FAR = SECOND_CACHE, WORTH_A_CHUNK = 300 };
 
 /* What a tap of several filters or of a vector of them costs, in taps of one: docs/kernels.md. */
 static const double TAP_OF_TWO = 1.4, TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;

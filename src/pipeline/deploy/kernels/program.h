@@ -1,7 +1,8 @@
 /* The program: what Python writes (program.py), in integers */
 
 enum kind { INPUT, OUTPUT, SPLIT, CONVOLUTION, LINEAR, ADD, MAX_POOL, AVERAGE_POOL, MEAN, MOVE, MULTIPLY, FUNCTION,
-            AFFINE, CONCAT, RESIZE, SUBTRACT };
+            AFFINE, CONCAT, RESIZE, SUBTRACT,
+            STRIDED /* in no file: a convolution of single channels that takes every second value itself */ };
 enum function { NONE, SIGMOID, SILU, HARD_SIGMOID, HARD_SWISH, LEAKY, TANH, GELU };
 enum coding { PLAIN, MASK, GAPS, RICE };
 enum mode { HALF_PIXEL, CORNERS, ASYMMETRIC, NEAREST }; /* of RESIZE: linear by one of three rules, or nearest */
@@ -52,9 +53,13 @@ typedef struct {
     double least; /* deviation of an image */
 } layer;
 
+typedef struct { /* so many steps from one on that are computed together, in so many bands: chains.h */
+    int64_t steps, bands, grain;
+} chain;
+
 typedef struct workspace {
     struct workspace *next;
-    number *memory, **activations;
+    number *memory, *windows, **activations; /* of each part of a chain */
 } workspace;
 
 typedef struct {
@@ -63,6 +68,8 @@ typedef struct {
     layout *layouts;
     step *steps;
     layer *layers;
+    chain *chains; /* by the step that begins it */
+    int64_t windows; /* numbers that the windows of a chain take, at most */
     pthread_mutex_t lock;
     workspace *idle; /* one for every inference that has run at the same time as others */
 } network;
@@ -71,6 +78,8 @@ static int64_t groups_of(const layer *l) { return (l->outputs + l->rows - 1) / l
 
 static int64_t across(const step *s) { return s->stride + s->wider; }
 
+static int64_t quotient_up(int64_t a, int64_t b) { return a <= 0 ? -(-a / b) : (a - 1) / b + 1; }
+
 static int64_t rounded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 
 /* Planes begin where vectors do: what a 1x1 convolution loads crosses no line of the cache. */
@@ -78,8 +87,11 @@ static layout laid_out(shape s) {
     if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels), NULL, NULL, NULL};
     int64_t row = s.width + s.pad, margin = s.pad * row;
     int64_t plane = rounded(rounded(s.height * row) + margin), first = rounded(margin + s.pad);
-    return (layout){s, row, plane, first, rounded(first + s.channels * plane + margin + LANES), NULL, NULL, NULL};
+    return (layout){s, row, plane, first, rounded(first + s.channels * plane + margin + 2 * LANES), NULL, NULL, NULL};
 }
+
+/* A part of planes that moves along them: chains.h. */
+static int is_window(const layout *l) { return !l->size; }
 
 static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.width : 1); }
 

@@ -69,8 +69,10 @@ static int64_t turned_side(int64_t side, int64_t stride, int64_t pad, int64_t *l
     return -floored(side - 1 - pad, stride);
 }
 
+/* A step as a convolution without a stride, of what it reads. */
 static step plain(const step *s) {
     step made = *s;
+    if (s->kind == STRIDED) made.stride = 1, made.wider = 0;
     if (!s->transposed) return made;
     int64_t bottom, right, left = turned_side(s->kernel_width, across(s), s->pad + s->left, &right);
     made.pad = -turned_side(s->kernel_height, s->stride, s->pad, &bottom);
@@ -175,7 +177,7 @@ static float ceiling_of(const step *s) { return s->ceiling ? float_of(s->ceiling
 static int weighted(const network *net, const step *s, const constant *inputs, layer *made) {
     const layout *from = net->layouts + s->from;
     int64_t outputs = net->layouts[s->to].shape.channels, area = s->kernel_height * s->kernel_width;
-    int64_t phases = area == 1 || s->transposed ? 1 : s->stride * across(s), channels = from->shape.channels / phases / s->groups;
+    int64_t phases = area == 1 || s->transposed || s->kind == STRIDED ? 1 : s->stride * across(s), channels = from->shape.channels / phases / s->groups;
     int64_t places = s->transposed ? s->stride * across(s) : 1, filters = outputs / places;
     int64_t size = filters * channels * area;
     const constant *scale = !s->scale ? NULL : inputs + s->scale, *bias = !s->bias ? NULL : inputs + s->bias;
