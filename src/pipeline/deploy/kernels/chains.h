@@ -1,10 +1,9 @@
 /* Chains: steps that are computed together, one band of the last one's plane after another. What lies between two of them is then
  * in the second cache when it is read, and never goes to memory: only a window of it is kept, which moves along the plane. A place
  * is a number of values from where a plane begins; before it and behind the plane are zeros. A step's results are made in units,
- * the same ones whatever the bands and threads are: rows, or pieces of a convolution's plane, which are `grain` times finer than
- * registers ask for. */
+ * the same ones whatever the bands and threads are: rows, or pieces of a convolution's plane. */
 
-enum { LONGEST = 12, FINEST = MOST / 6, CHAIN_PARTS = 4 };
+enum { LONGEST = 12, CHAIN_PARTS = 4 };
 
 typedef struct {
     int64_t begin, end;
@@ -16,34 +15,34 @@ typedef struct { /* of a step: so many units are done, and have to be next; plac
 
 static int by_rows(const step *s) { return s->kind == SPLIT || s->kind == STRIDED; }
 
-static int64_t units_of(const network *net, const step *s, int64_t grain) {
+static int64_t units_of(const network *net, const step *s) {
     const layout *to = net->layouts + s->to;
-    return by_rows(s) ? to->shape.height : grain * quotient_up(vectors_of(to), MOST);
+    return by_rows(s) ? to->shape.height : quotient_up(vectors_of(to), MOST_OF_CHAINS);
 }
 
 /* Where a unit begins. */
-static int64_t place_of(const network *net, const step *s, int64_t grain, int64_t unit) {
+static int64_t place_of(const network *net, const step *s, int64_t unit) {
     const layout *to = net->layouts + s->to;
-    return by_rows(s) ? unit * to->row : vectors_of(to) * unit / units_of(net, s, grain) * LANES;
+    return by_rows(s) ? unit * to->row : vectors_of(to) * unit / units_of(net, s) * LANES;
 }
 
 /* How many units there are up to a place; the last one may end behind it. */
-static int64_t units_to(const network *net, const step *s, int64_t grain, int64_t place) {
+static int64_t units_to(const network *net, const step *s, int64_t place) {
     const layout *to = net->layouts + s->to;
-    int64_t units = units_of(net, s, grain);
+    int64_t units = units_of(net, s);
     int64_t found = by_rows(s) ? quotient_up(place, to->row) : quotient_up(quotient_up(place, LANES) * units, vectors_of(to));
     return found < 0 ? 0 : found < units ? found : units;
 }
 
 /* The unit that a place is in. */
-static int64_t unit_at(const network *net, const step *s, int64_t grain, int64_t place) {
+static int64_t unit_at(const network *net, const step *s, int64_t place) {
     const layout *to = net->layouts + s->to;
     if (place <= 0) return 0;
-    return by_rows(s) ? place / to->row : quotient_up((place / LANES + 1) * units_of(net, s, grain), vectors_of(to)) - 1;
+    return by_rows(s) ? place / to->row : quotient_up((place / LANES + 1) * units_of(net, s), vectors_of(to)) - 1;
 }
 
 /* What a step reads for its units `begin` to `end`. */
-static span read_for(const network *net, const step *s, int64_t grain, int64_t begin, int64_t end) {
+static span read_for(const network *net, const step *s, int64_t begin, int64_t end) {
     const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
     int64_t stride = by_rows(s) ? s->stride * from->row : 0;
     if (s->kind == SPLIT) return (span){begin * stride, end * stride};
@@ -54,16 +53,16 @@ static span read_for(const network *net, const step *s, int64_t grain, int64_t b
     int64_t behind = floored(down, own.stride) * from->row + floored(right, across(&own));
     if (s->kind == STRIDED)
         return (span){begin * stride + before, (end - 1) * stride + across(s) * (to->shape.width - 1) + behind + 1};
-    return (span){place_of(net, s, grain, begin) + before, place_of(net, s, grain, end) + behind};
+    return (span){place_of(net, s, begin) + before, place_of(net, s, end) + behind};
 }
 
 /* Where the steps of a chain stand before unit `begin` of the last one. */
 static void begun(const network *net, const step *steps, const chain *c, int64_t begin, progress *at) {
     at[c->steps - 1].done = begin;
     for (int64_t k = c->steps - 2; k >= 0; k--) {
-        int64_t low = read_for(net, steps + k + 1, c->grain, at[k + 1].done, at[k + 1].done).begin;
-        at[k].done = unit_at(net, steps + k, c->grain, low);
-        int64_t place = place_of(net, steps + k, c->grain, at[k].done);
+        int64_t low = read_for(net, steps + k + 1, at[k + 1].done, at[k + 1].done).begin;
+        at[k].done = unit_at(net, steps + k, low);
+        int64_t place = place_of(net, steps + k, at[k].done);
         at[k].low = floored(low < place ? low : place, LANES) * LANES;
     }
 }
@@ -72,11 +71,11 @@ static void begun(const network *net, const step *steps, const chain *c, int64_t
 static void aimed(const network *net, const step *steps, const chain *c, int64_t until, progress *at) {
     at[c->steps - 1].until = until;
     for (int64_t k = c->steps - 2; k >= 0; k--) {
-        span read = read_for(net, steps + k + 1, c->grain, at[k + 1].done, at[k + 1].until);
-        int64_t units = units_to(net, steps + k, c->grain, read.end);
+        span read = read_for(net, steps + k + 1, at[k + 1].done, at[k + 1].until);
+        int64_t units = units_to(net, steps + k, read.end);
         at[k].until = units > at[k].done ? units : at[k].done;
-        int64_t done = place_of(net, steps + k, c->grain, at[k].done);
-        int64_t made = place_of(net, steps + k, c->grain, at[k].until);
+        int64_t done = place_of(net, steps + k, at[k].done);
+        int64_t made = place_of(net, steps + k, at[k].until);
         int64_t low = floored(read.begin < done ? read.begin : done, LANES) * LANES;
         if (low > at[k].low) at[k].low = low;
         at[k].high = read.end > made ? read.end : made;
@@ -85,7 +84,7 @@ static void aimed(const network *net, const step *steps, const chain *c, int64_t
 
 /* The unit of the last step that band `i` begins with. */
 static int64_t band(const network *net, const step *steps, const chain *c, int64_t i) {
-    return units_of(net, steps + c->steps - 1, c->grain) * i / c->bands;
+    return units_of(net, steps + c->steps - 1) * i / c->bands;
 }
 
 /* Numbers of a plane that each window has to hold, wherever a part begins. */
@@ -124,17 +123,14 @@ static chain chain_of(const network *net, int64_t i, int64_t count) {
         if (!joins_chains(net, steps + k) || steps[k].residual == last->to + 1) return made;
         if (k < count - 1 && !passed_on(net, i + k)) return made;
     }
-    for (made.grain = 1; made.grain <= FINEST; made.grain *= 2) {
-        int64_t units = units_of(net, last, made.grain), held[LONGEST];
-        for (int64_t bands = 2; bands < units + units / 2 && units <= LARGEST; bands += bands / 2) {
-            int64_t bytes = 0;
-            int64_t even = (bands + CHAIN_PARTS - 1) / CHAIN_PARTS * CHAIN_PARTS;
-            made.bands = even < units ? even : units;
-            windows_of(net, steps, &made, held);
-            for (int64_t k = 0; k < count - 1; k++)
-                bytes += net->layouts[steps[k].to].shape.channels * rounded(held[k]) * (int64_t)sizeof(number);
-            if (bytes <= FAR) return made;
-        }
+    int64_t units = units_of(net, last), held[LONGEST];
+    for (int64_t bands = 2; bands < units + units / 2 && units <= LARGEST; bands += bands / 2) {
+        int64_t even = quotient_up(bands, CHAIN_PARTS) * CHAIN_PARTS, bytes = 0;
+        made.bands = even < units ? even : units;
+        windows_of(net, steps, &made, held);
+        for (int64_t k = 0; k < count - 1; k++)
+            bytes += net->layouts[steps[k].to].shape.channels * rounded(held[k]) * (int64_t)sizeof(number);
+        if (bytes <= FAR) return made;
     }
     made.bands = 0;
     return made;
@@ -213,7 +209,7 @@ static int linked(network *net) {
 }
 
 /* Makes the units of one step of a chain that it has to. */
-static void continued(const network *net, int64_t i, int64_t grain, number **activations, const progress *at) {
+static void continued(const network *net, int64_t i, number **activations, const progress *at) {
     const step *s = net->steps + i;
     const layer *l = net->layers + i;
     const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
@@ -226,7 +222,7 @@ static void continued(const network *net, int64_t i, int64_t grain, number **act
         return;
     }
     for (int64_t unit = at->done; unit < at->until; unit++) {
-        int64_t first = place_of(net, s, grain, unit) / LANES, vectors = place_of(net, s, grain, unit + 1) / LANES - first;
+        int64_t first = place_of(net, s, unit) / LANES, vectors = place_of(net, s, unit + 1) / LANES - first;
         int64_t pieces = quotient_up(vectors, most_of(l->rows));
         for (int64_t p = 0; p < pieces; p++) {
             int64_t v = vectors * p / pieces;
@@ -266,18 +262,18 @@ static void chained(const network *net, int64_t i, number **activations, int64_t
         for (int64_t k = 0; k < last; k++) {
             const layout *window = net->layouts + steps[k].to;
             const progress *at = now->at + k;
-            int64_t done = place_of(net, steps + k, c->grain, at->done);
-            int64_t made = place_of(net, steps + k, c->grain, at->until);
+            int64_t done = place_of(net, steps + k, at->done);
+            int64_t made = place_of(net, steps + k, at->until);
             for (int64_t channel = 0; at->low > lows[k] && channel < window->shape.channels; channel++) {
                 number *plane = now->windows[k] + channel * window->plane;
                 memmove(plane, plane + (at->low - lows[k]), sizeof(number) * (done - at->low));
             }
             activations[steps[k].to] = now->windows[k] - at->low;
-            continued(net, i + k, c->grain, activations, at);
+            continued(net, i + k, activations, at);
             for (int64_t channel = 0; at->high > made && channel < window->shape.channels; channel++)
                 memset(now->windows[k] + channel * window->plane + made - at->low, 0, sizeof(number) * (at->high - made));
         }
-        continued(net, i + last, c->grain, activations, now->at + last);
+        continued(net, i + last, activations, now->at + last);
         for (int64_t k = 0; k <= last; k++) now->at[k].done = now->at[k].until;
     }
 }

@@ -52,10 +52,28 @@ static void copied_out(const layout *from, const number *in, float *out) {
                 out[(c * rows + y) * width + x] = in[from->first + c * from->plane + y * from->row + x];
 }
 
-static vector every_second(const number *in) {
-    const vector *pair = (const vector *)in;
-    return __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
+typedef struct { /* of as many pairs as a vector has numbers: their first ones, and their second ones */
+    vector first, second;
+} pairs;
+
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+static inline pairs pairs_at(const number *in) {
+    float16x8x2_t found = vld2q_f16((const float16_t *)in);
+    return (pairs){(vector)found.val[0], (vector)found.val[1]};
 }
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+static inline pairs pairs_at(const number *in) {
+    float32x4x2_t found = vld2q_f32(in);
+    return (pairs){(vector)found.val[0], (vector)found.val[1]};
+}
+#else
+static inline pairs pairs_at(const number *in) {
+    const vector *pair = (const vector *)in;
+    return (pairs){__builtin_shufflevector(pair[0], pair[1], EVEN_LANES), __builtin_shufflevector(pair[0], pair[1], ODD_LANES)};
+}
+#endif
+
+static vector every_second(const number *in) { return pairs_at(in).first; }
 
 static vector every_fourth(const number *in) {
     vector low = every_second(in), high = every_second(in + 2 * LANES);
@@ -68,9 +86,8 @@ static inline void dealt(const number *restrict in, number *restrict out, int64_
     const number *end = in + width;
     if (stride == 2 && phases == 2)
         for (; in + 2 * LANES <= end; in += 2 * LANES, out += LANES) {
-            const vector *pair = (const vector *)in;
-            *(vector *)out = __builtin_shufflevector(pair[0], pair[1], EVEN_LANES);
-            *(vector *)(out + next) = __builtin_shufflevector(pair[0], pair[1], ODD_LANES);
+            pairs found = pairs_at(in);
+            *(vector *)out = found.first, *(vector *)(out + next) = found.second;
         }
     if (stride == 2 && phases == 1)
         for (; in + 2 * LANES <= end; in += 2 * LANES, out += LANES) *(vector *)out = every_second(in);
@@ -100,13 +117,23 @@ static void split(const step *s, const layout *from, const layout *to, const num
         }
 }
 
-/* N vectors of a row, from every second value of the rows that a filter's taps are in. */
+/* N vectors of a row, from every second value of the rows that a filter's taps are in: two taps that are side by side are one pair. */
 static inline __attribute__((always_inline)) void of_a_row(const int N, const step *s, const layer *l, int64_t filter,
                                                            const number *in, number *out) {
     vector sums[N], bias = (vector){0} + l->bias[filter];
     UNROLLED for (int n = 0; n < N; n++) sums[n] = bias;
-    for (int64_t tap = l->starts[filter]; tap < l->starts[filter + 1]; tap++) {
-        UNROLLED for (int n = 0; n < N; n++) sums[n] += l->weights[tap] * every_second(in + l->offsets[tap] + 2 * n * LANES);
+    for (int64_t tap = l->starts[filter], end = l->starts[filter + 1]; tap < end; tap++) {
+        const number *read = in + l->offsets[tap];
+        number first = l->weights[tap];
+        if (tap + 1 < end && l->offsets[tap + 1] == l->offsets[tap] + 1) {
+            number second = l->weights[++tap];
+            UNROLLED for (int n = 0; n < N; n++) {
+                pairs found = pairs_at(read + 2 * n * LANES);
+                sums[n] += first * found.first, sums[n] += second * found.second;
+            }
+        } else {
+            UNROLLED for (int n = 0; n < N; n++) sums[n] += first * every_second(read + 2 * n * LANES);
+        }
     }
     UNROLLED for (int n = 0; n < N; n++) {
         if (s->function)
@@ -117,18 +144,25 @@ static inline __attribute__((always_inline)) void of_a_row(const int N, const st
     }
 }
 
-/* Rows `top` to `bottom` of channels `begin` to `end` of a convolution of single channels with a stride of two. */
+/* Rows `top` to `bottom` of channels `begin` to `end` of a convolution of single channels with a stride of two. A row's last vector
+ * may reach into the next rows, which are made after it. */
 static void strided(const step *s, const layer *l, const layout *from, const layout *to, const number *in, number *out,
                     int64_t begin, int64_t end, int64_t top, int64_t bottom) {
+    const int64_t width = to->shape.width, whole = width / LANES * LANES;
     for (int64_t c = begin; c < end; c++)
         for (int64_t y = top; y < bottom; y++) {
             const number *read = in + from->first + 2 * y * from->row;
             number *row = out + to->first + c * to->plane + y * to->row, last[LANES];
-            int64_t x = 0, width = to->shape.width;
-            for (; x + 4 * LANES <= width; x += 4 * LANES) of_a_row(4, s, l, c, read + 2 * x, row + x);
-            for (; x + LANES <= width; x += LANES) of_a_row(1, s, l, c, read + 2 * x, row + x);
-            if (x < width) of_a_row(1, s, l, c, read + 2 * x, last);
-            for (int64_t i = x; i < to->row; i++) row[i] = i < width ? last[i - x] : 0;
+            int64_t x = 0, until = y * to->row + rounded(width) <= bottom * to->row ? rounded(width) : whole;
+            for (; x + 8 * LANES <= until; x += 8 * LANES) of_a_row(8, s, l, c, read + 2 * x, row + x);
+            for (; x + 4 * LANES <= until; x += 4 * LANES) of_a_row(4, s, l, c, read + 2 * x, row + x);
+            for (; x + 2 * LANES <= until; x += 2 * LANES) of_a_row(2, s, l, c, read + 2 * x, row + x);
+            for (; x < until; x += LANES) of_a_row(1, s, l, c, read + 2 * x, row + x);
+            if (x < width) {
+                of_a_row(1, s, l, c, read + 2 * x, last);
+                memcpy(row + x, last, sizeof(number) * (width - x));
+            }
+            for (int64_t i = width; i < to->row; i++) row[i] = 0;
         }
 }
 

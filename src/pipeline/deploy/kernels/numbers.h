@@ -18,30 +18,31 @@ typedef int32_t lane; /* as wide as a number */
 #endif
 
 #if defined(__AVX512F__)
-enum { LANES = 16, MOST = 28, MOST_OF_TWO = 12, MOST_OF_FOUR = 6 };
+enum { LANES = 16, MOST = 28, MOST_OF_TWO = 12, MOST_OF_FOUR = 6, MOST_OF_CHAINS = 12, LARGER_CACHE = 2 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif defined(__AVX2__)
-enum { LANES = 8, MOST = 12, MOST_OF_TWO = 6, MOST_OF_FOUR = 2 };
+enum { LANES = 8, MOST = 12, MOST_OF_TWO = 6, MOST_OF_FOUR = 2, MOST_OF_CHAINS = 12, LARGER_CACHE = 1 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #elif defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
-enum { LANES = 8, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6 };
+enum { LANES = 8, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6, MOST_OF_CHAINS = 24, LARGER_CACHE = 1 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #else
-enum { LANES = 4, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6 };
+enum { LANES = 4, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6, MOST_OF_CHAINS = 24, LARGER_CACHE = 1 };
 #define EVEN_LANES 0, 2, 4, 6
 #define ODD_LANES 1, 3, 5, 7
 #endif
-/* MOST: so many vectors of sums of one filter fit into the registers; of two and of four filters at a time */
+/* MOST: so many vectors of sums of one filter fit into the registers; of two and of four filters at a time; in a chain, whose windows
+ * hold whole pieces. LARGER_CACHE: of how many times 512 KB the second cache of such processors is, at least. */
 
 static inline __attribute__((always_inline)) int64_t most_of(int64_t rows) { return rows == 1 ? MOST : rows == 2 ? MOST_OF_TWO : MOST_OF_FOUR; }
 
 /* Bytes of the first cache for what a piece reads, and of the second for what lies between steps; multiply-adds of vectors that a
  * chunk of a group has to have. */
 #ifndef SECOND_CACHE
-#define SECOND_CACHE (448 << 10)
+#define SECOND_CACHE (LARGER_CACHE * 448 << 10)
 #endif
 enum { NEAR = 20 << 10, FAR = SECOND_CACHE, WORTH_A_CHUNK = 300 };
 

@@ -54,7 +54,7 @@ typedef struct {
 } layer;
 
 typedef struct { /* so many steps from one on that are computed together, in so many bands: chains.h */
-    int64_t steps, bands, grain;
+    int64_t steps, bands;
 } chain;
 
 typedef struct workspace {
