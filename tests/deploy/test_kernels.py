@@ -524,14 +524,14 @@ def alone(channels, side, stride=1):
 
 
 CHAINS = {
-    "widened and narrowed": ((8, 96, 96), [nn.Conv2d(8, 32, 1), nn.ReLU6(), alone(32, 3), nn.ReLU6(), nn.Conv2d(32, 8, 1)]),
+    "widened and narrowed": ((8, 96, 96), [nn.Conv2d(8, 32, 1), nn.ReLU6(), alone(32, 3), nn.ReLU6(), nn.Conv2d(32, 12, 1)]),
     "a stride within": ((8, 97, 95), [nn.Conv2d(8, 32, 3, 1, 1), nn.SiLU(), alone(32, 3, 2), nn.SiLU(), nn.Conv2d(32, 8, 1)]),
     "a stride of five by five": ((24, 81, 77), [alone(24, 5), nn.Conv2d(24, 36, 1), nn.ReLU(), alone(36, 5, 2), nn.Hardswish()]),
     "phases": ((3, 201, 203), [nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU(), nn.Conv2d(12, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 4, 1)]),
     "phases within": ((3, 160, 150), [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 6, 5, 1, 2)]),
-    "a sum behind": ((24, 70, 70), [Summed(nn.Conv2d(24, 24, 1), nn.ReLU(), nn.Conv2d(24, 24, 3, 1, 1), nn.ReLU(), nn.Conv2d(24, 24, 1))]),
+    "a sum behind": ((16, 70, 70), [Summed(nn.Conv2d(16, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 16, 1))]),
     "a sum inside": ((16, 90, 90), [nn.Conv2d(16, 24, 1), Summed(alone(24, 3)), nn.ReLU(), nn.Conv2d(24, 16, 1)]),
-    "turned": ((8, 60, 61), [nn.Conv2d(8, 24, 1), nn.ConvTranspose2d(24, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1)]),
+    "turned": ((8, 60, 61), [nn.Conv2d(8, 48, 1), nn.ConvTranspose2d(48, 4, 4, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 1, 1)]),
     "long rows": ((2, 3, 5000), [nn.Conv2d(2, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 4, 3, 1, 1)]),
 }  # fmt: skip
 """Planes too large for the second cache, and layers that are computed together."""

@@ -114,15 +114,31 @@ static int joins_chains(const network *net, const step *s) {
     return (s->kind == CONVOLUTION || by_rows(s)) && net->layouts[s->to].shape.height;
 }
 
-/* Steps as a chain, in about as few bands as let its windows stay in the second cache; of no bands: they are none. */
+static double bytes_of(const network *net, int64_t activation) {
+    const layout *l = net->layouts + activation;
+    return (double)l->shape.channels * l->shape.height * l->row * sizeof(number);
+}
+
+/* Bytes of what a step makes that do not stay in the second cache. */
+static double bytes_beyond(const network *net, const step *s) {
+    double bytes = bytes_of(net, s->to);
+    return bytes > FAR / 2 ? bytes : 0;
+}
+
+/* Steps as a chain, in about as few bands as let its windows stay in the second cache; of no bands: they are none. It is worth it
+ * where more lies inside of it than it reads and makes. */
 static chain chain_of(const network *net, int64_t i, int64_t count) {
     const step *steps = net->steps + i, *last = steps + count - 1;
     chain made = {.steps = count};
     if (last->kind == SPLIT || last->to == steps->from) return made;
+    double inside = 0, outside = bytes_of(net, steps->from) + bytes_of(net, last->to);
+    if (last->residual) outside += bytes_of(net, last->residual - 1);
     for (int64_t k = 0; k < count; k++) {
         if (!joins_chains(net, steps + k) || steps[k].residual == last->to + 1) return made;
         if (k < count - 1 && !passed_on(net, i + k)) return made;
+        if (k < count - 1) inside += bytes_of(net, steps[k].to);
     }
+    if (inside < outside) return made;
     int64_t units = units_of(net, last), held[LONGEST];
     for (int64_t bands = 2; bands < units + units / 2 && units <= LARGEST; bands += bands / 2) {
         int64_t even = quotient_up(bands, CHAIN_PARTS) * CHAIN_PARTS, bytes = 0;
@@ -134,13 +150,6 @@ static chain chain_of(const network *net, int64_t i, int64_t count) {
     }
     made.bands = 0;
     return made;
-}
-
-/* Bytes of what a step makes that do not stay in the second cache. */
-static double bytes_beyond(const network *net, const step *s) {
-    const layout *made = net->layouts + s->to;
-    double bytes = (double)made->shape.channels * made->shape.height * made->row * sizeof(number);
-    return bytes > FAR / 2 ? bytes : 0;
 }
 
 /* Whether a step's phases are read by a convolution of single channels alone, which needs none: every second value will do. */
