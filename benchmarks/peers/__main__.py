@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,35 +169,41 @@ def times(found: Forms) -> tuple[dict[str, list[float]], dict[str, float]]:
 def counts(found: Forms, processor: arm.Processor, case: Case, folder: Path) -> dict[str, arm.Executed]:
     """What one inference executes on an emulated processor, by way.
 
-    What was counted before, with the same engines and models, is not counted again.
+    What was counted before, with the same engine and model, is not counted again.
     """
-    sources = [*SOURCES, *(HERE / name for name in ("convert.py", "infer.py", "requirements-aarch64.txt"))]
-    facts = [
-        processor.name,
-        case.counted,
-        *case.ways,
-        arm.emulator(),
-        onnxruntime.__version__,
-        *(each.read_text() for each in sources),
-    ]
-    models = [found.plain, *(model.SerializeToString(deterministic=True) for model in found.ours.values())]
-    facts += [hashlib.sha256(each).hexdigest() for each in models]
-
-    def count() -> dict[str, dict[str, Any]]:
-        return {way: vars(each) for way, each in _counted(found, processor, case, folder).items()}
-
-    return {way: arm.Executed(**each) for way, each in kept_once("peers", facts, count).items()}
-
-
-def _counted(found: Forms, processor: arm.Processor, case: Case, folder: Path) -> dict[str, arm.Executed]:
-    engine = library(target_of("aarch64-fp16" if "fphp" in processor.features else "aarch64"))
-    ours = [way for way in WAYS if way in case.ways]
-    ways = executed(processor, found.ours, {"input": found.input}, engine, ours, case.counted)
+    emulated = [processor.name, case.counted, arm.emulator()]
+    models = [_digest(model.SerializeToString(deterministic=True)) for model in found.ours.values()]
+    stock = [*emulated, onnxruntime.__version__, *models]
+    engine = [*stock, *(each.read_text() for each in SOURCES)]
+    names = ("convert.py", "infer.py", "requirements.txt", "requirements-aarch64.txt")
+    peers = [*emulated, *((HERE / each).read_text() for each in names), _digest(found.plain)]
+    counted: dict[str, arm.Executed] = {}
+    for sparse, facts in ((False, stock), (True, engine)):
+        ways = [way for way, (_, by_engine) in WAYS.items() if by_engine == sparse and way in case.ways]
+        counted |= _kept(facts, ways, partial(_by_ours, found, processor, case, ways))
     for way in (each for each in found.theirs if each in case.ways):
-        given = ["count", str(found.theirs[way]), str(found.image), str(case.counted), str(PLACE / "aarch64")]
-        arm.emulated(processor, [str(HERE / "infer.py"), *given], folder, plugin=folder / "counts")
-        (ways[way],) = arm.inferences(folder / "counts", case.counted)
-    return ways
+        counted |= _kept(peers, [way], partial(_by_theirs, found, processor, case, way, folder))
+    return counted
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _kept(facts: list[Any], ways: list[str], count: Callable[[], dict[str, arm.Executed]]) -> dict[str, arm.Executed]:
+    kept = kept_once("peers", [*facts, *ways], lambda: {way: vars(each) for way, each in count().items()})
+    return {way: arm.Executed(**each) for way, each in kept.items()}
+
+
+def _by_ours(found: Forms, processor: arm.Processor, case: Case, ways: list[str]) -> dict[str, arm.Executed]:
+    engine = library(target_of("aarch64-fp16" if "fphp" in processor.features else "aarch64"))
+    return executed(processor, found.ours, {"input": found.input}, engine, ways, case.counted)
+
+
+def _by_theirs(found: Forms, processor: arm.Processor, case: Case, way: str, folder: Path) -> dict[str, arm.Executed]:
+    given = ["count", str(found.theirs[way]), str(found.image), str(case.counted), str(PLACE / "aarch64")]
+    arm.emulated(processor, [str(HERE / "infer.py"), *given], folder, plugin=folder / "counts")
+    return dict(zip([way], arm.inferences(folder / "counts", case.counted), strict=True))
 
 
 def section(name: str, case: Case) -> Iterator[str]:
