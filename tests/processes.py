@@ -6,6 +6,7 @@ what a command does, not of how it starts.
 
 import contextlib
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pty
@@ -100,6 +101,7 @@ def forked(*arguments, cwd=PROJECT, **environment):
 
 
 def _run(arguments, cwd, environment, files):
+    gc.freeze()  # what the server loaded is looked at for garbage, and copied, by no process that it forks
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as a terminal has it, also where the tests run under nohup

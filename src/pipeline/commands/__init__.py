@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pipeline.ground.extras import needed
+from pipeline.ground.loading import loading
 from pipeline.settings.groups import Settings
 
 Command = Callable[[Settings, Path], None]
@@ -23,5 +24,6 @@ def command(task: str) -> Command:
     """
     if task in NEEDS:
         needed(NEEDS[task], f"task={task}")
-    found: Command = import_module(f"pipeline.commands.{task}").main
+    with loading():
+        found: Command = import_module(f"pipeline.commands.{task}").main
     return found

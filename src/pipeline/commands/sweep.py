@@ -23,6 +23,7 @@ from pipeline.commands.sweep_notes import ENDED, Note, Sweep, View, log_path, re
 from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.extras import needed
+from pipeline.ground.loading import loading
 from pipeline.settings import composition
 from pipeline.settings.build import build
 from pipeline.settings.groups import Settings
@@ -163,11 +164,12 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
         command(settings.task)(settings, runs)
         return True
 
-    from pipeline.commands.run import run_job
-    from pipeline.commands.search import see_to_policy
-    from pipeline.commands.sweep_progress import JobProgress
-    from pipeline.rounds.building import build_job
-    from pipeline.rounds.planning import planned_rounds
+    with loading():
+        from pipeline.commands.run import run_job
+        from pipeline.commands.search import see_to_policy
+        from pipeline.commands.sweep_progress import JobProgress
+        from pipeline.rounds.building import build_job
+        from pipeline.rounds.planning import planned_rounds
 
     def wait(holder: str) -> None:
         print(f"waiting for {holder}, which is at this run")
