@@ -399,3 +399,37 @@ def test_what_is_left_alone_is_told_and_the_rest_is_taken_out(tmp_path):
         SettingsError, match=r"no layer's filters can be removed.*\n.*filters of first \(their channels"
     ):
         build_job(settings(*overrides, "pruning.exclude=[second,third]"), tmp_path)
+
+
+class PartlyFrozen(nn.Module):
+    """Four convolutions in a row, of which one does not train."""
+
+    def __init__(self, frozen="second"):
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = conv(1, 8), conv(8, 8), conv(8, 8), conv(8, 16)
+        self.output = nn.Linear(16, 10)
+        self.get_submodule(frozen).requires_grad_(False)
+
+    def forward(self, x):
+        for layer in (self.first, self.second, self.third, self.fourth):
+            x = F.relu(layer(x))
+        return self.output(mean(x))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "taken"),
+    [
+        ("first", ["second", "third", "fourth"]), ("second", ["third", "fourth"]), ("fourth", ["first", "second"]),
+        ("output", ["first", "second", "third"]),
+    ],
+)  # fmt: skip
+def test_filters_that_frozen_weights_make_or_read_stay(frozen, taken, tmp_path):
+    overrides = ["model=custom", "model.network=tests.pruning.test_channels.PartlyFrozen", "pruning=filters"]
+    overrides += [f"model.arguments={{frozen: {frozen}}}", "pruning.target_density=null", "pruning.fraction=0.3"]
+    job, _ = build_job(settings(*overrides, "pruning.rounds=1"), tmp_path)
+    assert [group.name for group in job.groups] == taken
+    stay = ", ".join(name for name in ("first", "second", "third", "fourth") if name not in taken)
+    assert f"left out of pruning: filters of {stay} (frozen weights make or read them)" in job.notes
+    masks = job.cut(job.initial(0), job.alive(), 1)
+    assert all(masks[name].all() for name in masks if name.split(".")[0] == frozen)
+    assert not all(mask.all() for mask in masks.values())

@@ -120,7 +120,7 @@ def cut_filters(
         kept = shared(pruning, sizes, lambda name, pattern: own[name].matches(pattern), index)
         return keep_filters(scores, masks, groups, kept)
     assert pruning.fraction is not None
-    each = {name: positions[name] if pruning.measure == "macs" else 1 for name in positions}
+    each = {name: positions[name] if pruning.measure == "macs" else 1 for name in positions if name in masks}
 
     def cost(masks: Masks) -> int:
         return sum(int(masks[name].sum()) * value for name, value in each.items())

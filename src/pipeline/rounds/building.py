@@ -285,9 +285,15 @@ def _removable(network: nn.Module, example: Any, pruning: Pruning) -> tuple[tupl
     except ValueError as error:
         raise SettingsError([f"pruning.structure: got filter, but {one_line(error)}; takes weight"]) from error
     groups = tuple(each for each in groups if not any(each.matches(pattern) for pattern in pruning.exclude))
+    fixed = {name for name, tensor in network.named_parameters() if not tensor.requires_grad}
+    frozen = [each for each in groups if any(part.parameter in fixed for part in each.makers + each.readers)]
+    groups = tuple(each for each in groups if each not in frozen)
     left = []
+    if frozen:
+        layers = ", ".join(dict.fromkeys(layer for each in frozen for layer in each.layers))
+        left = [f"left out of pruning: filters of {layers} (frozen weights make or read them)"]
     if names := [name for name in mistaken if not any(fnmatchcase(name, pattern) for pattern in pruning.exclude)]:
-        left = [
+        left += [
             f"left out of pruning: filters of {', '.join(names)} (their channels are shuffled, padded or mixed before "
             "they are read, so that the weights that read them cannot be told)"
         ]
