@@ -9,12 +9,6 @@ typedef struct { /* N vectors of the outputs of one group of filters */
     number *out;
 } block;
 
-#if defined(__clang__)
-#define UNROLLED _Pragma("clang loop unroll(full)")
-#else
-#define UNROLLED _Pragma("GCC unroll 28")
-#endif
-
 #if defined(__aarch64__)
 #define KEPT(weight) __asm__("" : "+w"(weight)) /* loaded in pairs, multiplied by from there */
 #else
@@ -107,6 +101,7 @@ static const computing ALONE[MOST] = {TO_MOST(NAME, 1)}, OF_TWO[MOST_OF_TWO] = {
 
 /* Pieces that a plane is computed in: as many vectors of each as registers hold. */
 static int64_t pieces_of(const layout *to, const layer *l) {
+    if (l->crosswise) return quotient_up(to->four_count, PLACES / AT_ONCE);
     return (vectors_of(to) + most_of(l->rows) - 1) / most_of(l->rows);
 }
 
@@ -146,11 +141,14 @@ static void piece_of(const network *net, const step *s, const layer *l, number *
 /* Units `begin` to `end` of a convolution: groups of filters inside, pieces of the plane outside. */
 static void convolved(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
     const layout *to = net->layouts + s->to;
-    int64_t vectors = vectors_of(to), pieces = pieces_of(to, l), groups = groups_of(l);
+    int64_t whole = l->crosswise ? to->four_count : vectors_of(to), pieces = pieces_of(to, l), groups = groups_of(l);
     while (begin < end) {
-        int64_t piece = begin / groups, group = begin % groups, v = vectors * piece / pieces;
+        int64_t piece = begin / groups, group = begin % groups, first = whole * piece / pieces, last = whole * (piece + 1) / pieces;
         int64_t until = end - piece * groups < groups ? end - piece * groups : groups;
-        piece_of(net, s, l, activations, v, vectors * (piece + 1) / pieces - v, group, until);
+        if (CROSSWISE && l->crosswise)
+            crosswise(net, s, l, activations, first, last, group, until);
+        else
+            piece_of(net, s, l, activations, first, last - first, group, until);
         begin += until - group;
     }
 }

@@ -21,6 +21,7 @@
 #include "program.h"
 #include "weights.h"
 #include "functions.h"
+#include "crosswise.h"
 #include "convolution.h"
 #include "layers.h"
 #include "chains.h"
@@ -240,7 +241,7 @@ static void destroy(void *kernel) {
     for (int64_t i = 0; net->layers && i < net->step_count; i++)
         free(net->layers[i].starts), free(net->layers[i].offsets), free(net->layers[i].weights), free(net->layers[i].bias);
     for (int64_t i = 0; net->layouts && i < net->activation_count; i++)
-        free(net->layouts[i].inside), free(net->layouts[i].gaps), free(net->layouts[i].before);
+        free(net->layouts[i].inside), free(net->layouts[i].gaps), free(net->layouts[i].before), free(net->layouts[i].fours);
     for (workspace *space = net->idle, *next; space; space = next) {
         next = space->next;
         discarded(space);

@@ -39,6 +39,17 @@ enum { LANES = 4, MOST = 24, MOST_OF_TWO = 12, MOST_OF_FOUR = 6, MOST_OF_CHAINS 
 
 static inline __attribute__((always_inline)) int64_t most_of(int64_t rows) { return rows == 1 ? MOST : rows == 2 ? MOST_OF_TWO : MOST_OF_FOUR; }
 
+/* Small planes may be computed crosswise (crosswise.h), where a number goes to a whole vector as it is read: so many vectors of
+ * filters at a time, four places or more. ARM reads a number to a vector in an instruction of its own, and would gain nothing. */
+#if defined(__AVX512F__)
+enum { CROSSWISE = 1, FILTER_VECTORS = 1 };
+#elif defined(__AVX2__)
+enum { CROSSWISE = 1, FILTER_VECTORS = 2 };
+#else
+enum { CROSSWISE = 0, FILTER_VECTORS = 1 };
+#endif
+enum { AT_ONCE = 4, PLACES = MOST / FILTER_VECTORS / AT_ONCE * AT_ONCE, ACROSS = FILTER_VECTORS * LANES };
+
 /* Bytes of the first cache for what a piece reads, and of the second for what lies between steps; multiply-adds of vectors that a
  * chunk of a group has to have. */
 #ifndef SECOND_CACHE
@@ -48,6 +59,8 @@ enum { NEAR = 20 << 10, FAR = SECOND_CACHE, WORTH_A_CHUNK = 300 };
 
 /* What a tap of several filters or of a vector of them costs, in taps of one: docs/kernels.md. */
 static const double TAP_OF_TWO = 1.4, TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;
+/* The same of a place of ACROSS filters, and what its results cost. */
+static const double TAP_OF_PLACE = 0.6 * FILTER_VECTORS, RESULTS_OF_PLACE = 10 * FILTER_VECTORS;
 
 typedef number vector __attribute__((vector_size(sizeof(number) * LANES), aligned(sizeof(number)), may_alias));
 typedef lane lanes __attribute__((vector_size(sizeof(lane) * LANES), aligned(sizeof(lane)), may_alias));
@@ -66,4 +79,10 @@ static inline vector chosen(lanes condition, vector yes, vector no) {
 }
 static inline vector larger(vector a, vector b) { return chosen(a > b, a, b); }
 static inline vector smaller(vector a, vector b) { return chosen(a < b, a, b); }
+#endif
+
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
+#define UNROLLED _Pragma("GCC unroll 28")
 #endif

@@ -41,11 +41,14 @@ typedef struct { /* numbers from row to row, from plane to plane, before the fir
     lanes *inside;   /* of a plane's vectors: all ones in the rows, zero between them */
     int32_t *gaps;   /* what is between them, from a plane's begin on, */
     int32_t *before; /* and how many of these are before a vector */
+    int32_t *fours;  /* where each four of its places begins: crosswise.h */
+    int64_t four_count;
 } layout;
 
 /* Filters, `rows` at a time, and inputs in chunks: group g has the taps starts[c * groups + g] to the next of chunk c. */
 typedef struct {
     int64_t rows, outputs, chunks;
+    int crosswise; /* crosswise.h */
     int64_t *starts;
     int32_t *offsets; /* of a tap, from the output that it is for */
     number *weights;  /* taps x rows */
@@ -84,10 +87,10 @@ static int64_t rounded(int64_t size) { return (size + LANES - 1) / LANES * LANES
 
 /* Planes begin where vectors do: what a 1x1 convolution loads crosses no line of the cache. */
 static layout laid_out(shape s) {
-    if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels), NULL, NULL, NULL};
+    if (!s.height) return (layout){s, 0, 1, 0, rounded(s.channels), NULL, NULL, NULL, NULL, 0};
     int64_t row = s.width + s.pad, margin = s.pad * row;
     int64_t plane = rounded(rounded(s.height * row) + margin), first = rounded(margin + s.pad);
-    return (layout){s, row, plane, first, rounded(first + s.channels * plane + margin + 2 * LANES), NULL, NULL, NULL};
+    return (layout){s, row, plane, first, rounded(first + s.channels * plane + margin + 2 * LANES), NULL, NULL, NULL, NULL, 0};
 }
 
 /* A part of planes that moves along them: chains.h. */
@@ -97,13 +100,25 @@ static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.
 
 static int64_t vectors_of(const layout *l) { return rounded(l->shape.height * l->row) / LANES; }
 
+/* A plane's places, four at once: row by row, or in one line with what lies between rows where that takes fewer. */
+static int fours(layout *l) {
+    int64_t high = l->shape.height, wide = quotient_up(l->shape.width, AT_ONCE), line = (high - 1) * l->row;
+    int64_t whole = high ? quotient_up(line + l->shape.width, AT_ONCE) : 0;
+    int by_rows = high * wide < whole && line + wide * AT_ONCE <= rounded(high * l->row);
+    l->four_count = by_rows ? high * wide : whole;
+    l->fours = malloc(sizeof(int32_t) * (l->four_count + 1));
+    for (int64_t i = 0; l->fours && i < l->four_count; i++)
+        l->fours[i] = by_rows ? i / wide * l->row + i % wide * AT_ONCE : i * AT_ONCE;
+    return l->fours != NULL;
+}
+
 static int masked(layout *l) {
     int64_t vectors = vectors_of(l), size = vectors * LANES, found = 0;
     lane *inside = calloc(size + 1, sizeof *inside);
     l->inside = (lanes *)inside;
     l->gaps = malloc(sizeof(int32_t) * (size - l->shape.height * l->shape.width + 1));
     l->before = malloc(sizeof(int32_t) * (vectors + 1));
-    if (!inside || !l->gaps || !l->before) return 0;
+    if (!inside || !l->gaps || !l->before || !fours(l)) return 0;
     for (int64_t y = 0; y < l->shape.height; y++)
         for (int64_t x = 0; x < l->shape.width; x++) inside[y * l->row + x] = -1;
     for (int64_t i = 0; i < size; i++) {

@@ -141,7 +141,7 @@ static int64_t chunks_of(const step *s, const layout *from, int64_t inputs, doub
     return chunks < 1 ? 1 : chunks < inputs ? chunks : inputs;
 }
 
-static int made_of(const step *s, const layout *from, const float *dense, int64_t outputs, int64_t inputs, layer *made) {
+static int made_of(const step *s, const layout *from, int alone, const float *dense, int64_t outputs, int64_t inputs, layer *made) {
     typedef struct { int64_t rows; double tap; } way;
     const way filters[] = {{2, TAP_OF_TWO}, {4, TAP_OF_FOUR}, {0}}, vectors[] = {{LANES, TAP_OF_LANES}, {0}};
     int64_t count = taps(s, from, dense, outputs, inputs, 1, NULL);
@@ -151,9 +151,15 @@ static int made_of(const step *s, const layout *from, const float *dense, int64_
         int64_t together = taps(s, from, dense, outputs, inputs, w->rows, NULL);
         if (together * w->tap < least) made->rows = w->rows, count = together, least = together * w->tap;
     }
+    if (CROSSWISE && s->kind == CONVOLUTION && s->groups == 1 && alone) {
+        int64_t together = taps(s, from, dense, outputs, inputs, ACROSS, NULL), results = quotient_up(outputs, ACROSS);
+        double places = (double)(from->four_count * AT_ONCE) / vectors_of(from);
+        made->crosswise = (together * TAP_OF_PLACE + results * RESULTS_OF_PLACE) * places < least;
+        if (made->crosswise) made->rows = ACROSS, count = together;
+    }
     int64_t groups = groups_of(made);
     made->chunks = 1;
-    if (s->kind == CONVOLUTION && s->groups == 1)
+    if (s->kind == CONVOLUTION && s->groups == 1 && !made->crosswise)
         made->chunks = chunks_of(s, from, inputs, (double)count / groups, most_of(made->rows));
     made->starts = malloc(sizeof(int64_t) * (made->chunks * groups + 1));
     made->offsets = malloc(sizeof(int32_t) * (count + 1));
@@ -199,7 +205,7 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
         fits = dense != NULL;
         free(given);
     }
-    fits = fits && made_of(&own, from, dense, outputs, channels, made);
+    fits = fits && made_of(&own, from, !is_window(from) && !is_window(net->layouts + s->to), dense, outputs, channels, made);
     free(dense);
     if (!fits) return 0;
     for (int64_t o = 0; bias && o < outputs; o++) {
