@@ -3,12 +3,13 @@
 import dataclasses
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _pytest.mark.structures import ParameterSet
 from PIL import Image
 
 from pipeline.__main__ import main
@@ -29,10 +30,10 @@ torch.set_num_threads(1)  # two threads that meet at every tiny operation crawl 
 
 PROJECT = Path(__file__).resolve().parents[1]
 LONG = (
-    "commands/test_examples.py", "deploy/test_kernels.py", "test_blocks.py", "deploy/test_graphs.py",
-    "commands/test_faults.py", "ground/test_extras.py", "commands/test_dvc.py", "deploy/test_arm.py",
-    "deploy/test_bundle.py", "commands/test_sweep.py", "commands/test_browser.py", "commands/test_command_line.py",
-    "report/test_timing.py", "training/test_ranks.py", "tracking/test_server.py",
+    "deploy/test_kernels.py", "commands/test_faults.py", "commands/test_dvc.py", "commands/test_sweep.py", "deploy/test_arm.py",
+    "deploy/test_bundle.py", "test_blocks.py", "commands/test_examples.py", "report/test_timing.py", "deploy/test_graphs.py",
+    "tracking/test_tracker.py", "ground/test_extras.py", "commands/test_browser.py", "commands/test_command_line.py",
+    "training/test_ranks.py", "tracking/test_server.py",
 )  # fmt: skip
 """Files whose tests take minutes, the longest first: begun first, they leave no worker waiting for another at the end."""
 SHARED_CIFAR10 = PROJECT.parent / "shared" / "data" / "cifar10"
@@ -41,6 +42,11 @@ SHARED_CIFAR10 = PROJECT.parent / "shared" / "data" / "cifar10"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {PROJECT / "tests" / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def some_fast(cases: Iterable[tuple[object, ...]], fast: Collection[tuple[object, ...]]) -> list[ParameterSet]:
+    """Cases of a test, each all its arguments; those that are not in ``fast`` are slow."""
+    return [pytest.param(*case, marks=() if case in fast else pytest.mark.slow) for case in cases]
 
 
 def pytest_collection_finish() -> None:

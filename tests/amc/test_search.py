@@ -41,7 +41,7 @@ from pipeline.networks.costs import positions
 from pipeline.pruning.channels import alive, without
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
-from tests.conftest import PHOTOS, SMALL, settings
+from tests.conftest import PHOTOS, SMALL, settings, some_fast
 from tests.processes import forked
 from tests.pruning.test_filters import SHAPES, trained, weights_of, whole
 
@@ -340,17 +340,17 @@ def test_a_search_is_tracked_once_with_its_policy_and_picture(tmp_path):
     assert found.info.status == "FINISHED"
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["amc.budget=parameters"],
-        ["amc.budget=latency", "amc.share=0.9", "model.arguments.width=32"],
-        ["pruning.structure=weight", "pruning.measure=weights"],
-        ["amc.reward=accuracy_guaranteed", "amc.share=null"],
-        ["amc.agent=uniform"],
-        ["amc.agent=random"],
-    ],
-)
+SEARCHES = [
+    (["amc.budget=parameters"],),
+    (["amc.budget=latency", "amc.share=0.9", "model.arguments.width=32"],),
+    (["pruning.structure=weight", "pruning.measure=weights"],),
+    (["amc.reward=accuracy_guaranteed", "amc.share=null"],),
+    (["amc.agent=uniform"],),
+    (["amc.agent=random"],),
+]
+
+
+@pytest.mark.parametrize("overrides", some_fast(SEARCHES, [SEARCHES[0], SEARCHES[2], SEARCHES[5]]))
 def test_a_policy_is_what_the_ordinary_step_does(overrides, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     policy, path = searched(tmp_path, *overrides)

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.ground.errors import one_line
 from pipeline.tracking.store import make_embedded_store
 from tests import conftest
-from tests.conftest import SMALL
+from tests.conftest import SMALL, some_fast
 
 JOB = [*SMALL, "training.epochs=1", "training.max_steps=4", "pruning.rounds=1", "data.test_images=50"]
 
@@ -173,11 +173,6 @@ def unsent(origin, name, folder):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr("pipeline.tracking.outbox.SECONDS_BETWEEN_TRIES", 0.001)
-
-
-def some_fast(cases, fast):
-    """The cases, all but the named ones marked as slow."""
-    return [pytest.param(*case, marks=() if case in fast else pytest.mark.slow) for case in cases]
 
 
 PLACES = [(place, ERRORS[number % len(ERRORS)]) for number, place in enumerate(AFTER_TRAINING)]

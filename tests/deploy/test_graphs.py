@@ -1,5 +1,7 @@
 """Small forms of the networks that people put on boards: exported, quantised, packed, and computed by the engine."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from pipeline.deploy.node import DOMAIN, left_to_onnxruntime
 from pipeline.deploy.runtime import answers, arrays, session
 from pipeline.deploy.subject import Subject
 from pipeline.objective.score import ACCURACY
+from tests.conftest import some_fast
 
 
 class Noise:
@@ -45,8 +48,10 @@ def subject_of(name, density):
     return Subject(network.eval(), noise, None, ACCURACY)
 
 
-@pytest.mark.parametrize("density", [0.1, *(pytest.param(each, marks=pytest.mark.slow) for each in (1.0, 0.5, 0.05))])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "density"),
+    some_fast(itertools.product(SMALL, (1.0, 0.5, 0.1, 0.05)), [("U-Net", 0.1), ("DeiT", 0.1), ("M5", 0.1)]),
+)
 def test_the_networks_of_boards_are_exported_packed_and_computed(name, density):
     subject = subject_of(name, density)
     found = models.models(subject, 8, multiple=1)

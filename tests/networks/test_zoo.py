@@ -9,12 +9,9 @@ from pipeline.networks import NETWORKS, build_network
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
 from pipeline.settings.composition import CONF
-from tests.conftest import PHOTOS, settings
+from tests.conftest import PHOTOS, settings, some_fast
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "custom")
-
-
-LARGE = ("resnet34", "resnet50")
 
 
 def test_the_table_holds_every_network():
@@ -23,7 +20,7 @@ def test_the_table_holds_every_network():
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param(each, marks=pytest.mark.slow if each in LARGE else ()) for each in MODELS]
+    "model", some_fast(zip(MODELS), [("resnet18",), ("mobilenet_v2",), ("lenet_300_100",), ("fast_cnn",)])
 )
 def test_a_network_goes_through_the_loop(model, photos, tmp_path):
     chosen = settings(

@@ -26,8 +26,8 @@ from pipeline.pruning.masks import ones_like
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.choice import ended
 from pipeline.rounds.planning import planned, planned_densities
-from tests.conftest import settings
-from tests.networks.test_zoo import LARGE, MODELS
+from tests.conftest import settings, some_fast
+from tests.networks.test_zoo import MODELS
 from tests.rounds.test_loop import Stop, Watch, content
 
 FILTERS = ["pruning=filters", "pruning.target_density=0.5"]
@@ -71,7 +71,7 @@ SHAPES = {"digits_cnn": (8, 1), "lenet_300_100": (28, 1), "resnet50": (64, 3)}
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param(each, marks=pytest.mark.slow if each in (*LARGE, "resnet110") else ()) for each in MODELS]
+    "model", some_fast(zip(MODELS), [("resnet20",), ("mobilenet_v1",), ("digits_cnn",), ("fast_cnn",)])
 )
 def test_removed_equals_masked(model):
     network, groups, inputs = trained(model, *SHAPES.get(model, (32, 3)))
