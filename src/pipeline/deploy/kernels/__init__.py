@@ -44,24 +44,17 @@ class Target:
     processor: str
     features: frozenset[str] = frozenset()
     precision: Literal["float32", "float16"] = "float32"
-    flags: tuple[str, ...] = ()
 
     @property
     def options(self) -> list[str]:
         """What the compiler is told of it. glibc 2.17 is that of the oldest systems onnxruntime runs on."""
-        return ["-target", f"{self.machine}-linux-gnu.2.17", f"-mcpu={self.processor}", *self.flags]
+        return ["-target", f"{self.machine}-linux-gnu.2.17", f"-mcpu={self.processor}"]
 
 
 TOLERANCE = {"float32": 1e-4, "float16": 3e-2}
 """Largest difference of a library's scores from those of float32, relative to the largest of these."""
 TARGETS = (
-    Target(
-        "x86_64-avx512",
-        "x86_64",
-        "x86_64_v4",
-        frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}),
-        flags=("-mprefer-vector-width=512",),  # else the compiler halves vectors, for which there are too few registers
-    ),
+    Target("x86_64-avx512", "x86_64", "x86_64_v4", frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})),
     Target("x86_64-avx2", "x86_64", "x86_64_v3", frozenset({"avx2", "fma", "bmi2"})),
     Target("aarch64-fp16", "aarch64", "generic+fullfp16", frozenset({"fphp", "asimdhp"}), "float16"),
     Target("aarch64", "aarch64", "generic"),

@@ -37,7 +37,7 @@ static inline __attribute__((always_inline)) void crossed(const int N, const cro
 }
 
 #define CROSSED(N) \
-    static void crossed_##N(const crossing *c, vector *found) { crossed(N, c, found); }
+    static IN_WHOLE_VECTORS void crossed_##N(const crossing *c, vector *found) { crossed(N, c, found); }
 #define CROSSED_NAME(N) crossed_##N,
 #if defined(__AVX512F__)
 #define TO_PLACES(DO) DO(4) DO(8) DO(12) DO(16) DO(20) DO(24) DO(28)
