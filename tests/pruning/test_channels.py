@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.deploy.shrink import macs, shrunk
 from pipeline.ground.errors import SettingsError
 from pipeline.pruning.channels import channel_groups, without
+from pipeline.rounds import loop
 from pipeline.rounds.building import build_job
 from tests.conftest import settings
 
@@ -402,18 +403,19 @@ def test_what_is_left_alone_is_told_and_the_rest_is_taken_out(tmp_path):
 
 
 class PartlyFrozen(nn.Module):
-    """Four convolutions in a row, of which one does not train."""
+    """Four convolutions in a row, of which one does not train, and a normalisation whose scale does not."""
 
     def __init__(self, frozen="second"):
         super().__init__()
         self.first, self.second, self.third, self.fourth = conv(1, 8), conv(8, 8), conv(8, 8), conv(8, 16)
-        self.output = nn.Linear(16, 10)
+        self.norm, self.output = nn.BatchNorm2d(16), nn.Linear(16, 10)
+        self.norm.weight.requires_grad_(False)
         self.get_submodule(frozen).requires_grad_(False)
 
     def forward(self, x):
         for layer in (self.first, self.second, self.third, self.fourth):
             x = F.relu(layer(x))
-        return self.output(mean(x))
+        return self.output(mean(self.norm(x)))
 
 
 @pytest.mark.parametrize(
@@ -426,10 +428,17 @@ class PartlyFrozen(nn.Module):
 def test_filters_that_frozen_weights_make_or_read_stay(frozen, taken, tmp_path):
     overrides = ["model=custom", "model.network=tests.pruning.test_channels.PartlyFrozen", "pruning=filters"]
     overrides += [f"model.arguments={{frozen: {frozen}}}", "pruning.target_density=null", "pruning.fraction=0.3"]
-    job, _ = build_job(settings(*overrides, "pruning.rounds=1"), tmp_path)
+    job, site = build_job(
+        settings(*overrides, "pruning.rounds=1", "training.epochs=1", "training.max_steps=3"), tmp_path
+    )
     assert [group.name for group in job.groups] == taken
     stay = ", ".join(name for name in ("first", "second", "third", "fourth") if name not in taken)
     assert f"left out of pruning: filters of {stay} (frozen weights make or read them)" in job.notes
     masks = job.cut(job.initial(0), job.alive(), 1)
     assert all(masks[name].all() for name in masks if name.split(".")[0] == frozen)
     assert not all(mask.all() for mask in masks.values())
+    loop.run(job, site)
+    left, kept = site.ledger.state(1).network, site.ledger.masks(1)
+    assert all((left[name][~mask] == 0).all() for name, mask in kept.items())
+    assert torch.equal(left[f"{frozen}.weight"], job.initial(0)[f"{frozen}.weight"])
+    assert set(left["norm.weight"].tolist()) <= {0.0, 1.0}

@@ -40,7 +40,7 @@ class KeepPruned(lightning.Callback):
     def now(self, masks: Masks) -> None:
         """Keeps the dead of these masks at zero from here on."""
         parameters = {self.network.get_parameter(name): mask for name, mask in masks.items() if not mask.all()}
-        for parameter in parameters.keys() - self.dead.keys():
+        for parameter in (each for each in parameters.keys() - self.dead.keys() if each.requires_grad):
             self.handles.append(parameter.register_post_accumulate_grad_hook(self._fill_gradient))
         self.dead = {parameter: ~mask.to(parameter.device) for parameter, mask in parameters.items()}
 
