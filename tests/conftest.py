@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _pytest.mark.structures import ParameterSet
 from PIL import Image
 
 from pipeline.__main__ import main
@@ -44,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
-def some_fast(cases: Iterable[tuple[object, ...]], fast: Collection[tuple[object, ...]]) -> list[ParameterSet]:
+def some_fast(cases: Iterable[tuple[object, ...]], fast: Collection[tuple[object, ...]]) -> list[pytest.ParameterSet]:
     """Cases of a test, each all its arguments; those that are not in ``fast`` are slow."""
     return [pytest.param(*case, marks=() if case in fast else pytest.mark.slow) for case in cases]
 

@@ -285,13 +285,14 @@ def _removable(network: nn.Module, example: Any, pruning: Pruning) -> tuple[tupl
     except ValueError as error:
         raise SettingsError([f"pruning.structure: got filter, but {one_line(error)}; takes weight"]) from error
     groups = tuple(each for each in groups if not any(each.matches(pattern) for pattern in pruning.exclude))
-    fixed = {name for name, tensor in network.named_parameters() if not tensor.requires_grad}
-    frozen = [each for each in groups if any(part.parameter in fixed for part in each.makers + each.readers)]
-    groups = tuple(each for each in groups if each not in frozen)
+    trained = {name for name, tensor in network.named_parameters(remove_duplicate=False) if tensor.requires_grad}
+    free = tuple(each for each in groups if all(part.parameter in trained for part in each.makers + each.readers))
     left = []
-    if frozen:
-        layers = ", ".join(dict.fromkeys(layer for each in frozen for layer in each.layers))
+    if len(free) < len(groups):
+        taken = {each.name for each in free}
+        layers = ", ".join(dict.fromkeys(layer for each in groups if each.name not in taken for layer in each.layers))
         left = [f"left out of pruning: filters of {layers} (frozen weights make or read them)"]
+    groups = free
     if names := [name for name in mistaken if not any(fnmatchcase(name, pattern) for pattern in pruning.exclude)]:
         left += [
             f"left out of pruning: filters of {', '.join(names)} (their channels are shuffled, padded or mixed before "

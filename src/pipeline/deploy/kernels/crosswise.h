@@ -50,10 +50,7 @@ static void (*const CROSSINGS[PLACES / AT_ONCE])(const crossing *, vector *) = {
 /* What a place has of LANES filters, to their planes. */
 static void put(const step *s, vector sum, int64_t plane, int64_t rows, const number *residual, number *out) {
     for (int64_t m = 0; residual && m < rows; m++) sum[m] += residual[m * plane];
-    if (s->function)
-        sum = __builtin_convertvector(value_of(s, __builtin_convertvector(sum, floats)), vector);
-    else if (s->relu)
-        sum = smaller((vector){0} + (number)ceiling_of(s), larger((vector){0}, sum));
+    sum = resulting(s, sum);
     for (int64_t m = 0; m < rows; m++) out[m * plane] = sum[m];
 }
 

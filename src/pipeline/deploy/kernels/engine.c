@@ -8,7 +8,8 @@
  *
  * is its part of every output at once; what comes out between the rows is masked to zeros. N vectors of M output
  * channels stay in registers while their weights stream by: M = 1 for sparse filters, where a weight costs one load;
- * M = 2 or 4 where neighbouring filters have the same taps (blocks, layers that are dense): one load serves so many.
+ * M = 2 or 4 where neighbouring filters have the same taps (blocks, layers that are dense): one load serves so many. Of
+ * small planes a vector may have one place of many filters instead (crosswise.h).
  *
  * A convolution of stride s reads s * s planes made before, (row mod s, column mod s) of its input, at stride 1.
  * Weights arrive coded as the model stores them (pack.py) and are decoded once, when a session is made.

@@ -54,6 +54,12 @@ static inline __attribute__((always_inline)) floats value_of(const step *s, floa
 
 static float single(const step *s, float x) { return value_of(s, all(x))[0]; }
 
+/* What a step makes of sums: its function, or nothing below 0 and above its ceiling. */
+static inline __attribute__((always_inline)) vector resulting(const step *s, vector sum) {
+    if (s->function) return __builtin_convertvector(value_of(s, __builtin_convertvector(sum, floats)), vector);
+    return s->relu ? smaller((vector){0} + (number)ceiling_of(s), larger((vector){0}, sum)) : sum;
+}
+
 /* What lies between rows is zeros again. */
 static inline void valued(const step *s, number *at, const lanes *inside, int64_t vectors) {
     for (int64_t v = 0; v < vectors; v++) {

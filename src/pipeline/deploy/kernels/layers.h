@@ -135,13 +135,7 @@ static inline __attribute__((always_inline)) void of_a_row(const int N, const st
             UNROLLED for (int n = 0; n < N; n++) sums[n] += first * every_second(read + 2 * n * LANES);
         }
     }
-    UNROLLED for (int n = 0; n < N; n++) {
-        if (s->function)
-            sums[n] = __builtin_convertvector(value_of(s, __builtin_convertvector(sums[n], floats)), vector);
-        else if (s->relu)
-            sums[n] = smaller((vector){0} + (number)ceiling_of(s), larger((vector){0}, sums[n]));
-        ((vector *)out)[n] = sums[n];
-    }
+    UNROLLED for (int n = 0; n < N; n++) ((vector *)out)[n] = resulting(s, sums[n]);
 }
 
 /* Rows `top` to `bottom` of channels `begin` to `end` of a convolution of single channels with a stride of two. A row's last vector
