@@ -18,13 +18,11 @@ from pipeline.settings.build import build
 from pipeline.settings.composition import composed
 from pipeline.settings.groups import Settings
 
-SMALL = [
-    "model.arguments.width=4",
-    "training.epochs=3",
-    "training.max_steps=50",
-    "pruning.rounds=2",
-    "deploy.sizes=false",
-]
+SHORT = [
+    "model.arguments.width=4", "training.epochs=3", "training.max_steps=25", "pruning.rounds=2", "deploy.sizes=false",
+]  # fmt: skip
+"""Settings for a module that brings its batches."""
+SMALL = [*SHORT, "training.batch_size=128"]
 torch.set_num_threads(1)  # two threads that meet at every tiny operation crawl on a busy machine
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -65,6 +63,12 @@ def typed(*arguments: str) -> object:
         except SystemExit as end:
             return end.code
     return 0
+
+
+def arrays(file: Path) -> dict[str, np.ndarray]:
+    """What an .npz file holds, by name."""
+    with np.load(file) as found:
+        return dict(found)
 
 
 def settings(*overrides: str) -> Settings:

@@ -103,11 +103,11 @@ def test_a_plan_trains_nothing_and_keeps_nothing(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     weights = 9 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 80
     assert [line.split() for line in lines[1:4]] == [
-        ["0", "1.0000", str(weights), "3", "57"],
-        ["1", f"{784 / weights:.4f}", "784", "3", "57"],
-        ["2", f"{627 / weights:.4f}", "627", "3", "57"],
+        ["0", "1.0000", str(weights), "3", "30"],
+        ["1", f"{784 / weights:.4f}", "784", "3", "30"],
+        ["2", f"{627 / weights:.4f}", "627", "3", "30"],
     ]
-    assert lines[4] == "3 rounds, 9 epochs, 171 steps"
+    assert lines[4] == "3 rounds, 9 epochs, 90 steps"
     assert re.fullmatch(r"one epoch took .* s here: about .* in all, less what is complete already", lines[5])
     assert lines[6:] == ["pruned: features.0.weight, features.3.weight, features.6.weight, output.weight"]
     assert list(tmp_path.iterdir()) == []

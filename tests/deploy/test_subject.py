@@ -20,6 +20,7 @@ from pipeline.deploy.mixed import within
 from pipeline.deploy.subject import Elsewhere
 from pipeline.rounds.choice import subject_of
 from pipeline.training.train import evaluate
+from tests.conftest import arrays
 
 SETTINGS = (
     "pruning.rounds=1", "pruning.fraction=0.5", "training.epochs=1", "deploy.kernels=[]", "training.precision=float32",
@@ -110,7 +111,7 @@ def test_inputs_and_outputs_of_any_structure_end_in_a_bundle_that_is_judged_by_t
     assert "several_0: 9 x 4, from" in predicted.stdout
     answered = board(folder, "answer", str(tmp_path / "inputs.npz"), "--out", str(tmp_path / "all.npz"))
     assert "model_fp32.onnx: 9 answers" in answered.stdout
-    kept = np.load(tmp_path / "all.npz")
+    kept = arrays(tmp_path / "all.npz")
     with torch.no_grad():
         expected = network(given.left, right=given.right)
     assert np.allclose(kept["model_fp32.onnx/map"], expected["map"], atol=1e-5)
@@ -253,7 +254,7 @@ def test_boxes_are_listed_by_name_and_drawn(tmp_path):
     board(folder, "predict", str(image), "--out", str(tmp_path / "out.npz"), "--engine", "onnxruntime")
     pixels = np.asarray(Image.open(image)).transpose(2, 0, 1)[None].astype(np.float32) / 255
     (boxes, *_) = onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"input": pixels})
-    assert np.array_equal(np.load(tmp_path / "out.npz")["boxes"], boxes)
+    assert np.array_equal(arrays(tmp_path / "out.npz")["boxes"], boxes)
     wrong = board(folder, "predict", str(tmp_path / "inputs.wav"))
     assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
     assert "takes no sounds, but an image, input: N x 3 x 16 x 12" in wrong.stderr
@@ -279,7 +280,7 @@ def test_answers_that_have_no_row_an_example_end_in_a_bundle(tmp_path):
     assert "model_fp32.onnx: 9 answers" in answered.stdout
     with torch.no_grad():
         expected = done.network()(given.left, right=given.right)
-    kept = np.load(tmp_path / "all.npz")
+    kept = arrays(tmp_path / "all.npz")
     for name in ("anchors", "largest", "same"):
         assert np.allclose(kept[f"model_fp32.onnx/{name}"], expected[name], atol=1e-5)
     predicted = board(folder, "predict", str(tmp_path / "inputs.npz"))

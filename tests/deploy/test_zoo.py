@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.deploy import arm
 from pipeline.ground.environment import CHECKOUT
+from tests.conftest import arrays
 from tests.deploy.test_arm import root  # noqa: F401
 
 BUNDLES = sorted(path.parent for path in (CHECKOUT / "zoo").glob("*/manifest.json"))
@@ -39,7 +39,7 @@ def test_it_gives_its_golden_answers_here_and_is_as_small_as_it_says(bundle):
 
 
 def test_it_names_what_is_on_an_image(bundle, tmp_path):
-    golden = np.load(bundle / "golden.npz")
+    golden = arrays(bundle / "golden.npz")
     classes = json.loads((bundle / "manifest.json").read_text())["classes"]
     for number, (pixels, scores) in enumerate(zip(golden["inputs/input"], golden["model.onnx/scores"], strict=True)):
         Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")

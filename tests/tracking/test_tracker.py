@@ -14,7 +14,7 @@ from pipeline.report import comparison
 from pipeline.rounds.ledger import weights_digest
 from pipeline.settings.identity import flat
 from pipeline.tracking import store
-from tests.conftest import SMALL, settings, typed
+from tests.conftest import SHORT, SMALL, settings, typed
 from tests.rounds.test_loop import Stop
 
 
@@ -26,6 +26,7 @@ def command(tmp_path):
 
 @pytest.fixture
 def client(tmp_path):
+    store.make_embedded_store(tmp_path)
     return MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
 
 
@@ -57,12 +58,12 @@ def artifacts(client, run):
 
 
 @pytest.mark.parametrize("case", ["patterns", "figures"])
-def test_whatever_users_call_patterns_and_figures_arrives(case, command, client, tmp_path):
+def test_whatever_users_call_patterns_and_figures_arrives(case, client, tmp_path):
     arguments = {
         "patterns": ["pruning.shares={features.*: 0.5, output: 1.0}"],
         "figures": ["model.module=tests.own_modules.Oddly", "objective.score='val/acc@1 (%)'", "objective.better=higher", "name=digits"],
     }[case]  # fmt: skip
-    assert command(*arguments, "pruning.rounds=1") == 0
+    assert typed(*SHORT, f"runs={tmp_path}", *arguments, "pruning.rounds=1") == 0
     (parent,) = runs(client, "job")
     assert parent.info.status == "FINISHED"
     assert [each.info.status for each in runs(client, "round")] == ["FINISHED"] * 2
@@ -355,10 +356,10 @@ def test_parameters_are_those_that_the_run_uses(overrides, used, unused):
     assert not found.keys() & set(unused)
 
 
-def test_a_run_that_recorded_settings_it_did_not_use_is_compared_with_those_of_today(command, client, tmp_path):
+def test_a_run_that_recorded_settings_it_did_not_use_is_compared_with_those_of_today(client, tmp_path):
     own = ["model.module=tests.own_modules.Oddly", "objective.score='val/acc@1 (%)'", "objective.better=higher"]
     for seed in (0, 1):
-        assert command(*own, "name=digits", "pruning.rounds=1", f"seed={seed}") == 0
+        assert typed(*SHORT, *own, f"runs={tmp_path}", "name=digits", "pruning.rounds=1", f"seed={seed}") == 0
     client.log_param(runs(client, "job")[0].info.run_id, "training.batch_size", 64)
     (method,) = comparison.methods(store.Store(settings(*SMALL, f"runs={tmp_path}"), tmp_path).runs(None))
     assert len(method.runs) == 2

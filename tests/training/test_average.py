@@ -35,7 +35,7 @@ def test_a_training_with_ema_ends_with_the_average_of_its_steps_by_hand(small_jo
     finally:
         hook.remove()
     reached = site.dense.state(0)
-    assert len(steps) == 50
+    assert len(steps) == 25
     for name, value in average.items():
         torch.testing.assert_close(reached.network[name], value, rtol=1e-5, atol=1e-6)
     rounds.run(plain, plain_site)
@@ -76,7 +76,7 @@ def test_copies_of_a_round_are_trained_in_other_orders_and_averaged_with_statist
         torch.testing.assert_close(reached.network[name], expected)
         assert (reached.network[name][~masks[name]] == 0).all()
     # the first normalisation sees what the first convolution makes of an epoch: its mean over all batches
-    images = [batch.inputs for batch in job.dataset.training(64, 19, (0, 1, 0), Shard())]
+    images = [batch.inputs for batch in job.dataset.training(128, 10, (0, 1, 0), Shard())]
     convolution = torch.nn.functional.conv2d
     means = torch.stack(
         [convolution(x, reached.network["features.0.weight"], padding=1).mean((0, 2, 3)) for x in images]
@@ -100,7 +100,7 @@ def test_half_of_the_loss_is_against_the_teachers_probabilities(teacher, small_j
     rounds.run(job, site)
     start, teaches = site.ledger.state(1), site.dense.state(0) if teacher == "dense" else site.ledger.state(1)
     masks, gradients = site.ledger.masks(2), {}
-    batch = next(iter(job.dataset.training(64, 19, (0, 2, 0), Shard())))
+    batch = next(iter(job.dataset.training(128, 10, (0, 2, 0), Shard())))
     job.network.load_state_dict(dict(teaches.network))
     answers = job.network.eval()(batch.inputs).detach().softmax(1)
     job.network.load_state_dict({**start.network, **{n: start.network[n].where(m, 0) for n, m in masks.items()}})

@@ -50,7 +50,7 @@ class MaskedForward(nn.Module):
 def test_dead_weights_are_zero_after_each_of_200_steps_and_live_ones_move_as_under_a_masked_forward_pass(
     overrides, small_job, monkeypatch
 ):
-    job, _ = small_job(*overrides, "training.epochs=11", "training.max_steps=200")
+    job, _ = small_job(*overrides, "training.batch_size=64", "training.epochs=11", "training.max_steps=200")
     job.network.double()
     masks = random_masks(job.network)
     start = State({k: v.double() if v.is_floating_point() else v for k, v in job.initial(0).items()}, {})

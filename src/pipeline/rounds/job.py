@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Generator, Tensor, nn
 
 from pipeline.data import AnyDataset
@@ -18,7 +19,7 @@ from pipeline.objective.score import Score
 from pipeline.pruning.blocks import Blocks
 from pipeline.pruning.channels import ChannelGroup
 from pipeline.pruning.cut import cut_blocks, cut_filters, cut_weights
-from pipeline.pruning.masks import Masks, ones_like
+from pipeline.pruning.masks import Masks, kept, ones_like
 from pipeline.rounds.ledger import Ledger, Round
 from pipeline.settings.groups import Pruning, Retraining, Training
 from pipeline.training.ranks import ALONE, Ranks
@@ -189,6 +190,12 @@ class Job:
         density = number / sum(mask.numel() for mask in masks.values())
         pruning = dataclasses.replace(self.pruning, fraction=1.0, target_density=density)
         return dataclasses.replace(self, pruning=pruning).cut(weights, masks, index)
+
+    def asked(self, index: int, masks: Masks) -> int:
+        """How many weights round ``index`` is to leave: whole blocks may leave fewer."""
+        single = dataclasses.replace(self.pruning, structure="weight")
+        nothing = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
+        return kept(dataclasses.replace(self, pruning=single).cut(nothing, masks, index))
 
     def layers(self, masks: Masks) -> tuple[LayerCost, ...]:
         """What each layer costs under masks."""

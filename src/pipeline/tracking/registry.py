@@ -71,11 +71,11 @@ def _version(tracker: Tracker, folder: Path, manifest: Manifest) -> str:
 
 def _log_files(tracker: Tracker, folder: Path, model: LoggedModel) -> None:
     """Logs the bundle's model as MLflow's, with the golden inputs as example."""
-    golden = np.load(folder / "golden.npz")
-    inputs, outputs = (
-        {key.removeprefix(part): golden[key] for key in golden.files if key.startswith(part)}
-        for part in ("inputs/", "model.onnx/")
-    )
+    with np.load(folder / "golden.npz") as golden:
+        inputs, outputs = (
+            {key.removeprefix(part): golden[key] for key in golden.files if key.startswith(part)}
+            for part in ("inputs/", "model.onnx/")
+        )
     example = inputs if len(inputs) > 1 else next(iter(inputs.values()))
     answer = outputs if len(outputs) > 1 else next(iter(outputs.values()))
     with tempfile.TemporaryDirectory() as place:

@@ -20,7 +20,10 @@ TIMES = 50
 
 @dataclass(frozen=True)
 class Gradual:
-    """A round's pruning within its training: down to ``kept`` weights, by ``cut`` (weights, masks, number to keep)."""
+    """A round's pruning within its training: down to ``kept`` weights, by ``cut`` (weights, masks, number to keep).
+
+    A cut of whole blocks may keep fewer, by less than a block.
+    """
 
     kept: int
     cut: Callable[[Mapping[str, Tensor], Masks, int], dict[str, Tensor]]

@@ -198,8 +198,8 @@ def session(name: str, threads: int = 0, library: Path | None = None) -> Any:
 
 def golden(part: str) -> dict[str, Any]:
     """The golden inputs by name; or a way's answers to them."""
-    found = np.load(HERE / "golden.npz")
-    return {key.removeprefix(f"{part}/"): found[key] for key in found.files if key.startswith(f"{part}/")}
+    with np.load(HERE / "golden.npz") as found:
+        return {key.removeprefix(f"{part}/"): found[key] for key in found.files if key.startswith(f"{part}/")}
 
 
 def answered(running: Any, inputs: Arrays) -> dict[str, Any]:
