@@ -1,6 +1,8 @@
 """Real jobs, small: the digits network at a quarter of its width, a few epochs."""
 
+import copy
 import dataclasses
+import functools
 import gc
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -71,9 +73,12 @@ def arrays(file: Path) -> dict[str, np.ndarray]:
         return dict(found)
 
 
+_composed = functools.cache(composed)
+
+
 def settings(*overrides: str) -> Settings:
     """Settings as the command line would compose them."""
-    return build(composed(overrides))
+    return build(copy.deepcopy(_composed(overrides)))
 
 
 @pytest.fixture

@@ -62,7 +62,14 @@ def test_a_block_is_of_a_kind_that_is_tested():
     assert len(kinds) > 30
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if typed_lines(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name == "results-tables.md" else (), id=page.name)
+        for page in PAGES
+        if typed_lines(page)
+    ],
+)
 def test_what_a_page_says_to_type_can_be_typed(page):
     extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     makefile = (PROJECT / "Makefile").read_text()

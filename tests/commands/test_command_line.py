@@ -126,6 +126,7 @@ def test_a_report_sets_methods_side_by_side(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "digits.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_training_alone_are_told_apart_in_a_report(tmp_path, monkeypatch, capsys):
     for arguments in (["training.batch_size=32"], ["training.batch_size=64"], ["task=report"]):
         monkeypatch.setattr(sys, "argv", ["pipeline", *SMALL, "pruning.rounds=1", f"runs={tmp_path}", *arguments])

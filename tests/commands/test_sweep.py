@@ -121,6 +121,7 @@ def test_a_job_that_fails_lets_the_others_go_on_and_again_runs_what_is_missing(t
     assert [run[1] for run in store(tmp_path / "runs")] == ["FINISHED"] * (2 + 4)
 
 
+@pytest.mark.slow
 def test_what_jobs_print_is_kept_apart(typed, tmp_path):
     status, out = typed("-m", *SMALL, "pruning.rounds=1", "seed=0,1")
     assert status == 0
@@ -130,6 +131,7 @@ def test_what_jobs_print_is_kept_apart(typed, tmp_path):
     assert [log.read_text().split()[:3] for log in logs] == [["round", "density", "sparsity"]] * 2
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_the_comparison_of_its_own_jobs_and_no_others(typed, tmp_path):
     short = [*SMALL, "pruning.rounds=1", "training.epochs=2", "training.max_steps=null"]
     assert typed(*short, "training.batch_size=32", "seed=0")[0] == 0
@@ -147,9 +149,8 @@ def test_a_sweep_ends_with_the_comparison_of_its_own_jobs_and_no_others(typed, t
     assert "the jobs are not compared: these runs cannot be compared: training.epochs is" in out
 
 
-@pytest.mark.parametrize(
-    "launcher", [[], pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]])
 def test_ctrl_c_stops_the_whole_sweep(launcher, typed, monkeypatch, tmp_path):
     from pipeline.report.display import Display
 

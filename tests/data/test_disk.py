@@ -155,6 +155,7 @@ def test_places_that_are_none(source, sentence, photos):
         load(composed(*PHOTOS, f'data.source="{source.format(photos=photos)}"').data)
 
 
+@pytest.mark.slow
 def test_stopping_after_any_epoch_changes_nothing_for_images_on_disk_too(photos, small_job, tmp_path):
     arguments = [*PHOTOS, f"data.source={photos}", "training.batch_size=16", "pruning.rounds=1"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

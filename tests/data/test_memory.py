@@ -141,6 +141,7 @@ def test_a_split_that_cannot_be(overrides, sentence):
         load(composed(*overrides).data)
 
 
+@pytest.mark.slow
 def test_cifar10_from_a_folder_has_the_papers_split(cifar10):
     dataset = load(composed("+experiment=resnet20", f"data.source={cifar10}").data)
     assert [len(part) for part in (dataset.train, dataset.validation, dataset.test)] == [50_000, 2_000, 8_000]

@@ -45,7 +45,7 @@ from pipeline.objective.score import ACCURACY
 from pipeline.report import sizes
 from pipeline.rounds.building import build_job
 from pipeline.rounds.choice import network_after
-from tests.conftest import SMALL, arrays, settings
+from tests.conftest import SMALL, arrays, settings, some_fast
 from tests.deploy.test_shrink import pruned
 
 ENGINES = ("onnxruntime", "sparse")
@@ -448,7 +448,7 @@ FORETOLD = {
 }
 
 
-@pytest.mark.parametrize("case", FORETOLD)
+@pytest.mark.parametrize("case", some_fast(zip(FORETOLD), [("in it",)]))
 def test_a_board_says_what_was_foretold_beside_what_it_takes(case, copy):
     where, model, spoilt, told_there = FORETOLD[case]
     milliseconds = {"Raspberry Pi 4": {"model.onnx": [0.25, 0.5]}}
@@ -548,6 +548,7 @@ def test_what_cannot_be_is_one_sentence_and_leaves_the_bundle_as_it_was(argument
         assert json.loads(verified.read_text())["status"] == "not verified"
 
 
+@pytest.mark.slow
 def test_int8_that_loses_too_much_is_refused_and_float_offered(made, tmp_path, monkeypatch, capsys):
     real = Calibrated.quantised
 
@@ -573,6 +574,7 @@ def test_int8_that_loses_too_much_is_refused_and_float_offered(made, tmp_path, m
     assert board(tmp_path / "artifacts" / "bundle", "check").returncode == 0
 
 
+@pytest.mark.slow
 def test_an_int8_bundle_can_leave_the_float_model_out(made, tmp_path, monkeypatch):
     shutil.copytree(made / "runs", tmp_path / "runs")
     where = [f"runs={tmp_path / 'runs'}", f"artifacts={tmp_path / 'artifacts'}"]
@@ -591,7 +593,7 @@ KEYS = {
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
-@pytest.mark.parametrize("written", KEYS)
+@pytest.mark.parametrize("written", some_fast(zip(KEYS), [("by OpenSSL",)]))
 def test_a_bundle_can_be_signed_and_openssl_tells_one_that_was_changed(written, made, tmp_path, monkeypatch):
     key = ed25519.Ed25519PrivateKey.generate()
     (tmp_path / "key").write_bytes(key.private_bytes(*KEYS[written], serialization.NoEncryption()))

@@ -239,6 +239,7 @@ class Photos(lightning.LightningDataModule):
     train_dataloader = val_dataloader = _loader
 
 
+@pytest.mark.slow
 def test_boxes_are_listed_by_name_and_drawn(tmp_path):
     done = pruned(Detector, Photos(), tmp_path, "objective.score=mean", "objective.better=lower", "deploy.input=image")
     folder = done.bundle(tmp_path / "bundle")

@@ -236,6 +236,7 @@ def test_every_method_retrains_filters_which_stay_zero(method, small_job):
                 assert not masks[part.parameter].index_select(part.dimension, gone).any()
 
 
+@pytest.mark.slow
 def test_stopping_after_any_epoch_changes_nothing(small_job, tmp_path):
     command = [*FILTERS, "pruning.rounds=2", "pruning.fraction=0.3", "pruning.target_density=null"]
     undisturbed, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -173,6 +173,9 @@ def test_random_pruning_depends_on_the_generator_alone():
     assert density(draw[2]) == 0.5
 
 
+PER_MAC = configured("pruning=per_mac", "pruning.fraction=0.4").pruning
+
+
 @given(shapes=shapes, seed=st.integers(0, 2**31), strength=st.sampled_from([0.0, 0.5, 1.0]))
 @settings(max_examples=40, deadline=None)
 def test_magnitude_per_mac_gives_the_masks_of_torch_for_those_scores(shapes, seed, strength):
@@ -186,7 +189,7 @@ def test_magnitude_per_mac_gives_the_masks_of_torch_for_those_scores(shapes, see
         layer.weight.data.copy_(weight)
         scores[layer, "weight"] = weight.abs() / max(1, positions[name]) ** strength
     reference.global_unstructured(list(scores), reference.L1Unstructured, importance_scores=scores, amount=0.4)
-    asked = configured("pruning=per_mac", f"pruning.mac_strength={strength}", "pruning.fraction=0.4").pruning
+    asked = dataclasses.replace(PER_MAC, mac_strength=strength)
     masks = cut_weights(asked, weights, ones_like(weights), 1, generator, positions)
     for layer, mask in zip(layers, masks.values(), strict=True):
         kept_by_torch = int(layer.weight_mask.sum()) if reference.is_pruned(layer) else layer.weight.numel()

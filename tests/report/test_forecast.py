@@ -20,14 +20,8 @@ def test_the_first_and_last_round_are_looked_at_and_two_between(rounds, looks):
     assert forecast.looked_at(rounds) == looks
 
 
-@pytest.mark.parametrize(
-    "pruned",
-    [
-        (),
-        pytest.param(("pruning=blocks",), marks=pytest.mark.slow),
-        pytest.param(("pruning=filters", "pruning.rounds=2"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pruned", [(), ("pruning=blocks",), ("pruning=filters", "pruning.rounds=2")])
 def test_it_foretells_what_the_rounds_then_weigh(small_job, pruned):
     job, site = small_job("pruning.fraction=0.6", *pruned)
     deploy = settings("deploy.calibration_images=20").deploy

@@ -108,6 +108,7 @@ STALE = {
 }
 
 
+@pytest.mark.slow
 def test_figures_that_were_made_otherwise_are_made_anew(small_job, monkeypatch):
     monkeypatch.setattr(arm, "missing", lambda: "no ARM in this test")
     job, site = small_job("pruning.rounds=1")

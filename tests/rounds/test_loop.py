@@ -165,10 +165,7 @@ STOPPED = {
 }
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(each, marks=pytest.mark.slow if each in ("soup", "reinitialisation") else ()) for each in STOPPED],
-)
+@pytest.mark.parametrize("method", some_fast(zip(STOPPED), [("lr_rewinding",), ("weight_rewinding",)]))
 def test_stopping_after_any_epoch_changes_nothing(method, small_job, tmp_path):
     settings = STOPPED[method]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -237,7 +234,7 @@ def test_the_dense_network_is_trained_once_and_a_rewind_point_that_was_not_kept_
     assert content(site.dense.folder) == content(kept_at_once.dense.folder)
 
 
-@pytest.mark.parametrize("dies_after", [1, 2, 3])
+@pytest.mark.parametrize("dies_after", some_fast(zip([1, 2, 3]), [(1,)]))
 def test_a_rewind_point_that_is_trained_again_goes_on_after_a_kill(dies_after, small_job, tmp_path, monkeypatch):
     longer = ["training.epochs=5", "training.max_steps=null", "retraining.length=0.4", "pruning.rounds=1"]
     shared, alone = tmp_path / "shared", tmp_path / "alone"
@@ -343,6 +340,7 @@ class OwnNetwork(torch.nn.Module):
         return self.outputs(self.frozen(self.again(self.again(x).relu())))
 
 
+@pytest.mark.slow
 def test_a_users_own_network_by_dotted_path_continues_bit_for_bit_too(small_job, tmp_path):
     def own(runs, *watchers):
         chosen = settings(

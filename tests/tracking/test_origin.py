@@ -30,6 +30,7 @@ def test_a_run_says_what_it_is_who_made_it_how_and_of_which_data(tmp_path):
     assert (data.dataset.name, data.dataset.digest) == ("digits", tags["data_digest"][:32])
 
 
+@pytest.mark.slow
 def test_the_first_command_stays_that_of_the_run(tmp_path):
     for more in ([], ["pruning.rounds=3"], ["task=sync"]):
         assert typed(*SMALL, "pruning.rounds=1", *more, f"runs={tmp_path}") == 0

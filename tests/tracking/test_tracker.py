@@ -14,7 +14,7 @@ from pipeline.report import comparison
 from pipeline.rounds.ledger import weights_digest
 from pipeline.settings.identity import flat
 from pipeline.tracking import store
-from tests.conftest import SHORT, SMALL, settings, typed
+from tests.conftest import SHORT, SMALL, settings, some_fast, typed
 from tests.rounds.test_loop import Stop
 
 
@@ -126,6 +126,7 @@ def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
     assert len([line for line in table.splitlines() if line.strip().startswith(("0 ", "1 ", "2 "))]) == 3
 
 
+@pytest.mark.slow
 def test_a_second_method_gets_round_0_too(command, client):
     assert command() == command("retraining=fine_tuning") == 0
     first, second = sorted(runs(client, "job"), key=lambda run: run.info.run_name)
@@ -151,7 +152,7 @@ def test_typed_again_nothing_doubles_and_more_rounds_reopen_the_run(command, cli
     [
         pytest.param(["pruning.rounds=1"], True, marks=pytest.mark.slow),
         (["pruning.rounds=0"], False),
-        (["pruning.rounds=1", "task=sync"], False),
+        pytest.param(["pruning.rounds=1", "task=sync"], False, marks=pytest.mark.slow),
     ],
 )
 def test_a_shorter_call_changes_nothing_of_what_a_longer_one_recorded(
@@ -189,8 +190,12 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("death", "exit_status", "run_status"),
-    [(Stopped(2), 130, "KILLED"), (Stopped(15), 143, "KILLED"), (OSError("disk full"), 1, "FAILED"), (Stop(), None, "FAILED")],
-    ids=["Ctrl-C", "SIGTERM", "no space", "a bug"],
+    [
+        pytest.param(Stopped(2), 130, "KILLED", id="Ctrl-C"),
+        pytest.param(Stopped(15), 143, "KILLED", id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(OSError("disk full"), 1, "FAILED", id="no space", marks=pytest.mark.slow),
+        pytest.param(Stop(), None, "FAILED", id="a bug"),
+    ],
 )  # fmt: skip
 @pytest.mark.parametrize("epoch", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_dies_has_its_true_status_and_goes_on_to_the_same_content(
@@ -220,6 +225,7 @@ def test_a_run_that_dies_has_its_true_status_and_goes_on_to_the_same_content(
     assert everything(client) == undisturbed
 
 
+@pytest.mark.slow
 def test_another_store_by_setting_or_environment(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of such a store
     by_setting = f"sqlite:///{tmp_path / 'one.db'}"
@@ -266,9 +272,10 @@ def test_a_password_in_the_stores_address_is_neither_kept_nor_shown(command, tmp
     assert "hush" not in told
 
 
-@pytest.mark.parametrize(
-    "failing", ["matplotlib.figure.Figure.savefig", "pipeline.report.sheet.curves", "pipeline.report.sizes.measured"]
-)
+FAILING = ["matplotlib.figure.Figure.savefig", "pipeline.report.sheet.curves", "pipeline.report.sizes.measured"]
+
+
+@pytest.mark.parametrize("failing", some_fast(zip(FAILING), [("pipeline.report.sheet.curves",)]))
 def test_what_fails_after_the_last_round_costs_no_finished_run(failing, command, client, monkeypatch, capsys):
     def fails(*arguments, **named):
         raise ZeroDivisionError("no such luck")
@@ -311,6 +318,7 @@ def test_a_deleted_experiment_is_named(command, client, capsys):
     assert "the MLflow experiment 'digits'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_round_trained_anew_is_a_new_run(command, client, tmp_path):
     assert command() == 0
     (old,) = runs(client, "job")

@@ -86,6 +86,7 @@ def test_who_says_how_threads_wait_is_obeyed(variable, monkeypatch):
         assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_no_number_moves_and_nothing_is_left(small_job, tmp_path):
     before = threading.active_count()
     rounds.run(*small_job("pruning.rounds=1", runs=tmp_path / "spinning"))
