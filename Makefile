@@ -56,13 +56,12 @@ evidence: ## Keep the records of an experiment's runs in docs/evidence, where ta
 	@mkdir -p docs/evidence; cd $(RUNS) && find dense $(EXPERIMENT)-* \( -name round.json -o -name sizes.json -o -name timing.json \) \
 	  -exec cp --parents -t $(CURDIR)/docs/evidence {} +
 
-# tests wait for processes, slow ones longer: half as many workers more than cores, or twice as many, four at most; files
-# in the order of tests/conftest.py
-TESTS = $(BIN)/python -m pytest -n $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * $(if $(SLOW),4,3) / 2)); echo $$((n < 4 ? n : 4))) --dist loadfile --no-loadscope-reorder
+# tests wait for processes a quarter of their time: half as many workers more than cores, four at most; files in the order
+# of tests/conftest.py
+TESTS = $(BIN)/python -m pytest -n $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)); echo $$((n < 4 ? n : 4))) --dist loadfile --no-loadscope-reorder
 test: setup ## Run the tests, a few files at a time (minutes; SLOW=1: those of test-slow too)
 	$(TESTS) $(if $(SLOW),,-m "not slow")
 
-test-slow: SLOW = 1
 test-slow: setup ## Run the slow tests: kills, whole jobs, the wheel
 	$(TESTS) -m slow
 

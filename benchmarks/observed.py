@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.ground.loading import loading
+
 
 def main(file: Path) -> None:
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
+    with loading():  # as the command does
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-    from pipeline.__main__ import main as command
-    from pipeline.rounds import loop as rounds
+        from pipeline.__main__ import main as command
+        from pipeline.rounds import loop as rounds
 
     seen: dict[str, float] = {"evaluation": 0.0}
     evaluate = vars(rounds)["evaluate"]
