@@ -54,11 +54,23 @@ def test_the_standard_error_is_the_spread_of_draws():
 
 
 @given(st.integers(50, 50_000), st.lists(st.floats(0.01, 0.99), min_size=6, max_size=12, unique=True))
-def test_the_number_of_test_examples_is_told_by_accuracies_in_float32(examples, shares):
-    counts = {round(share * examples) for share in shares}
-    smallest = examples // math.gcd(examples, *counts)
-    found = examples_behind(float(np.float32(count) / np.float32(examples)) for count in counts)
-    assert found == (smallest if len(counts) > 2 else None)
+def test_shares_are_counts_of_the_number_of_test_examples_that_they_tell(examples, shares):
+    counts = {round(share * examples) for share in shares} - {0, examples}
+    known = [float(np.float32(count) / np.float32(examples)) for count in counts]
+    found = examples_behind(known)
+    if len(counts) < 3:
+        assert found is None
+        return
+    assert found <= examples // math.gcd(examples, *counts)
+    assert all(np.float32(round(share * found)) / np.float32(found) == np.float32(share) for share in known)
+
+
+def test_the_number_of_test_examples_is_told_by_accuracies_in_float32():
+    draws = np.random.default_rng(0)
+    for examples in draws.integers(50, 50_000, 200).tolist():
+        counts = draws.integers(1, examples, 8).tolist()
+        told = examples_behind(float(np.float32(count) / np.float32(examples)) for count in counts)
+        assert told == examples // math.gcd(examples, *counts)
 
 
 def test_what_is_no_count_tells_no_number_of_examples():

@@ -15,7 +15,7 @@ def standard_error(share: float, examples: int) -> float:
 
 
 def examples_behind(shares: Iterable[float]) -> int | None:
-    """How many examples shares were counted on: the smallest number of which each is a whole count.
+    """How many examples shares were counted on: the smallest number of which each is a whole count, in float32.
 
     Records hold accuracies and not the number of test examples, but float32 keeps counts of up to 100,000 apart. None
     if fewer than three shares between 0 and 1 differ, or no number fits: then they are no counts (means over batches or
@@ -26,6 +26,6 @@ def examples_behind(shares: Iterable[float]) -> int | None:
         return None
     numbers = np.arange(1, MOST + 1)
     for share in known:
-        counts = numbers * share
-        numbers = numbers[np.abs(counts - np.rint(counts)) <= numbers * 2.0**-24]
+        counts = np.rint(numbers * share)
+        numbers = numbers[counts.astype(np.float32) / numbers.astype(np.float32) == np.float32(share)]
     return int(numbers[0]) if len(numbers) else None
