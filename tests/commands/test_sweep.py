@@ -144,6 +144,11 @@ def test_a_sweep_ends_with_the_comparison_of_its_own_jobs_and_no_others(typed, t
     assert typed(*short, "task=compare")[0] == 1, "of all runs of that name, one has other batches"
     status, out = typed(*sweep_of_two)
     assert (status, "2 complete before" in out, "| density |" in out) == (0, True, True)
+    assert typed(*short, "retraining=lr_rewinding", "pruning.rounds=2", "seed=0")[0] == 0
+    typed(*sweep_of_two)
+    assert (tmp_path / "comparison" / "comparison.md").read_text() == table, (
+        "rounds of a longer run are not the sweep's"
+    )
     status, out = typed("-m", *short, "training.epochs=1,2")
     assert status == 0
     assert "the jobs are not compared: these runs cannot be compared: training.epochs is" in out

@@ -68,8 +68,8 @@ def run_sweep(overrides: Sequence[str]) -> tuple[int, list[str]]:
 
 def _compare(sweep: Sweep) -> None:
     """Ends a sweep with its jobs side by side, and no others; what cannot be compared costs a sentence."""
-    folders = [Path(note.ledger) for note in sweep.notes() if note.ledger]
-    if len(folders) < 2:
+    ended = [note for note in sweep.notes() if note.ledger and note.rounds]
+    if len(ended) < 2:
         return
     print()
     settings = sweep.settings[0]
@@ -79,7 +79,8 @@ def _compare(sweep: Sweep) -> None:
         from pipeline.report.ledgers import record
         from pipeline.tracking.store import Store
 
-        records = [found for each in folders if (found := record(each, measured=True)) is not None]
+        found = (record(Path(note.ledger), last=note.rounds, measured=True) for note in ended)
+        records = [each for each in found if each is not None]
         if records:
             compared(settings, records, Store(settings, runs_folder(settings.runs)))
     except SettingsError as error:
@@ -182,7 +183,8 @@ def _work(settings: Settings, runs: Path, folder: Path, number: int) -> bool:
     reached = job.score.shown(last.figures.get(job.score.test))
     result = f"{100 * last.density:.3g}% kept, {job.score.test_label} {reached}"
     ledger = str(site.ledger.folder.absolute())
-    write(folder, number, dataclasses.replace(read(folder, number), result=result, ledger=ledger))
+    note = dataclasses.replace(read(folder, number), result=result, ledger=ledger, rounds=last.index)
+    write(folder, number, note)
     return progress.trained > 0
 
 

@@ -50,7 +50,9 @@ class Note:
     result: str = ""
     """What it ended with."""
     ledger: str = ""
-    """The folder of its rounds."""
+    """The folder of its rounds, where those of a longer run may lie too."""
+    rounds: int = 0
+    """How many of them are the job's, beside the dense network."""
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,16 @@ def records(runs: Path, name: str, *, measured: bool = False) -> list[RunRecord]
     return found
 
 
-def record(folder: Path, *, measured: bool = False) -> RunRecord | None:
-    """The run whose ledger is in a folder; None where no round is complete beside the dense network."""
+def record(folder: Path, *, last: int | None = None, measured: bool = False) -> RunRecord | None:
+    """The run whose ledger is in a folder, up to its ``last`` round; None where none is complete but the dense one."""
     identity = recorded_identity(folder / "round-01" / "round.json")
     if identity is None:
         return None
     first = Ledger(*dense_home(folder.parents[1], identity))
     dense = first.read(0)
     ledger = Ledger(folder, identity)
-    later = itertools.takewhile(lambda r: r is not None, map(ledger.read, itertools.count(1)))
+    indices = itertools.count(1) if last is None else range(1, last + 1)
+    later = itertools.takewhile(lambda r: r is not None, map(ledger.read, indices))
     rounds = [each for each in (dense, *later) if each is not None]
     pruning = {**LATER["pruning"], **dict.fromkeys(LENGTHENS), **identity["pruning"]}
     retraining = LATER["retraining"] | identity["retraining"]
