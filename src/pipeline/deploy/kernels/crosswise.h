@@ -47,22 +47,22 @@ static inline __attribute__((always_inline)) void crossed(const int N, const cro
 TO_PLACES(CROSSED)
 static void (*const CROSSINGS[PLACES / AT_ONCE])(const crossing *, vector *) = {TO_PLACES(CROSSED_NAME)};
 
-/* What a place has of LANES filters, to their planes. */
-static void put(const step *s, vector sum, int64_t plane, int64_t rows, const number *residual, number *out) {
-    for (int64_t m = 0; residual && m < rows; m++) sum[m] += residual[m * plane];
-    sum = resulting(s, sum);
-    for (int64_t m = 0; m < rows; m++) out[m * plane] = sum[m];
-}
-
-/* The same of AT_ONCE places side by side. */
-static void put_at_once(const step *s, const vector *sums, int64_t plane, int64_t rows, const number *residual, number *out) {
+/* What AT_ONCE places side by side have of LANES filters, to their planes: of those that are `inside`, a bit each. */
+static void put(const step *s, const vector *sums, int inside, int64_t plane, int64_t rows, const number *residual, number *out) {
     number values[LANES * AT_ONCE];
     for (int m = 0; m < LANES; m++)
         UNROLLED for (int n = 0; n < AT_ONCE; n++) values[m * AT_ONCE + n] = ((const number *)sums)[n * LANES + m];
     for (int64_t m = 0; residual && m < rows; m++)
         UNROLLED for (int n = 0; n < AT_ONCE; n++) values[m * AT_ONCE + n] += residual[m * plane + n];
     UNROLLED for (int i = 0; i < AT_ONCE; i++) ((vector *)values)[i] = resulting(s, ((vector *)values)[i]);
-    for (int64_t m = 0; m < rows; m++) memcpy(out + m * plane, values + m * AT_ONCE, sizeof(number) * AT_ONCE);
+    for (int64_t m = 0; m < rows; m++) {
+        const number *row = values + m * AT_ONCE;
+        if (inside == (1 << AT_ONCE) - 1)
+            memcpy(out + m * plane, row, sizeof(number) * AT_ONCE);
+        else
+            for (int n = 0; n < AT_ONCE; n++)
+                if (inside >> n & 1) out[m * plane + n] = row[n];
+    }
 }
 
 /* Fours of places `first` to `last` of the groups of filters `begin` to `end`. */
@@ -80,17 +80,11 @@ static void crosswise(const network *net, const step *s, const layer *l, number 
         for (int64_t filter = group * ACROSS, f = 0; f < FILTER_VECTORS && filter < l->outputs; f++, filter += LANES) {
             int64_t rows = l->outputs - filter < LANES ? l->outputs - filter : LANES;
             for (int64_t n = 0; n < count; n += AT_ONCE) {
-                int64_t place = c.fours[n / AT_ONCE], at = to->first + filter * to->plane + place, column = place % to->row;
-                const vector *sums = found + f * count + n;
-                const number *beside = residual ? residual + at : NULL;
-                number *out = activations[s->to] + at;
-                if (column + AT_ONCE <= to->shape.width) {
-                    put_at_once(s, sums, to->plane, rows, beside, out);
-                    continue;
-                }
-                for (int64_t i = 0; i < AT_ONCE; i++)
-                    if ((place + i) / to->row < to->shape.height && (place + i) % to->row < to->shape.width)
-                        put(s, sums[i], to->plane, rows, beside ? beside + i : NULL, out + i);
+                int64_t place = c.fours[n / AT_ONCE], at = to->first + filter * to->plane + place;
+                int inside = 0;
+                for (int i = 0; i < AT_ONCE; i++)
+                    inside |= ((place + i) / to->row < to->shape.height && (place + i) % to->row < to->shape.width) << i;
+                put(s, found + f * count + n, inside, to->plane, rows, residual ? residual + at : NULL, activations[s->to] + at);
             }
         }
     }
