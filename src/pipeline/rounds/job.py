@@ -194,8 +194,11 @@ class Job:
     def asked(self, index: int, masks: Masks) -> int:
         """How many weights round ``index`` is to leave: whole blocks may leave fewer."""
         single = dataclasses.replace(self.pruning, structure="weight")
-        nothing = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
-        return kept(dataclasses.replace(self, pruning=single).cut(nothing, masks, index))
+        return kept(dataclasses.replace(self, pruning=single).cut_of_zeros(masks, index))
+
+    def cut_of_zeros(self, masks: Masks, index: int) -> Masks:
+        """A cut of weights that are all zero, for those who want its counts alone."""
+        return self.cut({name: torch.zeros(mask.shape) for name, mask in masks.items()}, masks, index)
 
     def layers(self, masks: Masks) -> tuple[LayerCost, ...]:
         """What each layer costs under masks."""

@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import torch
-
 from pipeline.ground.errors import SettingsError
 from pipeline.networks.costs import density
 from pipeline.pruning.cut import least_share
@@ -23,9 +21,8 @@ def planned(job: Job) -> list[float] | None:
     if pruning.rounds is None and pruning.target_density is None and pruning.shares is None:
         return None
     if pruning.shares is not None:
-        nothing = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
         last = 1 if pruning.rounds is None else pruning.rounds
-        return [density(job.layers(masks if r == 0 else job.cut(nothing, masks, r))) for r in range(last + 1)]
+        return [density(job.layers(masks if r == 0 else job.cut_of_zeros(masks, r))) for r in range(last + 1)]
     assert pruning.fraction is not None
     if pruning.structure == "filter":
         densities = [1.0]
@@ -51,9 +48,8 @@ def check_end(job: Job) -> None:
     if densities is None or len(densities) == 1:
         return
     at_once = dataclasses.replace(pruning, fraction=1 - densities[-1], target_density=None)
-    nothing = {name: torch.zeros(mask.shape) for name, mask in job.alive().items()}
     try:
-        dataclasses.replace(job, pruning=at_once).cut(nothing, job.alive(), 1)
+        dataclasses.replace(job, pruning=at_once).cut_of_zeros(job.alive(), 1)
     except ValueError as error:
         setting = "target_density" if pruning.target_density is not None else "rounds"
         raise SettingsError([f"pruning.{setting}: got {getattr(pruning, setting)}, with which {error}"]) from error
