@@ -20,6 +20,7 @@ import weakref
 from pathlib import Path
 
 import pyte
+from torchmetrics.utilities.prints import rank_zero_only
 
 from pipeline.__main__ import main
 from tests.conftest import PROJECT
@@ -53,17 +54,23 @@ def terminal(columns, rows, *arguments, cwd=PROJECT):
     return screen
 
 
+def loaded():
+    """What starts processes that have loaded the libraries: a server without threads forks them, for the tests' own
+    process has some and could pass on a lock.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__, "pipeline.commands.run", "pipeline.commands.search"])
+    return server
+
+
 class Forked:
     """A command that runs, with the methods of ``subprocess.Popen`` that tests use."""
 
     def __init__(self, arguments, cwd, environment):
-        # a server without threads forks it: the tests' own process has some and could pass on a lock
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload([__name__, "pipeline.commands.run", "pipeline.commands.search"])
         folder = tempfile.mkdtemp()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._files = [Path(folder) / name for name in ("out", "err")]
-        self._process = server.Process(target=_run, args=(arguments, cwd, environment, self._files))
+        self._process = loaded().Process(target=_run, args=(arguments, cwd, environment, self._files))
         self._process.start()
         self.pid = self._process.pid
 
@@ -110,6 +117,7 @@ def _run(arguments, cwd, environment, files):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("LOCAL_RANK", "0"))  # as torchmetrics finds it when it is loaded
     sys.path[:0] = [str(cwd), *environment.get("PYTHONPATH", "").split(os.pathsep)]
     sys.argv = ["pipeline", *arguments]
     main()

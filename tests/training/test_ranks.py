@@ -1,11 +1,9 @@
 """Two real processes (gloo) against one: the same training, one mask, metrics of the whole data set, exact resume."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -21,8 +19,9 @@ from pipeline.training.ranks import LOST, Ranks, follows, together
 from pipeline.training.train import evaluate
 from tests.commands.test_command_line import store
 from tests.conftest import PHOTOS, settings
-from tests.processes import command
+from tests.processes import command, forked, loaded
 from tests.rounds.test_loop import content
+from tests.servers import free_port
 from tests.tracking.test_tracker import everything
 
 two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
@@ -50,11 +49,9 @@ def apart(rank, port, answers):
 
 @pytest.mark.slow
 def test_two_processes_get_the_leaders_results_and_errors_and_masks_that_differ_are_an_error_on_both():
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    processes = [context.Process(target=apart, args=(rank, port, answers)) for rank in range(2)]
+    port = free_port()
+    answers = loaded().SimpleQueue()
+    processes = [loaded().Process(target=apart, args=(rank, port, answers)) for rank in range(2)]
     for process in processes:
         process.start()
     found = dict(answers.get() for _ in processes)
@@ -102,13 +99,18 @@ def test_nodes_without_a_launcher_are_a_sentence(monkeypatch):
         pass
 
 
-def finished(*arguments):
-    """The command to its end: its records, and what it said."""
-    process = command(*arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert err == ""
-    return out
+def finished(*arguments, processes=2):
+    """The command to its end, started as torchrun starts it: what the process that leads said."""
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    started = [
+        forked(*arguments, **(world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}))
+        for rank in range(processes)
+    ]
+    said = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * processes, said
+    assert [err for _, err in said] == [""] * processes
+    assert [out for out, _ in said[1:]] == [""] * (processes - 1)
+    return said[0][0]
 
 
 def ledgers(runs, *arguments):
@@ -123,7 +125,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
     """To rounding, for a network without BatchNorm, whose statistics are those of a process's part of a batch."""
     arguments = ["model=lenet_300_100", *TWO]
     finished(*arguments, f"runs={tmp_path / 'two'}")
-    finished(*arguments, "training.devices=1", f"runs={tmp_path / 'one'}")
+    finished(*arguments, "training.devices=1", f"runs={tmp_path / 'one'}", processes=1)
     for index in (0, 1):
         one, two = (ledgers(tmp_path / name, *arguments)[1 + index] for name in ("one", "two"))
         for name, tensor in one.state(index).network.items():
@@ -163,7 +165,8 @@ def test_two_processes_skip_and_count_the_corrupt_images_that_one_does(photos, t
         "training.epochs=2", "pruning.rounds=0", "training.optimizer.rate=0.01",
     ]  # fmt: skip
     for devices in (1, 2):
-        out = finished(*job, "data.corrupt=skip", f"training.devices={devices}", f"runs={tmp_path / str(devices)}")
+        settings_ = ["data.corrupt=skip", f"training.devices={devices}", f"runs={tmp_path / str(devices)}"]
+        out = finished(*job, *settings_, processes=devices)
         assert "3 images cannot be decoded and are left out: " in out
     skipping = [*job, "data.corrupt=skip"]
     one, two = (ledgers(tmp_path / name, *skipping)[1].read(0) for name in ("1", "2"))
