@@ -86,24 +86,21 @@ def _alive(entries: Array) -> NDArray[np.bool_]:
     return np.asarray(entries.reshape(len(entries), -1).any(1))
 
 
+def _places(entries: Array) -> NDArray[np.int64]:
+    """Which entries are written down: those that are not zero, or the first where all are."""
+    places = np.flatnonzero(_alive(entries))
+    return places if len(places) else np.zeros(1, np.int64)
+
+
 def encode_gaps(entries: Array) -> Coding:
-    places = []
-    last = -1
-    for place in np.flatnonzero(_alive(entries)).tolist():
-        while place - last - 1 > LONGEST_GAP:
-            last += LONGEST_GAP + 1
-            places.append(last)
-        places.append(place)
-        last = place
-    index = np.array(places or [0], dtype=np.int64)
-    gaps = np.diff(index, prepend=-1) - 1
-    return Coding("Gaps", entries[index], (gaps.astype(np.uint8),), {})
+    filled, left = np.divmod(np.diff(_places(entries), prepend=-1) - 1, LONGEST_GAP + 1)
+    gaps = np.full(len(left) + filled.sum(), LONGEST_GAP)
+    gaps[np.cumsum(filled + 1) - 1] = left
+    return Coding("Gaps", entries[np.cumsum(gaps + 1) - 1], (gaps.astype(np.uint8),), {})
 
 
 def encode_rice(entries: Array) -> Coding:
-    index = np.flatnonzero(_alive(entries))
-    if not len(index):
-        index = np.zeros(1, dtype=np.int64)
+    index = _places(entries)
     gaps = np.diff(index, prepend=-1) - 1
     low = min(RICE_PARAMETERS, key=lambda k: int((gaps >> k).sum()) + len(gaps) * (k + 1))
     ends = np.cumsum((gaps >> low) + 1) - 1
