@@ -822,13 +822,13 @@ class Graph:
 
 def _connected(nodes: Sequence[NodeProto]) -> list[list[NodeProto]]:
     """Nodes in order, apart where no value leads from some to others."""
-    groups: list[tuple[set[str], list[NodeProto]]] = []
-    for node in nodes:
+    groups: list[tuple[set[str], list[int]]] = []
+    for place, node in enumerate(nodes):
         touched = [group for group in groups if not group[0].isdisjoint(node.input)]
-        names = set(node.output).union(*(group[0] for group in touched))
-        members = [each for each in nodes if any(each in group[1] for group in touched)]
-        groups = [group for group in groups if group not in touched] + [(names, [*members, node])]
-    return [members for _, members in groups]
+        names = set(node.output).union(*(made for made, _ in touched))
+        before = sorted(each for _, places in touched for each in places)
+        groups = [group for group in groups if group not in touched] + [(names, [*before, place])]
+    return [[nodes[place] for place in places] for _, places in groups]
 
 
 def _turned(sides: Sequence[int]) -> tuple[int, ...]:

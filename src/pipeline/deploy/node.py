@@ -99,17 +99,20 @@ def opened(model: ModelProto) -> ModelProto:
     del result.functions[:]
     result.functions.extend(others)
     nodes: list[NodeProto] = []
+    made: set[str] = set()
     for node in model.graph.node:
         if node.domain != DOMAIN:
             nodes.append(node)
+            made.update(node.output)
             continue
         for each in bodies[node.op_type].node:
             copy = NodeProto()
             copy.CopyFrom(each)
             for side in (copy.input, copy.output):
                 side[:] = [name.removeprefix("_") for name in side]
-            if not any(set(copy.output) <= set(other.output) for other in nodes):  # constants of two bodies
+            if not made.issuperset(copy.output):  # constants of two bodies
                 nodes.append(copy)
+                made.update(copy.output)
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     opsets = [each for each in result.opset_import if each.domain != DOMAIN]
