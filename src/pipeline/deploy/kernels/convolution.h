@@ -25,6 +25,20 @@ static inline __attribute__((always_inline)) void tapped(const int M, const int 
         UNROLLED for (int n = 0; n < N; n++) sums[n] += weight * *(const vector *)(in + n * LANES);
         return;
     }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if (M == 4) { /* sixteen registers: twelve sums, three vectors, and one weight after another */
+        vector x[N];
+        UNROLLED for (int n = 0; n < N; n++) {
+            x[n] = *(const vector *)(in + n * LANES);
+            __asm__("" : "+x"(x[n]));
+        }
+        UNROLLED for (int m = 0; m < M; m++) {
+            UNROLLED for (int n = 0; n < N; n++) sums[m * N + n] += weights[m] * x[n];
+            __asm__("" : "+x"(sums[m * N + N - 1]), "+r"(weights));
+        }
+        return;
+    }
+#endif
     UNROLLED for (int n = 0; n < N; n++) {
         vector x = *(const vector *)(in + n * LANES);
         UNROLLED for (int m = 0; m < M; m++) sums[m * N + n] += weights[m] * x;
@@ -71,8 +85,8 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
 
 #define BLOCK(M, N) \
     static void block_##M##_##N(const block *b) { computed(M, N, b); }
-#define TWO(DO, M) DO(M, 1) DO(M, 2)
-#define SIX(DO, M) TWO(DO, M) DO(M, 3) DO(M, 4) DO(M, 5) DO(M, 6)
+#define THREE(DO, M) DO(M, 1) DO(M, 2) DO(M, 3)
+#define SIX(DO, M) THREE(DO, M) DO(M, 4) DO(M, 5) DO(M, 6)
 #define TWELVE(DO, M) SIX(DO, M) DO(M, 7) DO(M, 8) DO(M, 9) DO(M, 10) DO(M, 11) DO(M, 12)
 #define TWENTY_FOUR(DO, M)                                                                                                \
     TWELVE(DO, M) DO(M, 13) DO(M, 14) DO(M, 15) DO(M, 16) DO(M, 17) DO(M, 18) DO(M, 19) DO(M, 20) DO(M, 21) DO(M, 22) \
@@ -85,7 +99,7 @@ static inline __attribute__((always_inline)) void computed(const int M, const in
 #elif defined(__AVX2__)
 #define TO_MOST TWELVE
 #define TO_MOST_OF_TWO SIX
-#define TO_MOST_OF_FOUR TWO
+#define TO_MOST_OF_FOUR THREE
 #else
 #define TO_MOST TWENTY_FOUR
 #define TO_MOST_OF_TWO TWELVE

@@ -22,7 +22,7 @@ enum { LANES = 16, MOST = 28, MOST_OF_TWO = 12, MOST_OF_FOUR = 6, MOST_OF_CHAINS
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif defined(__AVX2__)
-enum { LANES = 8, MOST = 12, MOST_OF_TWO = 6, MOST_OF_FOUR = 2, MOST_OF_CHAINS = 12, LARGER_CACHE = 1 };
+enum { LANES = 8, MOST = 12, MOST_OF_TWO = 6, MOST_OF_FOUR = 3, MOST_OF_CHAINS = 12, LARGER_CACHE = 1 };
 #define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
 #elif defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
