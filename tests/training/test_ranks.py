@@ -140,7 +140,9 @@ def test_two_processes_train_what_one_trains(tmp_path):
 @two_cores
 @pytest.mark.slow
 def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_shown_once(tmp_path):
-    out = finished(*TWO, f"runs={tmp_path}", f"record={tmp_path / 'run.json'}")
+    process = command(*TWO, f"runs={tmp_path}", f"record={tmp_path / 'run.json'}")  # it starts the other itself
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()[:3]] == ["round", "0", "1"]
     assert "dense bytes" in out, "the leader measures the files when the others have gone"
     assert len(json.loads((tmp_path / "run.json").read_text())["weights"]) == 2
