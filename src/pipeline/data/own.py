@@ -11,7 +11,7 @@ import pytorch_lightning as lightning
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from pipeline.data.dataset import CPU, AnySplit, Batch, Preprocessing, Shard, Split
+from pipeline.data.dataset import CPU, AnySplit, Batch, Preprocessing, Shard, Split, unchanged
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.packages import is_data_module, package_of, quiet
 from pipeline.ground.randomness import seed_all, undisturbed
@@ -154,7 +154,7 @@ class OwnBatches:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(lambda inputs: inputs, None)
+        return Preprocessing(unchanged, None)
 
     def raw(self, split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
         """The module's own batches, and what it does to those of training."""

@@ -14,7 +14,7 @@ from torch import Tensor, from_numpy, nn
 from pipeline.deploy import kernels
 from pipeline.deploy.batch_first import batch_first
 from pipeline.deploy.board.run import difference, sizes_of
-from pipeline.deploy.export import Axes, exported, lean
+from pipeline.deploy.export import TOLERANCE, Axes, exported, lean
 from pipeline.deploy.folding import folded
 from pipeline.deploy.node import computed_by_the_engine, left_to_onnxruntime, opened, with_nodes
 from pipeline.deploy.pack import PackedTensor, packed, unpacked
@@ -25,9 +25,6 @@ from pipeline.deploy.shrink import macs, shrunk
 from pipeline.deploy.subject import INPUT, OUTPUT, Form, Subject
 from pipeline.ground.errors import PipelineError, first_cause, one_line
 from pipeline.ground.structures import filled, first_row, named_tensors, pieces
-
-TOLERANCE = 1e-4
-"""Largest difference of the float model's outputs from the masked network's, relative to the largest."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +120,12 @@ def _exports(
     subject: Subject, inputs: Any, multiple: int, dynamic_axes: Axes | None
 ) -> tuple[ModelProto, ModelProto, nn.Module]:
     """The network as PyTorch exports it, whole and without dead channels, and the latter itself."""
-    plain = exported(subject.network, subject.preprocess, inputs, dynamic_axes)
+    preprocess = subject.dataset.preprocessing.apply
+    plain = exported(subject.network, preprocess, inputs, dynamic_axes)
     smaller = shrunk(subject.network, subject.preprocess(inputs), multiple, subject.block)
     if smaller is subject.network:
         return plain, plain, smaller
-    return plain, exported(smaller, subject.preprocess, inputs, dynamic_axes), smaller
+    return plain, exported(smaller, preprocess, inputs, dynamic_axes), smaller
 
 
 def check(found: Models, subject: Subject, inputs: Any, dynamic_axes: Axes | None = None) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data import AnyDataset, load
+from pipeline.data.dataset import unchanged
 from pipeline.data.own import OwnBatches, Use, as_data_module, own_batches
 from pipeline.ground.environment import environment, expanded
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
@@ -169,7 +170,7 @@ def _not_exportable(network: nn.Module, example: Any, deploy: Deploy) -> Iterato
 
     try:
         with undisturbed():
-            exported(copy.deepcopy(network), lambda inputs: inputs, example, deploy.dynamic_axes)
+            exported(copy.deepcopy(network), unchanged, example, deploy.dynamic_axes)
     except SettingsError:
         raise
     except PipelineError as error:
