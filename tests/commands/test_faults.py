@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
+from pipeline.deploy.traced import graphs
 from pipeline.ground.errors import one_line
 from pipeline.tracking.store import make_embedded_store
 from tests import conftest
@@ -181,6 +182,7 @@ PLACES = [(place, ERRORS[number % len(ERRORS)]) for number, place in enumerate(A
 @pytest.mark.parametrize(("place", "error"), some_fast(PLACES, PLACES[::12]))
 def test_what_fails_after_training_is_a_sentence_and_the_run_is_finished(place, error, origin, quick, tmp_path, capsys):
     unsent(origin, "ledger" if AFTER_TRAINING[place] == BYTES else "sized", tmp_path)
+    graphs.clear()  # those of a run before need no trace
     with pytest.MonkeyPatch.context() as patched:
         callers = fails(patched, place, error)
         assert typed(tmp_path, "deploy.sizes=true") == 0

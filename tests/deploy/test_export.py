@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.deploy.export import exported, lean
+from pipeline.deploy.export import attributes, exported, lean
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.structures import called, filled, named_tensors
 
@@ -148,3 +148,25 @@ def test_what_an_export_keeps_changes_neither_the_next_nor_pytorchs_own():
     )
     assert first == again != other
     assert vars(ONNXRegistry)["from_torchlib"] is before
+
+
+WINDOWS = {
+    "a layer of ones": (nn.Conv2d(3, 4, 3), {}),
+    "with padding": (nn.Conv2d(3, 4, 3, padding=1), {"pads": [1, 1, 1, 1]}),
+    "one side only": (nn.Conv2d(3, 4, 3, stride=(1, 2), padding=(0, 1)), {"strides": [1, 2], "pads": [0, 1, 0, 1]}),
+    "with gaps": (nn.Conv2d(3, 4, 3, dilation=2), {"dilations": [2, 2]}),
+    "in groups": (nn.Conv2d(3, 3, 3, groups=3), {"group": 3}),
+    "wider": (nn.ConvTranspose2d(3, 4, 2, stride=2), {"strides": [2, 2]}),
+    "the largest": (nn.MaxPool2d(2, stride=1), {"kernel_shape": [2, 2]}),
+    "the mean": (nn.AvgPool2d(3, stride=2, padding=1), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_a_lean_node_tells_what_is_unusual_and_answers_as_pytorch(case):
+    layer, told = WINDOWS[case]
+    images = torch.rand(3, 3, 9, 9)
+    model = lean(exported(layer.eval(), lambda inputs: inputs, images))
+    assert [attributes(node) for node in model.graph.node] == [told]
+    answer = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input": images.numpy()})[0]
+    np.testing.assert_allclose(answer, layer(images).detach().numpy(), atol=1e-6)

@@ -75,7 +75,7 @@ def torch_and_onnx(network, preprocess):
 def traces(monkeypatch):
     """Networks that PyTorch has traced in this test, of none before."""
     found, own = [], torch.onnx.export
-    traced._graphs.clear()
+    traced.graphs.clear()
     monkeypatch.setattr(
         torch.onnx, "export", lambda network, *given, **named: (found.append(network), own(network, *given, **named))[1]
     )
@@ -111,7 +111,7 @@ def test_a_model_of_a_kept_trace_is_the_one_of_its_own(traces):
     first, second = Scaled().eval(), Scaled().eval()
     exported(first, by(255), IMAGES)
     kept = exported(second, by(255), IMAGES)
-    traced._graphs.clear()
+    traced.graphs.clear()
     assert kept.SerializeToString(deterministic=True) == exported(second, by(255), IMAGES).SerializeToString(
         deterministic=True
     )
@@ -137,4 +137,4 @@ def test_a_network_that_cannot_be_written_is_traced_each_time(traces):
 def test_few_graphs_are_kept(traces):
     for width in range(1, traced.KEPT + 3):
         exported(Scaled(width=width).eval(), by(255), IMAGES)
-    assert len(traced._graphs) == traced.KEPT
+    assert len(traced.graphs) == traced.KEPT

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
@@ -42,6 +42,9 @@ FEW = 64
 Axes = Mapping[str, Collection[int]]
 """By the name of an input: which of its axes may have any size."""
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
+UNSAID = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
+"""What ONNX takes for attributes of these along every side, which its schemas do not have as defaults."""
 
 
 class Whole(nn.Module):
@@ -325,20 +328,25 @@ def _letters() -> Iterator[str]:
 def _strip(node: NodeProto, names: Mapping[str, str], opset: int) -> None:
     """Renames what a node reads and writes; its name and attributes that say what goes without saying are gone."""
     usual = onnx.defs.get_schema(node.op_type, opset).attributes
-    told = [each for each in node.attribute if helper.get_attribute_value(each) != _usual(usual, each.name)]
+    told = [each for each in node.attribute if not _unsaid(node.op_type, usual, each)]
     del node.attribute[:]
     node.attribute.extend(told)
     inputs, outputs = ([names[name] for name in side] for side in (node.input, node.output))
     del node.input[:], node.output[:], node.metadata_props[:]
     node.input.extend(inputs)
     node.output.extend(outputs)
-    node.name = node.doc_string = ""
+    node.ClearField("name")
+    node.ClearField("doc_string")
 
 
-def _usual(attributes: Mapping[str, onnx.defs.OpSchema.Attribute], name: str) -> Any:
-    """The default of an attribute; None where it has none."""
-    default = attributes[name].default_value
-    return helper.get_attribute_value(default) if default.name else None
+def _unsaid(operator: str, known: Mapping[str, onnx.defs.OpSchema.Attribute], told: AttributeProto) -> bool:
+    """Whether ONNX takes an attribute for what it is where a node does not tell it."""
+    value, default = helper.get_attribute_value(told), known[told.name].default_value
+    if default.name:
+        return bool(value == helper.get_attribute_value(default))
+    if operator in WINDOWED and told.name in UNSAID:
+        return set(value) == {UNSAID[told.name]}
+    return operator in WEIGHTED and told.name == "kernel_shape"  # the sides of the weights
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

@@ -124,23 +124,22 @@ def codings(tensor: Array, axis: int) -> list[Coding]:
     for length in LENGTHS:
         if filters % length:
             continue
-        sides = [before * filters // length, behind, length]
-        filters_together = tensor.reshape(sides[0], length, behind)
+        filters_together = tensor.reshape(before * filters // length, length, behind)
         if 2 * np.count_nonzero(filters_together.any(1)) * length > 3 * kept:
             continue
         rows = filters_together.swapaxes(1, 2).reshape(-1, length)
-        numbers = {"sides": sides, "entries": list(rows.shape)}
         for encode in ENCODERS:
             of_rows = encode(rows)
-            found.append(replace(of_rows, name=of_rows.name + BLOCKS, numbers={**of_rows.numbers, **numbers}))
+            found.append(replace(of_rows, name=of_rows.name + BLOCKS, numbers={**of_rows.numbers, "behind": [behind]}))
     return found
 
 
 def decode(coding: Coding, size: int) -> Array:
     """The tensor (size) that a coding stands for: in numpy what the model's function does in ONNX."""
-    if "sides" in coding.numbers:
-        rows = decode(replace(coding, name=coding.name.removesuffix(BLOCKS), numbers=_of_rows(coding)), size)
-        return rows.reshape(coding.numbers["sides"]).swapaxes(1, 2).ravel()
+    if "behind" in coding.numbers:
+        of_rows = {name: each for name, each in coding.numbers.items() if name != "behind"}
+        rows = decode(replace(coding, name=coding.name.removesuffix(BLOCKS), numbers=of_rows), size)
+        return rows.reshape(-1, *coding.numbers["behind"], coding.values.shape[1]).swapaxes(1, 2).ravel()
     size //= math.prod(coding.values.shape[1:])
     if coding.name == "Mask":
         alive = np.unpackbits(coding.streams[0], bitorder="little")[:size].astype(np.int64)
@@ -156,10 +155,6 @@ def decode(coding: Coding, size: int) -> Array:
     flat = np.zeros((size, *coding.values.shape[1:]), coding.values.dtype)
     flat[np.cumsum(gaps + 1) - 1] = coding.values
     return flat
-
-
-def _of_rows(coding: Coding) -> dict[str, list[int]]:
-    return {name: each for name, each in coding.numbers.items() if name not in ("sides", "entries")}
 
 
 def packed(model: ModelProto) -> tuple[ModelProto, dict[str, PackedTensor]]:
@@ -328,10 +323,13 @@ _DENSE = """
     dense = Reshape (flat, shape)"""
 
 _BLOCKS = {
-    "<shape": "<shape, sides, entries",
-    "size = ReduceProd <keepdims = 1> (shape)": """entries = Constant <value_ints: ints = @entries> ()
-    sides = Constant <value_ints: ints = @sides> ()
-    size = Slice (entries, zero, one)""",
+    "<shape": "<shape, behind",
+    "size = ReduceProd <keepdims = 1> (shape)": """behind = Constant <value_ints: ints = @behind> ()
+    all = ReduceProd <keepdims = 1> (shape)
+    length = Shape <start = 1> (values)
+    size = Div (all, length)
+    entries = Concat <axis = 0> (size, length)
+    sides = Concat <axis = 0> (everything, behind, length)""",
     "count = Shape (values)": "count = Shape <end = 1> (values)",
     _SCATTERED: """
     zeros = ConstantOfShape <value = ZERO> (entries)

@@ -21,7 +21,8 @@ KEPT = 4
 """Graphs that are kept, each with the weights that it was made with."""
 Key = tuple[bytes, tuple[Any, ...]]
 
-_graphs: OrderedDict[Key, onnx_ir.Model] = OrderedDict()
+graphs: OrderedDict[Key, onnx_ir.Model] = OrderedDict()
+"""The graphs of this process by what they were traced of, the one that served last at the end."""
 
 
 def traced(
@@ -34,7 +35,7 @@ def traced(
     """
     free = {**dict(whole.named_parameters(remove_duplicate=False)), **dict(whole.named_buffers(remove_duplicate=False))}
     key = _key((whole, inputs, outputs, shapes), [*inputs.values(), *free.values()])
-    graph = None if key is None or anew else _graphs.get(key)
+    graph = None if key is None or anew else graphs.get(key)
     other = graph is not None
     if graph is None:
         program = torch.onnx.export(
@@ -50,10 +51,10 @@ def traced(
         assert program is not None
         graph = program.model
     if key is not None:
-        _graphs[key] = graph
-        _graphs.move_to_end(key)
-        if len(_graphs) > KEPT:
-            _graphs.popitem(last=False)
+        graphs[key] = graph
+        graphs.move_to_end(key)
+        if len(graphs) > KEPT:
+            graphs.popitem(last=False)
     made = ONNXProgram(graph.clone(), None)
     made.apply_weights({name: each for name, each in free.items() if name in graph.graph.initializers})
     made.optimize()
