@@ -15,17 +15,22 @@ ZOO ?= 15x:12 18x:13 28x:15
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 LOCKED = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
   -r locks/$$($(BIN)/python -c 'import sys; print("python%d.%d" % sys.version_info[:2])').txt -r locks/torch-$(LOCK).txt
+define installed
+@$(PYTHON) -m venv .venv || { echo "no virtual environment can be made: apt-get install python3-venv" >&2; exit 1; }
+$(if $(LOCK),$(LOCKED))
+$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
+@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # pip compiles on one core
+endef
 setup: .venv/complete ## Make .venv and install everything, every version pinned (LOCK=cuda or cpu: every hash checked)
-.venv/complete: .venv/ready
-	$(INSTALL) '.[dev]'
-	@touch $@
+.venv/complete: EXTRAS = dev
+.venv/complete: pyproject.toml constraints.txt
+	$(installed)
+	@touch .venv/ready $@
+.venv/ready: EXTRAS = deploy,compare,ui,kernels
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -m venv .venv || { echo "no virtual environment can be made: apt-get install python3-venv" >&2; exit 1; }
-	$(if $(LOCK),$(LOCKED))
-	$(INSTALL) '.[deploy,compare,ui,kernels]'
+	$(installed)
 	@touch $@
 
 run: .venv/ready ## Train, prune and rewind the embedded digits network, every round in MLflow (ARGS="seed=1 ..." overrides)

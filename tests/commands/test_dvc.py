@@ -52,7 +52,7 @@ def committed(place, message):
 def environment():
     """That of a shell in which the environment is activated."""
     path = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def dvc(place, *arguments, warned=False):

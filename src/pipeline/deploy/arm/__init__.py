@@ -43,6 +43,10 @@ HOST_PACKAGES = (
 )  # fmt: skip
 WHEELS = ("onnxruntime", "numpy", "pillow", "flatbuffers", "protobuf", "packaging", "typing_extensions")
 PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")
+IMPORTS = (
+    "argparse, csv, hashlib, json, platform, statistics, wave, zipfile, numpy, onnxruntime, PIL.Image, PIL.ImageDraw"
+)
+"""What a board's programs import: compiled once, which under emulation takes longer than the import."""
 LLVM = Path("host/usr/lib/llvm-19/bin")
 LLVM_TOOLS = ("llvm-mc", "llvm-mca")
 PLUGIN = Path(__file__).with_name("count.c")
@@ -131,7 +135,7 @@ PROCESSORS = (CORTEX_A53, CORTEX_A72, CORTEX_A76)
 
 def home() -> Path:
     """Where the root is kept: one folder a recipe."""
-    recipe = json.dumps([PYTHON, SOURCES, PACKAGES, HOST_PACKAGES, _wheels(), PLATFORMS, PLUGIN.read_text()])
+    recipe = json.dumps([PYTHON, SOURCES, PACKAGES, HOST_PACKAGES, _wheels(), PLATFORMS, IMPORTS, PLUGIN.read_text()])
     return cache_folder() / f"arm-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
@@ -183,7 +187,10 @@ def interpreter(processor: Processor, plugin: Path | None = None) -> tuple[list[
 
     ``plugin`` names a file that what is executed goes to, as of ``count.c``.
     """
-    place = root()
+    return _interpreter(root(), processor, plugin)
+
+
+def _interpreter(place: Path, processor: Processor, plugin: Path | None) -> tuple[list[str], dict[str, str]]:
     system = place / processor.name
     caches = ":".join(f"{each.size}:{each.ways}" for each in processor.caches)
     counting = [] if plugin is None else ["-plugin", f"{place / 'host' / 'count.so'},counts={plugin},caches={caches}"]
@@ -342,6 +349,9 @@ def _build(place: Path) -> None:
             if (place / "base" / part).exists():
                 (system / part).symlink_to(Path("..") / "base" / part)
         (system / "proc" / "cpuinfo").write_text(processor.cpuinfo)
+    command, environment = _interpreter(place, CORTEX_A72, None)
+    del environment["PYTHONDONTWRITEBYTECODE"]
+    _call(*command, "-c", f"import {IMPORTS}", environment=environment)
     (place / "SHA256SUMS").write_text(_sums(place))
 
 
@@ -370,12 +380,10 @@ def _downloaded(folder: Path, architecture: str, packages: Sequence[str]) -> Ite
 def _sums(place: Path) -> str:
     """SHA-256 of every file of the root, as ``sha256sum`` writes them."""
     files = sorted(
-        path
-        for path in place.rglob("*")
-        if path.is_file() and not path.is_symlink() and path.name != "SHA256SUMS" and "__pycache__" not in path.parts
+        path for path in place.rglob("*") if path.is_file() and not path.is_symlink() and path.name != "SHA256SUMS"
     )
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(place)}\n" for path in files)
 
 
-def _call(*command: str, folder: Path | None = None) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+def _call(*command: str, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
