@@ -49,11 +49,23 @@ class Tied(nn.Module):
         return self.second(self.first(inputs).relu())
 
 
+class Beside(nn.Module):
+    """An input and a constant among the answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return {"scores": self.layer(inputs), "same": inputs, "places": torch.arange(6.0).reshape(2, 3)}
+
+
 TOKENS, MASK = torch.randint(0, 10, (3, 5)), torch.rand(3, 5)
 FORWARDS = {
     "inputs by name": (Tokens(), {"ids": TOKENS, "mask": MASK}, ["ids", "mask"], ["logits", "all_0", "all_1"]),
     "several inputs": (Tokens(), (TOKENS, MASK), ["input_0", "input_1"], ["logits", "all_0", "all_1"]),
     "three outputs": (Scales(), torch.rand(3, 3, 8, 8), ["input"], ["scores_0", "scores_1", "scores_2"]),
+    "an input as an answer": (Beside(), torch.rand(2, 6), ["input"], ["scores", "same", "places"]),
     "a shared weight": (Tied(), torch.rand(3, 6), ["input"], ["scores"]),
 }
 

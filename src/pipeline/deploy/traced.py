@@ -43,8 +43,6 @@ def traced(
             tuple(inputs.values()),
             dynamo=True,
             dynamic_shapes=shapes,
-            input_names=list(inputs),
-            output_names=list(outputs),
             verbose=False,
             optimize=False,
         )
@@ -58,6 +56,9 @@ def traced(
     made = ONNXProgram(graph.clone(), None)
     made.apply_weights({name: each for name, each in free.items() if name in graph.graph.initializers})
     made.optimize()
+    ends = zip([*made.model.graph.inputs, *made.model.graph.outputs], [*inputs, *outputs], strict=True)
+    for value, name in ends:
+        value.name = name
     return made.model_proto, other
 
 
