@@ -148,6 +148,17 @@ def test_a_changed_root_is_refused(root, tmp_path, monkeypatch):
         arm.root()
 
 
+def test_what_boards_import_is_compiled_and_nothing_is_written_beside_it(root, tmp_path):
+    program = "import json, pathlib, numpy, onnxruntime, PIL.ImageDraw; "
+    program += (
+        "print(all(pathlib.Path(each.__cached__).exists() for each in (json, numpy, onnxruntime, PIL.ImageDraw)))"
+    )
+    before = arm._sums(root)
+    assert arm.emulated(arm.CORTEX_A53, ["-c", program], tmp_path) == "True\n"
+    arm.emulated(arm.CORTEX_A53, ["-c", "import xml.dom.minidom"], tmp_path)
+    assert arm._sums(root) == before
+
+
 @pytest.fixture
 def board(root, tmp_path, monkeypatch):
     """A board by ssh: a real server, whose python3 is that of an emulated Raspberry Pi 4."""
