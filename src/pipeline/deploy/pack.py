@@ -284,6 +284,12 @@ def function(coding: str, kind: int, opset: int) -> FunctionProto:
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
         + FUNCTIONS[coding].replace("NAME", coding + PACKABLE[kind]).replace("ZERO", zero)
     )
+    read = set(found.output)
+    for node in reversed(list(found.node)):  # constants of other codings are read by none
+        if read.isdisjoint(node.output):
+            found.node.remove(node)
+        else:
+            read.update(node.input)
     short = {name: name for name in (*found.input, *found.output)}
     for node in found.node:
         inputs = [short[name] for name in node.input]
