@@ -363,12 +363,12 @@ class Segment:
             node = self.made[name]
             told = attributes(node)
             coding = CODINGS.index(pack.coding_name(node.op_type).removesuffix(pack.BLOCKS))
-            kind = self.constants[node.input[0]].data_type
+            values = self.constants[node.input[0]]
             streams, shape = tuple(node.input), tuple(told["shape"])
-            *_, behind, length = told.get("sides", (0, 1))
-            if length > 1 and behind != math.prod(shape[rows + 1 :]):
+            length = math.prod(values.dims[1:])
+            if length > 1 and told["behind"] != [math.prod(shape[rows + 1 :])]:
                 raise NotCovered("blocks of weights along their inputs")
-            low_bits, is_int8 = len(told.get("powers", [])), kind == TensorProto.INT8
+            low_bits, is_int8 = len(told.get("powers", [])), values.data_type == TensorProto.INT8
             return Weights(shape, coding, streams, low_bits, length - 1, is_int8, scale)
         if name not in self.constants:
             raise NotCovered("weights that are computed")
