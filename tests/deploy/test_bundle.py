@@ -578,9 +578,10 @@ def test_int8_that_loses_too_much_is_refused_and_float_offered(made, tmp_path, m
 def test_an_int8_bundle_can_leave_the_float_model_out(made, tmp_path, monkeypatch):
     shutil.copytree(made / "runs", tmp_path / "runs")
     where = [f"runs={tmp_path / 'runs'}", f"artifacts={tmp_path / 'artifacts'}"]
-    called(monkeypatch, *RUN, *where, "task=bundle", "deploy.reference=false")
     small, full = tmp_path / "artifacts" / "bundle", made / "artifacts" / "bundle"
-    assert {path.name for path in full.glob("*.onnx")} - {path.name for path in small.iterdir()} == {"model_fp32.onnx"}
+    engines = ",".join(path.stem.removeprefix("engine-") for path in full.glob("engine-*.so"))
+    called(monkeypatch, *RUN, *where, "task=bundle", "deploy.reference=false", f"deploy.kernels=[{engines}]")
+    assert {path.name for path in full.iterdir()} - {path.name for path in small.iterdir()} == {"model_fp32.onnx"}
     assert (small / "model.onnx").read_bytes() == (full / "model.onnx").read_bytes()
     assert "packed float" not in (small / "README.md").read_text()
     assert board(small, "check").returncode == 0

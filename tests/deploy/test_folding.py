@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.deploy.export import exported, operators
+from pipeline.deploy.export import exported
 from pipeline.deploy.folding import folded
-from pipeline.deploy.runtime import answers, session
+from pipeline.deploy.runtime import answers, operators, session
 
 
 class Scaled(nn.Module):

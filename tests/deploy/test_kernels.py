@@ -25,7 +25,7 @@ from torch import nn
 from pipeline.data.batches import standardised_alike
 from pipeline.deploy import arm, kernels
 from pipeline.deploy.board.run import difference as differing
-from pipeline.deploy.export import exported, lean, operators
+from pipeline.deploy.export import exported, lean
 from pipeline.deploy.folding import folded
 from pipeline.deploy.kernels import TARGETS, Target, build, library, target_here, target_of
 from pipeline.deploy.models import engine_fault, unrounded, unrounded_model
@@ -33,7 +33,7 @@ from pipeline.deploy.node import DOMAIN, left_to_onnxruntime, opened, with_nodes
 from pipeline.deploy.pack import packed
 from pipeline.deploy.program import Operation
 from pipeline.deploy.quantize import quantised
-from pipeline.deploy.runtime import answers, tolerance
+from pipeline.deploy.runtime import answers, operators, tolerance
 from pipeline.ground.environment import CHECKOUT, processor_features
 from pipeline.ground.errors import PipelineError
 from pipeline.networks import NETWORKS

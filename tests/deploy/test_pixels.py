@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from pipeline.data.batches import standardised, standardised_alike
-from pipeline.deploy.export import exported, lean, operators
+from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import library, target_here
 from pipeline.deploy.node import with_nodes
 from pipeline.deploy.pack import packed
-from pipeline.deploy.runtime import answers, session
+from pipeline.deploy.runtime import answers, operators, session
 
 pytestmark = pytest.mark.skipif(target_here() is None, reason="no library is for this processor")
 BY_CHANNEL = torch.tensor([0.49, 0.48, 0.44]).view(3, 1, 1)

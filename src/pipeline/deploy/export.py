@@ -11,7 +11,6 @@ import logging
 import re
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import count, product
 from string import ascii_letters
@@ -19,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from pipeline.deploy.board.run import difference, options
+from pipeline.deploy.board.run import difference
+from pipeline.deploy.runtime import answers, session
 from pipeline.deploy.subject import INPUT, OUTPUT
 from pipeline.deploy.traced import traced
 from pipeline.ground.errors import PipelineError, SettingsError, first_cause, one_line, where
@@ -94,7 +93,7 @@ def exported(
             expected = whole.answers(*given.values())
             made, other = traced(whole, given, list(expected), shapes)
             model = _finished(made, free)
-            if other and not _answers(model, given, expected):
+            if other and not _gives(model, given, expected):
                 made, _ = traced(whole, given, list(expected), shapes, anew=True)
                 model = _finished(made, free)
             return model
@@ -109,15 +108,13 @@ def _finished(model: ModelProto, axes: Axes) -> ModelProto:
     return _with_fixed_sizes(_with_known(with_made_answers(_with_named_axes(model, axes))))
 
 
-def _answers(model: ModelProto, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+def _gives(model: ModelProto, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
     """Whether a model gives these answers, as one does whose graph was made for other weights of the same network."""
     try:
-        running = onnxruntime.InferenceSession(model.SerializeToString(), options(1, None))
-        found = running.run(list(expected), {name: each.numpy() for name, each in given.items()})
+        found = answers(session(model), {name: each.numpy() for name, each in given.items()})
     except Exception:  # onnxruntime has no class of its own for what a graph cannot compute
         return False
-    wanted = {name: each.numpy() for name, each in expected.items()}
-    return difference(dict(zip(expected, found, strict=True)), wanted) <= TOLERANCE
+    return difference(found, {name: each.numpy() for name, each in expected.items()}) <= TOLERANCE
 
 
 def _blamed(error: BaseException, network: nn.Module) -> str:
@@ -352,8 +349,3 @@ def _unsaid(operator: str, known: Mapping[str, onnx.defs.OpSchema.Attribute], to
 def attributes(node: NodeProto) -> dict[str, Any]:
     """What a node is told, by name; what it leaves to ONNX is not there."""
     return {each.name: helper.get_attribute_value(each) for each in node.attribute}
-
-
-def operators(model: ModelProto) -> Counter[str]:
-    """How many nodes of which operator."""
-    return Counter(node.op_type for node in model.graph.node)

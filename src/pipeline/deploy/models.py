@@ -120,7 +120,7 @@ def _exports(
     subject: Subject, inputs: Any, multiple: int, dynamic_axes: Axes | None
 ) -> tuple[ModelProto, ModelProto, nn.Module]:
     """The network as PyTorch exports it, whole and without dead channels, and the latter itself."""
-    preprocess = subject.dataset.preprocessing.apply
+    preprocess = subject.dataset.preprocessing.apply  # the subject's own would tell a trace of all its data
     plain = exported(subject.network, preprocess, inputs, dynamic_axes)
     smaller = shrunk(subject.network, subject.preprocess(inputs), multiple, subject.block)
     if smaller is subject.network:

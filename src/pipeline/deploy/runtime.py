@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from pipeline.deploy.board.run import joined, options
-from pipeline.deploy.export import operators
 from pipeline.deploy.subject import INPUT
 from pipeline.ground.structures import named_tensors
 
@@ -71,6 +70,11 @@ def answers(running: Session, inputs: Arrays) -> dict[str, NDArray[Any]]:
 def arrays(structure: Any) -> dict[str, NDArray[Any]]:
     """A network's inputs of any structure by the names that its models have for them."""
     return {name: each.detach().contiguous().numpy() for name, each in named_tensors(structure, INPUT).items()}
+
+
+def operators(model: ModelProto) -> Counter[str]:
+    """How many nodes of which operator."""
+    return Counter(node.op_type for node in model.graph.node)
 
 
 def optimised_operators(model: ModelProto) -> Counter[str]:
