@@ -75,11 +75,6 @@ static inline pairs pairs_at(const number *in) {
 
 static vector every_second(const number *in) { return pairs_at(in).first; }
 
-static vector every_fourth(const number *in) {
-    vector low = every_second(in), high = every_second(in + 2 * LANES);
-    return __builtin_shufflevector(low, high, EVEN_LANES);
-}
-
 /* A row to the rows of its phases, `next` numbers apart. */
 static inline void dealt(const number *restrict in, number *restrict out, int64_t width, int64_t stride, int64_t phases,
                          int64_t next) {
@@ -162,22 +157,41 @@ static void strided(const step *s, const layer *l, const layout *from, const lay
 
 static number joined(int maximum, number a, number b) { return !maximum ? a + b : a > b ? a : b; }
 
-static inline void joined_to(int maximum, int64_t stride, const number *in, number *out) {
-    vector given = stride == 1 ? *(const vector *)in : stride == 2 ? every_second(in) : every_fourth(in), *to = (vector *)out;
-    if (maximum)
-        *to = larger(*to, given);
-    else
-        *to += given;
+static inline vector both(int maximum, vector a, vector b) {
+    if (maximum) return larger(a, b);
+    return a + b;
 }
 
-/* One row of a window's column: out[x] joined with in[x * stride]. */
-static void swept(int maximum, int64_t stride, const number *in, number *out, int64_t count) {
-    int64_t x = 0, last = count - LANES;
-    if (stride <= 2 || stride == 4) {
-        for (; x <= last; x += LANES) joined_to(maximum, stride, in + stride * x, out + x);
-        if (maximum && last > 0 && x < count) joined_to(1, stride, in + stride * last, out + last), x = count; /* some twice */
+static number none_of(int maximum) { return maximum ? -INFINITY : 0; }
+
+/* Every so many numbers of as many vectors, from one on. */
+static inline __attribute__((always_inline)) vector every(const int stride, const int one, const number *of) {
+    if (stride == 1) return *(const vector *)of;
+    if (stride == 2) return one ? pairs_at(of).second : pairs_at(of).first;
+    vector found;
+    UNROLLED for (int i = 0; i < LANES; i++) found[i] = of[i * stride + one];
+    return found;
+}
+
+enum { FEW = 16 * LANES, STRIDES = 4 }; /* windows of a row at a time, and strides that are taken a vector at a time, at most */
+
+/* Windows side by side, `LANES` of them or more, none of which reaches beyond a plane's columns: first down, then along. */
+static inline __attribute__((always_inline)) void windows(const int stride, const int maximum, int64_t width, int64_t rows,
+                                                          const number *in, int64_t row, number by, number *out, int64_t count) {
+    number columns[FEW * STRIDES + LARGEST + LANES];
+    for (int64_t x = 0; x < count * stride + width; x += LANES) {
+        vector found = *(const vector *)(in + x);
+        for (int64_t v = 1; v < rows; v++) found = both(maximum, found, *(const vector *)(in + v * row + x));
+        *(vector *)(columns + x) = found;
     }
-    for (; x < count; x++) out[x] = joined(maximum, out[x], in[stride * x]);
+    for (int64_t x = 0; x < count; x += LANES) {
+        if (x + LANES > count) x = count - LANES; /* some twice */
+        vector found = (vector){0} + none_of(maximum);
+        for (int64_t u = 0; u < width; u += stride)
+            UNROLLED for (int i = 0; i < stride; i++)
+                if (u + i < width) found = both(maximum, found, every(stride, i, columns + x * stride + u));
+        *(vector *)(out + x) = found / by;
+    }
 }
 
 static int64_t within(int64_t begin, int64_t length, int64_t size) { /* how much of a window lies in the plane */
@@ -187,32 +201,39 @@ static int64_t within(int64_t begin, int64_t length, int64_t size) { /* how much
 
 static void pooled(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
                    int64_t end) {
-    int maximum = s->kind == MAX_POOL;
-    int64_t high = from->shape.height, wide = from->shape.width, pad = s->pad + s->left, width = to->shape.width;
-    for (int64_t c = begin; c < end; c++) {
-        const number *plane = in + from->first + c * from->plane;
-        number *result = out + to->first + c * to->plane;
-        for (int64_t y = 0; y < to->shape.height; y++)
-            for (int64_t x = 0; x < width; x++) result[y * to->row + x] = maximum ? -INFINITY : 0;
-        for (int64_t u = -pad; u < s->kernel_width - pad; u++) {
-            int64_t first = u < 0 ? (across(s) - 1 - u) / across(s) : 0, last = u < wide ? (wide - 1 - u) / across(s) : -1;
-            int64_t count = (last < width ? last + 1 : width) - first;
-            for (int64_t y = 0; y < to->shape.height; y++) {
-                int64_t top = y * s->stride - s->pad, bottom = top + s->kernel_height < high ? top + s->kernel_height : high;
-                for (int64_t v = top < 0 ? 0 : top; v < bottom; v++)
-                    swept(maximum, across(s), plane + v * from->row + first * across(s) + u, result + y * to->row + first,
-                          count);
-            }
-        }
+    const int maximum = s->kind == MAX_POOL;
+    const int64_t high = from->shape.height, wide = from->shape.width, pad = s->pad + s->left, width = to->shape.width;
+    const int64_t stride = across(s), row = from->row, reach = wide + pad - s->kernel_width;
+    /* windows that lie in the plane's columns, and are taken a vector at a time */
+    const int64_t first = quotient_up(pad, stride), behind = reach < 0 ? 0 : reach / stride + 1, last = behind < width ? behind : width;
+    const int vectors = stride <= STRIDES && last - first >= LANES;
+    for (int64_t c = begin; c < end; c++)
         for (int64_t y = 0; y < to->shape.height; y++) {
-            number *row = result + y * to->row;
-            int64_t tall = within(y * s->stride - s->pad, s->kernel_height, high);
-            for (int64_t x = 0; !maximum && x < width; x++)
-                row[x] /= s->count_padding ? s->kernel_height * s->kernel_width
-                                           : tall * within(x * across(s) - pad, s->kernel_width, wide);
-            for (int64_t x = 0; s->relu && x < width; x++) row[x] = clamped(s, row[x]);
+            int64_t above = y * s->stride - s->pad, top = above < 0 ? 0 : above, rows = within(above, s->kernel_height, high);
+            const number *read = in + from->first + c * from->plane + top * row;
+            number *written = out + to->first + c * to->plane + y * to->row;
+            number count = maximum ? 1 : (s->count_padding ? s->kernel_height : rows) * s->kernel_width;
+            for (int64_t x = first, until = vectors ? last : 0; x < until; x += FEW) {
+                if (x + LANES > last) x = last - LANES;
+                int64_t some = last - x < FEW ? last - x : FEW;
+#define WINDOWS(STRIDE, MAXIMUM) \
+    windows(STRIDE, MAXIMUM, s->kernel_width, rows, read + x * stride - pad, row, count, written + x, some)
+#define EITHER(STRIDE) \
+    if (stride == STRIDE && maximum) WINDOWS(STRIDE, 1); \
+    if (stride == STRIDE && !maximum) WINDOWS(STRIDE, 0);
+                EITHER(1) EITHER(2) EITHER(3) EITHER(4)
+            }
+            for (int64_t x = 0; x < width; x++) {
+                if (vectors && x == first) x = last;
+                if (x == width) break;
+                int64_t left = x * stride - pad, columns = within(left, s->kernel_width, wide);
+                number found = none_of(maximum);
+                for (int64_t u = left < 0 ? 0 : left, right = u + columns; u < right; u++)
+                    for (int64_t v = 0; v < rows; v++) found = joined(maximum, found, read[v * row + u]);
+                written[x] = found / (maximum || s->count_padding ? count : rows * columns);
+            }
+            for (int64_t x = 0; s->relu && x < width; x++) written[x] = clamped(s, written[x]);
         }
-    }
 }
 
 static void averaged(const step *s, const layout *from, const number *in, number *out, int64_t begin, int64_t end) {
