@@ -175,7 +175,7 @@ static inline __attribute__((always_inline)) vector every(const int stride, cons
 
 enum { FEW = 16 * LANES, STRIDES = 4 }; /* windows of a row at a time, and strides that are taken a vector at a time, at most */
 
-/* Windows side by side, `LANES` of them or more, none of which reaches beyond a plane's columns: first down, then along. */
+/* Windows side by side, none of which reaches beyond a plane's columns: first down, then along. */
 static inline __attribute__((always_inline)) void windows(const int stride, const int maximum, int64_t width, int64_t rows,
                                                           const number *in, int64_t row, number by, number *out, int64_t count) {
     number columns[FEW * STRIDES + LARGEST + LANES];
@@ -185,12 +185,16 @@ static inline __attribute__((always_inline)) void windows(const int stride, cons
         *(vector *)(columns + x) = found;
     }
     for (int64_t x = 0; x < count; x += LANES) {
-        if (x + LANES > count) x = count - LANES; /* some twice */
+        if (x && x + LANES > count) x = count - LANES; /* some twice */
         vector found = (vector){0} + none_of(maximum);
         for (int64_t u = 0; u < width; u += stride)
             UNROLLED for (int i = 0; i < stride; i++)
                 if (u + i < width) found = both(maximum, found, every(stride, i, columns + x * stride + u));
-        *(vector *)(out + x) = found / by;
+        found /= by;
+        if (count < LANES)
+            memcpy(out, &found, sizeof(number) * count);
+        else
+            *(vector *)(out + x) = found;
     }
 }
 
@@ -206,7 +210,7 @@ static void pooled(const step *s, const layout *from, const layout *to, const nu
     const int64_t stride = across(s), row = from->row, reach = wide + pad - s->kernel_width;
     /* windows that lie in the plane's columns, and are taken a vector at a time */
     const int64_t first = quotient_up(pad, stride), behind = reach < 0 ? 0 : reach / stride + 1, last = behind < width ? behind : width;
-    const int vectors = stride <= STRIDES && last - first >= LANES;
+    const int vectors = stride <= STRIDES && first < last;
     for (int64_t c = begin; c < end; c++)
         for (int64_t y = 0; y < to->shape.height; y++) {
             int64_t above = y * s->stride - s->pad, top = above < 0 ? 0 : above, rows = within(above, s->kernel_height, high);
@@ -214,7 +218,7 @@ static void pooled(const step *s, const layout *from, const layout *to, const nu
             number *written = out + to->first + c * to->plane + y * to->row;
             number count = maximum ? 1 : (s->count_padding ? s->kernel_height : rows) * s->kernel_width;
             for (int64_t x = first, until = vectors ? last : 0; x < until; x += FEW) {
-                if (x + LANES > last) x = last - LANES;
+                if (x > first && x + LANES > last) x = last - LANES;
                 int64_t some = last - x < FEW ? last - x : FEW;
 #define WINDOWS(STRIDE, MAXIMUM) \
     windows(STRIDE, MAXIMUM, s->kernel_width, rows, read + x * stride - pad, row, count, written + x, some)
