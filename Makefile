@@ -15,16 +15,16 @@ ZOO ?= 15x:12 18x:13 28x:15
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-LOCKED = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED = $(PIP) --require-hashes \
   -r locks/$$($(BIN)/python -c 'import sys; print("python%d.%d" % sys.version_info[:2])').txt -r locks/torch-$(LOCK).txt
 # pip takes the build of PyTorch that it is told of; uv takes all else in a fraction of the time, or pip where uv cannot
-TAKEN = --quiet -c constraints.txt
-PIP = $(BIN)/python -m pip install --disable-pip-version-check $(TAKEN)
+PINNED = -c constraints.txt
 define installed
 @$(PYTHON) -m venv .venv || { echo "no virtual environment can be made: apt-get install python3-venv" >&2; exit 1; }
 $(if $(LOCK),$(LOCKED))
-$(PIP) --no-compile torch uv
-$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode $(TAKEN) -e '.[$(EXTRAS)]' || $(PIP) -e '.[$(EXTRAS)]'
+$(PIP) --no-compile $(PINNED) torch uv
+$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(PINNED) -e '.[$(EXTRAS)]' || $(PIP) $(PINNED) -e '.[$(EXTRAS)]'
 endef
 setup: .venv/complete ## Make .venv and install everything, every version pinned (LOCK=cuda or cpu: every hash checked)
 .venv/complete: EXTRAS = dev

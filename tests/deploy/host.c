@@ -149,13 +149,13 @@ static void dropped(kernel_context *context) {
     }
 }
 
-static void near(const char *file, const kernel_context *context, value *const *expected, size_t asked, int64_t images) {
+static void near(const char *file, const kernel_context *context, const value *expected, size_t asked, int64_t images) {
     for (size_t i = 0; i < asked; i++) {
-        const float *right = expected[i]->data, *found = context->outputs[i]->data;
-        size_t count = numbers(expected[i]) / expected[i]->side[0] * images;
+        const float *right = expected[i].data, *found = context->outputs[i]->data;
+        size_t count = numbers(expected + i) / expected[i].side[0] * images;
         must(numbers(context->outputs[i]) == count, file, "answers of another shape");
         float most = 1;
-        for (size_t k = 0; k < numbers(expected[i]); k++) most = fmaxf(most, fabsf(right[k]));
+        for (size_t k = 0; k < numbers(expected + i); k++) most = fmaxf(most, fabsf(right[k]));
         for (size_t k = 0; k < count; k++) must(fabsf(found[k] - right[k]) <= 2e-5f * most, file, "another answer");
     }
 }
@@ -201,8 +201,6 @@ int main(int count, char **arguments) {
         value *inputs = checked(calloc(head[1], sizeof *inputs)), *answers = checked(calloc(head[3], sizeof *answers));
         read_values(file, inputs, head[1]), read_values(file, answers, head[3]);
         fclose(file);
-        value *expected[SIDE];
-        for (int64_t i = 0; i < head[3]; i++) expected[i] = answers + i;
 
         kernel_info info = {program, head[0], head[2], head[1], inputs};
         kernel_context context = {.inputs = inputs};
@@ -211,7 +209,7 @@ int main(int count, char **arguments) {
         for (int64_t images = all; images; images = images == 1 ? 0 : 1) {
             const char *message = tried(&info, images, &context, 1);
             must(!message, name, message ? message : "");
-            near(name, &context, expected, head[3], images);
+            near(name, &context, answers, head[3], images);
             dropped(&context);
         }
         for (long i = 0; i < wrong; i++) {

@@ -599,15 +599,14 @@ def nodes_of(made, inputs):
         yield b"".join(part.tobytes() for part in parts)
 
 
-def sanitizer(name):
-    """The file of a sanitizer's runtime, where there is gcc."""
+def need_sanitizer(name):
+    """Skips where there is no gcc, or no such runtime of it."""
     try:
         said = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
     except OSError:
         pytest.skip("no gcc")
     if not Path(said.strip()).is_absolute():
         pytest.skip(f"no {name}")
-    return said.strip()
 
 
 @here
@@ -615,7 +614,7 @@ def sanitizer(name):
 def test_sanitizers_find_nothing(tmp_path):
     """Of right programs, nor of programs that somebody wrote wrong: those are refused, or compute something."""
     for name in ("libasan.so", "libubsan.so"):
-        sanitizer(name)
+        need_sanitizer(name)
     options = ["-std=gnu11", "-O1", "-g", "-march=native", "-ffp-contract=fast", f'-DENGINE="{kernels.SOURCE}"']
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-pthread"]
     hosts = {tmp_path / "host": [], tmp_path / "in-bands": [SMALL_CACHE]}

@@ -190,7 +190,7 @@ static inline __attribute__((always_inline)) void windows(const int stride, cons
         for (int64_t u = 0; u < width; u += stride)
             UNROLLED for (int i = 0; i < stride; i++)
                 if (u + i < width) found = both(maximum, found, every(stride, i, columns + x * stride + u));
-        found /= by;
+        if (!maximum) found /= by;
         if (count < LANES)
             memcpy(out, &found, sizeof(number) * count);
         else
