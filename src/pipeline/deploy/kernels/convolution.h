@@ -120,6 +120,13 @@ static int64_t pieces_of(const layout *to, const layer *l) {
 }
 
 static const number NO_BIAS[4];
+enum { LINE = 64 / sizeof(number) }; /* numbers of a line of the cache */
+
+/* Has `count` vectors of each of the next filters, of which there are `left`, on their way from memory. */
+static __attribute__((noinline)) void on_their_way(const number *next, int64_t rows, int64_t left, int64_t plane, int64_t count) {
+    for (int64_t row = 0; row < rows && row < left; row++)
+        for (int64_t i = 0; i < count * LANES; i += LINE) __builtin_prefetch(next + row * plane + i);
+}
 
 /* One piece: `count` vectors from `v` on, of the groups of filters `begin` to `end`. Outside are chunks of inputs, which stay near;
  * what the chunks before have summed up is where the next begins. */
@@ -129,6 +136,7 @@ static void piece_of(const network *net, const step *s, const layer *l, number *
     const number *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
     number *out = activations[s->to] + to->first;
     int64_t groups = groups_of(l), at = v * LANES;
+    int far = residual && to->shape.channels * to->plane * (int64_t)sizeof(number) > FAR / 2;
     const computing *computed = l->rows == 1 ? ALONE : l->rows == 2 ? OF_TWO : OF_FOUR;
     block b = {.in = activations[s->from] + from->first + at, .plane = to->plane, .ceiling = ceiling_of(s), .at = at};
     b.gaps = to->gaps + to->before[v];
@@ -145,6 +153,7 @@ static void piece_of(const network *net, const step *s, const layer *l, number *
             b.rows = l->outputs - first < l->rows ? l->outputs - first : l->rows;
             b.out = out + first * to->plane + at;
             b.residual = chunk ? b.out : residual ? residual + first * to->plane + at : NULL;
+            if (far && !chunk) on_their_way(b.residual + l->rows * to->plane, l->rows, l->outputs - first - l->rows, to->plane, count);
             computed[count - 1](&b);
             for (int64_t row = 0; ends && s->function && row < b.rows; row++)
                 valued(s, b.out + row * b.plane, to->inside + v, count);
@@ -152,17 +161,19 @@ static void piece_of(const network *net, const step *s, const layer *l, number *
     }
 }
 
-/* Units `begin` to `end` of a convolution: groups of filters inside, pieces of the plane outside. */
+/* Units `begin` to `end` of a convolution: groups of filters inside, pieces of the plane outside. Crosswise it is the other way round:
+ * pieces are so small there that each would read all weights anew from far away. */
 static void convolved(const network *net, const step *s, const layer *l, number **activations, int64_t begin, int64_t end) {
     const layout *to = net->layouts + s->to;
     int64_t whole = l->crosswise ? to->four_count : vectors_of(to), pieces = pieces_of(to, l), groups = groups_of(l);
+    for (; CROSSWISE && l->crosswise && begin < end; begin++) {
+        int64_t piece = begin % pieces, first = whole * piece / pieces, last = whole * (piece + 1) / pieces;
+        crosswise(net, s, l, activations, first, last, begin / pieces);
+    }
     while (begin < end) {
         int64_t piece = begin / groups, group = begin % groups, first = whole * piece / pieces, last = whole * (piece + 1) / pieces;
         int64_t until = end - piece * groups < groups ? end - piece * groups : groups;
-        if (CROSSWISE && l->crosswise)
-            crosswise(net, s, l, activations, first, last, group, until);
-        else
-            piece_of(net, s, l, activations, first, last - first, group, until);
+        piece_of(net, s, l, activations, first, last - first, group, until);
         begin += until - group;
     }
 }

@@ -65,27 +65,24 @@ static void put(const step *s, const vector *sums, int inside, int64_t plane, in
     }
 }
 
-/* Fours of places `first` to `last` of the groups of filters `begin` to `end`. */
+/* Fours of places `first` to `last` of a group of filters. */
 static void crosswise(const network *net, const step *s, const layer *l, number **activations, int64_t first, int64_t last,
-                      int64_t begin, int64_t end) {
+                      int64_t group) {
     const layout *from = net->layouts + s->from, *to = net->layouts + s->to;
     const number *residual = s->residual ? activations[s->residual - 1] : NULL;
-    int64_t count = (last - first) * AT_ONCE;
-    for (int64_t group = begin; group < end; group++) {
-        int64_t start = l->starts[group];
-        crossing c = {.in = activations[s->from] + from->first, .fours = to->fours + first, .taps = l->starts[group + 1] - start};
-        c.offsets = l->offsets + start, c.weights = l->weights + start * ACROSS, c.bias = l->bias + group * ACROSS;
-        vector found[PLACES * FILTER_VECTORS];
-        CROSSINGS[last - first - 1](&c, found);
-        for (int64_t filter = group * ACROSS, f = 0; f < FILTER_VECTORS && filter < l->outputs; f++, filter += LANES) {
-            int64_t rows = l->outputs - filter < LANES ? l->outputs - filter : LANES;
-            for (int64_t n = 0; n < count; n += AT_ONCE) {
-                int64_t place = c.fours[n / AT_ONCE], at = to->first + filter * to->plane + place;
-                int inside = 0;
-                for (int i = 0; i < AT_ONCE; i++)
-                    inside |= ((place + i) / to->row < to->shape.height && (place + i) % to->row < to->shape.width) << i;
-                put(s, found + f * count + n, inside, to->plane, rows, residual ? residual + at : NULL, activations[s->to] + at);
-            }
+    int64_t count = (last - first) * AT_ONCE, start = l->starts[group];
+    crossing c = {.in = activations[s->from] + from->first, .fours = to->fours + first, .taps = l->starts[group + 1] - start};
+    c.offsets = l->offsets + start, c.weights = l->weights + start * ACROSS, c.bias = l->bias + group * ACROSS;
+    vector found[PLACES * FILTER_VECTORS];
+    CROSSINGS[last - first - 1](&c, found);
+    for (int64_t filter = group * ACROSS, f = 0; f < FILTER_VECTORS && filter < l->outputs; f++, filter += LANES) {
+        int64_t rows = l->outputs - filter < LANES ? l->outputs - filter : LANES;
+        for (int64_t n = 0; n < count; n += AT_ONCE) {
+            int64_t place = c.fours[n / AT_ONCE], at = to->first + filter * to->plane + place;
+            int inside = 0;
+            for (int i = 0; i < AT_ONCE; i++)
+                inside |= ((place + i) / to->row < to->shape.height && (place + i) % to->row < to->shape.width) << i;
+            put(s, found + f * count + n, inside, to->plane, rows, residual ? residual + at : NULL, activations[s->to] + at);
         }
     }
 }
