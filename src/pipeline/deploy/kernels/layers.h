@@ -175,69 +175,86 @@ static inline __attribute__((always_inline)) vector every(const int stride, cons
 
 enum { FEW = 16 * LANES, STRIDES = 4 }; /* windows of a row at a time, and strides that are taken a vector at a time, at most */
 
-/* Windows side by side, none of which reaches beyond a plane's columns: first down, then along. */
-static inline __attribute__((always_inline)) void windows(const int stride, const int maximum, int64_t width, int64_t rows,
-                                                          const number *in, int64_t row, number by, number *out, int64_t count) {
-    number columns[FEW * STRIDES + LARGEST + LANES];
-    for (int64_t x = 0; x < count * stride + width; x += LANES) {
-        vector found = *(const vector *)(in + x);
-        for (int64_t v = 1; v < rows; v++) found = both(maximum, found, *(const vector *)(in + v * row + x));
-        *(vector *)(columns + x) = found;
-    }
-    for (int64_t x = 0; x < count; x += LANES) {
-        if (x && x + LANES > count) x = count - LANES; /* some twice */
-        vector found = (vector){0} + none_of(maximum);
-        for (int64_t u = 0; u < width; u += stride)
-            UNROLLED for (int i = 0; i < stride; i++)
-                if (u + i < width) found = both(maximum, found, every(stride, i, columns + x * stride + u));
-        if (!maximum) found /= by;
-        if (count < LANES)
-            memcpy(out, &found, sizeof(number) * count);
-        else
-            *(vector *)(out + x) = found;
-    }
-}
-
 static int64_t within(int64_t begin, int64_t length, int64_t size) { /* how much of a window lies in the plane */
     int64_t end = begin + length < size ? begin + length : size;
     return end - (begin < 0 ? 0 : begin);
 }
 
+typedef struct { /* windows of a row: where they begin in the plane, of how many rows, and by how many numbers a sum is divided */
+    int64_t top, rows;
+    number by;
+} windows;
+
+static inline windows windows_at(const step *s, const layout *from, int64_t y) {
+    int64_t above = y * s->stride - s->pad, rows = within(above, s->kernel_height, from->shape.height);
+    return (windows){above < 0 ? 0 : above, rows, (number)((s->count_padding ? s->kernel_height : rows) * s->kernel_width)};
+}
+
+/* Columns `first` to `last` of a channel, whose windows reach beyond no column of the plane: first down, then along. */
+static inline __attribute__((always_inline)) void pooled_inside(const int stride, const int maximum, const step *s, const layout *from,
+                                                                const layout *to, const number *in, number *out, int64_t first,
+                                                                int64_t last) {
+    const int64_t width = s->kernel_width, row = from->row;
+    number columns[FEW * STRIDES + LARGEST + LANES];
+    for (int64_t y = 0; y < to->shape.height; y++) {
+        windows w = windows_at(s, from, y);
+        for (int64_t begin = first; begin < last; begin += FEW) {
+            if (begin > first && begin + LANES > last) begin = last - LANES; /* some twice */
+            const int64_t count = last - begin < FEW ? last - begin : FEW;
+            const number *read = in + w.top * row + begin * stride - s->pad - s->left;
+            number *written = out + y * to->row + begin;
+            for (int64_t x = 0; x < (count - 1) * stride + width; x += LANES) {
+                vector found = *(const vector *)(read + x);
+                const number *below = read + x;
+                ROLLED for (int64_t v = 1; v < w.rows; v++) found = both(maximum, found, *(const vector *)(below += row));
+                *(vector *)(columns + x) = found;
+            }
+            for (int64_t x = 0; x < count; x += LANES) {
+                if (x && x + LANES > count) x = count - LANES;
+                vector found = (vector){0} + none_of(maximum);
+                for (int64_t u = 0; u < width; u += stride)
+                    UNROLLED for (int i = 0; i < stride; i++)
+                        if (u + i < width) found = both(maximum, found, every(stride, i, columns + x * stride + u));
+                if (!maximum) found /= w.by;
+                if (count < LANES)
+                    memcpy(written, &found, sizeof(number) * count);
+                else
+                    *(vector *)(written + x) = found;
+            }
+        }
+    }
+}
+
 static void pooled(const step *s, const layout *from, const layout *to, const number *in, number *out, int64_t begin,
                    int64_t end) {
     const int maximum = s->kind == MAX_POOL;
-    const int64_t high = from->shape.height, wide = from->shape.width, pad = s->pad + s->left, width = to->shape.width;
-    const int64_t stride = across(s), row = from->row, reach = wide + pad - s->kernel_width;
-    /* windows that lie in the plane's columns, and are taken a vector at a time */
-    const int64_t first = quotient_up(pad, stride), behind = reach < 0 ? 0 : reach / stride + 1, last = behind < width ? behind : width;
-    const int vectors = stride <= STRIDES && first < last;
-    for (int64_t c = begin; c < end; c++)
-        for (int64_t y = 0; y < to->shape.height; y++) {
-            int64_t above = y * s->stride - s->pad, top = above < 0 ? 0 : above, rows = within(above, s->kernel_height, high);
-            const number *read = in + from->first + c * from->plane + top * row;
-            number *written = out + to->first + c * to->plane + y * to->row;
-            number count = maximum ? 1 : (s->count_padding ? s->kernel_height : rows) * s->kernel_width;
-            for (int64_t x = first, until = vectors ? last : 0; x < until; x += FEW) {
-                if (x > first && x + LANES > last) x = last - LANES;
-                int64_t some = last - x < FEW ? last - x : FEW;
-#define WINDOWS(STRIDE, MAXIMUM) \
-    windows(STRIDE, MAXIMUM, s->kernel_width, rows, read + x * stride - pad, row, count, written + x, some)
+    const int64_t wide = from->shape.width, pad = s->pad + s->left, width = to->shape.width, stride = across(s);
+    /* columns whose windows lie in the plane's, and are taken a vector at a time */
+    const int64_t reach = wide + pad - s->kernel_width, behind = reach < 0 ? 0 : reach / stride + 1;
+    const int64_t first = stride > STRIDES ? width : quotient_up(pad, stride), last = behind < width ? behind : width;
+    for (int64_t c = begin; c < end; c++) {
+        const number *read = in + from->first + c * from->plane;
+        number *written = out + to->first + c * to->plane;
+#define INSIDE(STRIDE, MAXIMUM) pooled_inside(STRIDE, MAXIMUM, s, from, to, read, written, first, last)
 #define EITHER(STRIDE) \
-    if (stride == STRIDE && maximum) WINDOWS(STRIDE, 1); \
-    if (stride == STRIDE && !maximum) WINDOWS(STRIDE, 0);
-                EITHER(1) EITHER(2) EITHER(3) EITHER(4)
-            }
+    if (first < last && stride == STRIDE && maximum) INSIDE(STRIDE, 1); \
+    if (first < last && stride == STRIDE && !maximum) INSIDE(STRIDE, 0);
+        EITHER(1) EITHER(2) EITHER(3) EITHER(4)
+        if (first == 0 && last == width && !s->relu) continue;
+        for (int64_t y = 0; y < to->shape.height; y++, written += to->row) {
+            windows w = windows_at(s, from, y);
             for (int64_t x = 0; x < width; x++) {
-                if (vectors && x == first) x = last;
+                if (first < last && x == first) x = last;
                 if (x == width) break;
                 int64_t left = x * stride - pad, columns = within(left, s->kernel_width, wide);
                 number found = none_of(maximum);
                 for (int64_t u = left < 0 ? 0 : left, right = u + columns; u < right; u++)
-                    for (int64_t v = 0; v < rows; v++) found = joined(maximum, found, read[v * row + u]);
-                written[x] = found / (maximum || s->count_padding ? count : rows * columns);
+                    for (int64_t v = 0; v < w.rows; v++) found = joined(maximum, found, read[(w.top + v) * from->row + u]);
+                written[x] = maximum ? found : found / (s->count_padding ? w.by : w.rows * columns);
             }
             for (int64_t x = 0; s->relu && x < width; x++) written[x] = clamped(s, written[x]);
         }
+    }
 }
 
 static void averaged(const step *s, const layout *from, const number *in, number *out, int64_t begin, int64_t end) {

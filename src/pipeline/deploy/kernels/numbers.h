@@ -83,8 +83,10 @@ static inline vector smaller(vector a, vector b) { return chosen(a < b, a, b); }
 
 #if defined(__clang__)
 #define UNROLLED _Pragma("clang loop unroll(full)")
+#define ROLLED _Pragma("clang loop unroll(disable)") /* of few turns: four at a time they would take longer */
 #define IN_WHOLE_VECTORS __attribute__((min_vector_width(512))) /* else each is two for AVX-512, of which there are too few */
 #else
 #define UNROLLED _Pragma("GCC unroll 28")
+#define ROLLED
 #define IN_WHOLE_VECTORS
 #endif
