@@ -161,8 +161,10 @@ def test_a_server_that_dies_for_a_while_costs_neither_training_nor_content(team,
         assert rough.poll() is None, "training goes on"
         time.sleep(0.1)
     rough.send_signal(signal.SIGSTOP)  # a run that ends waits so long for its server, and no longer
-    team.start()
-    rough.send_signal(signal.SIGCONT)
+    try:
+        team.start()
+    finally:
+        rough.send_signal(signal.SIGCONT)
     out, err = rough.communicate(timeout=300)
     assert rough.returncode == 0, out + err
     assert out.count("warning: MLflow at ") == 1

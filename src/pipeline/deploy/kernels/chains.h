@@ -114,17 +114,6 @@ static int joins_chains(const network *net, const step *s) {
     return (s->kind == CONVOLUTION || by_rows(s)) && net->layouts[s->to].shape.height;
 }
 
-static double bytes_of(const network *net, int64_t activation) {
-    const layout *l = net->layouts + activation;
-    return (double)l->shape.channels * l->shape.height * l->row * sizeof(number);
-}
-
-/* Bytes of what a step makes that do not stay in the second cache. */
-static double bytes_beyond(const network *net, const step *s) {
-    double bytes = bytes_of(net, s->to);
-    return bytes > FAR / 2 ? bytes : 0;
-}
-
 /* Steps as a chain, in about as few bands as let its windows stay in the second cache; of no bands: they are none. It is worth it
  * where more lies inside of it than it reads and makes. */
 static chain chain_of(const network *net, int64_t i, int64_t count) {

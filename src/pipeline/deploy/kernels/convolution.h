@@ -120,9 +120,9 @@ static int64_t pieces_of(const layout *to, const layer *l) {
 }
 
 static const number NO_BIAS[4];
-enum { LINE = 64 / sizeof(number) }; /* numbers of a line of the cache */
 
-/* Has `count` vectors of each of the next filters, of which there are `left`, on their way from memory. */
+/* Has `count` vectors of each of the next filters, of which there are `left`, on their way from memory. Not inlined: the loop around it
+ * has no register to spare. */
 static __attribute__((noinline)) void on_their_way(const number *next, int64_t rows, int64_t left, int64_t plane, int64_t count) {
     for (int64_t row = 0; row < rows && row < left; row++)
         for (int64_t i = 0; i < count * LANES; i += LINE) __builtin_prefetch(next + row * plane + i);
@@ -136,7 +136,7 @@ static void piece_of(const network *net, const step *s, const layer *l, number *
     const number *residual = s->residual ? activations[s->residual - 1] + to->first : NULL;
     number *out = activations[s->to] + to->first;
     int64_t groups = groups_of(l), at = v * LANES;
-    int far = residual && to->shape.channels * to->plane * (int64_t)sizeof(number) > FAR / 2;
+    int far = residual && bytes_beyond(net, s); /* a residual is as large as what is made of it */
     const computing *computed = l->rows == 1 ? ALONE : l->rows == 2 ? OF_TWO : OF_FOUR;
     block b = {.in = activations[s->from] + from->first + at, .plane = to->plane, .ceiling = ceiling_of(s), .at = at};
     b.gaps = to->gaps + to->before[v];

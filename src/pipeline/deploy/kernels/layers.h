@@ -235,10 +235,9 @@ static void pooled(const step *s, const layout *from, const layout *to, const nu
     for (int64_t c = begin; c < end; c++) {
         const number *read = in + from->first + c * from->plane;
         number *written = out + to->first + c * to->plane;
-#define INSIDE(STRIDE, MAXIMUM) pooled_inside(STRIDE, MAXIMUM, s, from, to, read, written, first, last)
 #define EITHER(STRIDE) \
-    if (first < last && stride == STRIDE && maximum) INSIDE(STRIDE, 1); \
-    if (first < last && stride == STRIDE && !maximum) INSIDE(STRIDE, 0);
+    if (stride == STRIDE && maximum) pooled_inside(STRIDE, 1, s, from, to, read, written, first, last); \
+    if (stride == STRIDE && !maximum) pooled_inside(STRIDE, 0, s, from, to, read, written, first, last);
         EITHER(1) EITHER(2) EITHER(3) EITHER(4)
         if (first == 0 && last == width && !s->relu) continue;
         for (int64_t y = 0; y < to->shape.height; y++, written += to->row) {

@@ -51,11 +51,11 @@ enum { CROSSWISE = 0, FILTER_VECTORS = 1 };
 enum { AT_ONCE = 4, PLACES = MOST / FILTER_VECTORS / AT_ONCE * AT_ONCE, ACROSS = FILTER_VECTORS * LANES };
 
 /* Bytes of the first cache for what a piece reads, and of the second for what lies between steps; multiply-adds of vectors that a
- * chunk of a group has to have. */
+ * chunk of a group has to have; numbers of a cache's line. */
 #ifndef SECOND_CACHE
 #define SECOND_CACHE (LARGER_CACHE * 448 << 10)
 #endif
-enum { NEAR = 20 << 10, FAR = SECOND_CACHE, WORTH_A_CHUNK = 300 };
+enum { NEAR = 20 << 10, FAR = SECOND_CACHE, WORTH_A_CHUNK = 300, LINE = 64 / sizeof(number) };
 
 /* What a tap of several filters or of a vector of them costs, in taps of one: docs/kernels.md. */
 static const double TAP_OF_TWO = 1.4, TAP_OF_FOUR = 2.3, TAP_OF_LANES = LANES / 4.0;

@@ -100,6 +100,17 @@ static int64_t elements(shape s) { return s.channels * (s.height ? s.height * s.
 
 static int64_t vectors_of(const layout *l) { return rounded(l->shape.height * l->row) / LANES; }
 
+static double bytes_of(const network *net, int64_t activation) {
+    const layout *l = net->layouts + activation;
+    return (double)l->shape.channels * l->shape.height * l->row * sizeof(number);
+}
+
+/* Bytes of what a step makes that do not stay in the second cache. */
+static double bytes_beyond(const network *net, const step *s) {
+    double bytes = bytes_of(net, s->to);
+    return bytes > FAR / 2 ? bytes : 0;
+}
+
 /* A plane's places, four at once: row by row, or in one line with what lies between rows where that takes fewer. */
 static int fours(layout *l) {
     int64_t high = l->shape.height, wide = quotient_up(l->shape.width, AT_ONCE), line = (high - 1) * l->row;
