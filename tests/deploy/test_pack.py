@@ -52,7 +52,7 @@ def test_every_coding_gives_the_tensor_back_bit_for_bit(size, density, dtype, se
     flat = sparse(size, density, dtype, seed)
     for encode in pack.ENCODERS:
         coding = encode(flat)
-        back = pack.decode(coding, size)
+        back = pack.decode(coding, [size])
         assert back.dtype == flat.dtype
         assert back.tobytes() == flat.tobytes(), coding.name
 
@@ -94,7 +94,7 @@ def test_positions_of_blocks_give_the_tensor_back_in_numpy_and_in_onnx(density, 
     possible = pack.codings(tensor, axis)
     assert len(possible) > 3
     for coding in possible:
-        back = pack.decode(coding, tensor.size)
+        back = pack.decode(coding, tensor.shape)
         assert back.tobytes() == tensor.tobytes(), coding.name
         node, tensors = pack._written("w", coding, TYPES[dtype], list(shape))
         node.output[0] = "dense"

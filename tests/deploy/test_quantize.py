@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto, helper, numpy_helper
 from torch import nn
 
 from pipeline.deploy.export import exported
 from pipeline.deploy.quantize import quantised
-from pipeline.deploy.runtime import answers, session
+from pipeline.deploy.runtime import answers, optimised_operators, session
 
 
 @pytest.mark.parametrize("dead", [[1], [0, 2], [0, 1, 2]])
@@ -26,3 +27,45 @@ def test_a_filter_without_weights_keeps_its_bias(kind, dead):
     found = answers(session(int8), given)["scores"]
     step = (expected.max() - min(expected.min(), 0)) / 255
     assert np.abs(found - expected)[:, dead].max() <= 0.51 * step
+
+
+def spelled_out(model):
+    """The same with every bias in int32, by a scale of its own, and a zero point for each filter."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in [node for node in graph.node if node.op_type in ("Conv", "Gemm")]:
+        source, weights = made[node.input[0]], made[node.input[1]]
+        scales = tensors[source.input[1]] * tensors[weights.input[1]]
+        biases = np.rint(tensors[node.input[2]].astype(np.float64) / scales.astype(np.float64)).astype(np.int32)
+        zeros = np.zeros(scales.shape, np.int8)
+        for name, content in (("whole", biases), ("scales", scales), ("zeros", zeros)):
+            graph.initializer.append(numpy_helper.from_array(content, f"{node.name}_{name}"))
+        weights.input[2:] = [f"{node.name}_zeros"]
+        read = [f"{node.name}_{name}" for name in ("whole", "scales")]
+        graph.node.insert(0, helper.make_node("DequantizeLinear", read, [f"{node.name}_bias"], axis=0))
+        node.input[2] = f"{node.name}_bias"
+    return result
+
+
+def test_what_goes_without_saying_is_not_said():
+    """Biases are floats, convolutions have no zero points: ONNX Runtime makes the same operators of it, to the bit."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=12), nn.ReLU(), nn.Conv2d(12, 1, 1),
+        nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 1),
+    )  # fmt: skip
+    with torch.no_grad():
+        network[0].weight.abs_()  # sums of large bytes: exact in more than 16 bits alone
+        network[2].weight[4] = 0
+        network[0].bias[2] = 1e6  # more steps than 32 bits hold
+    inputs = torch.rand(16, 3, 10, 10)
+    given = {"input": inputs.numpy()}
+    int8 = quantised(exported(network.eval(), lambda each: each, inputs), [given])
+    assert int8.ByteSize() < spelled_out(int8).ByteSize() - 9 * (12 + 12 + 1)
+    assert optimised_operators(int8) == optimised_operators(spelled_out(int8))
+    assert {"QLinearConv": 3, "QGemm": 2}.items() <= optimised_operators(int8).items()
+    found, expected = (answers(session(each), given)["scores"] for each in (int8, spelled_out(int8)))
+    np.testing.assert_array_equal(found, expected)

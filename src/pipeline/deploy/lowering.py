@@ -328,9 +328,9 @@ class Segment:
         self._emit(node, self._weighted(node, weights, Operation(kind, source, to, transposed=True)))
 
     def _weighted(self, node: NodeProto, weights: Weights, step: Operation) -> Operation:
-        bias, bias_scale = (*node.input, "")[2], None
+        bias = (*node.input, "")[2]
         if bias in self.made:
-            bias, bias_scale, *_ = self.made[bias].input
+            raise NotCovered("biases that are computed")
         places = {name: place for place, name in enumerate(self.used, start=len(self.inputs))}
         if [places[name] - places[weights.streams[0]] for name in weights.streams] != list(range(len(weights.streams))):
             raise NotCovered("weights that are scattered over the file")
@@ -343,7 +343,6 @@ class Segment:
             is_int8=weights.is_int8,
             scale=places[weights.scale] if weights.scale else 0,
             bias=places[bias] if bias else 0,
-            bias_scale=places[bias_scale] if bias_scale else 0,
         )
 
     def _weights(self, name: str, rows: int = 0) -> Weights:
@@ -366,7 +365,7 @@ class Segment:
             values = self.constants[node.input[0]]
             streams, shape = tuple(node.input), tuple(told["shape"])
             length = math.prod(values.dims[1:])
-            if length > 1 and told["behind"] != [math.prod(shape[rows + 1 :])]:
+            if length > 1 and told.get("outer", pack.OUTER) != [rows + 1]:
                 raise NotCovered("blocks of weights along their inputs")
             low_bits, is_int8 = len(told.get("powers", [])), values.data_type == TensorProto.INT8
             return Weights(shape, coding, streams, low_bits, length - 1, is_int8, scale)
@@ -477,7 +476,7 @@ class Segment:
         scale, shift, mean, variance = (self._place(name) for name in node.input[1:5])
         epsilon = float(attributes(node).get("epsilon", 1e-5))
         step = Operation("affine", source, self._new(self.shapes[source]), weights=scale, scale=mean, bias=shift)
-        self._emit(node, replace(step, bias_scale=variance, first=epsilon))
+        self._emit(node, replace(step, variance=variance, first=epsilon))
 
     def function(self, node: NodeProto) -> None:
         told = attributes(node)

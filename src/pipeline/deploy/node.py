@@ -5,10 +5,10 @@ registered (``kernels``) it hands the node to that, which reads the same packed 
 stands between the nodes as it was.
 """
 
-from onnx import FunctionProto, ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from pipeline.deploy.export import WEIGHTED
-from pipeline.deploy.lowering import Graph, Segment
+from pipeline.deploy.lowering import Graph
 from pipeline.deploy.program import integers
 from pipeline.ground.errors import one_line
 
@@ -30,6 +30,7 @@ def with_nodes(model: ModelProto) -> tuple[ModelProto, str | None]:
     taken = {id(node) for segment in segments for node in segment.nodes}
     left = [node for node in graph.nodes if id(node) not in taken]
     nodes = [*graph.constant_nodes([*left, _reading(graph)]), *left]
+    opsets = [each for each in model.opset_import if each.domain != DOMAIN]
     for number, segment in enumerate(segments):
         name = OPERATOR + (str(number) if number else "")
         nodes.append(
@@ -41,7 +42,17 @@ def with_nodes(model: ModelProto) -> tuple[ModelProto, str | None]:
                 program=integers(segment.shapes, segment.operations),
             )
         )
-        result.functions.append(_function(name, segment, model))
+        result.functions.append(
+            helper.make_function(
+                DOMAIN,
+                name,
+                [*segment.inputs, *segment.used],
+                segment.outputs,
+                [*segment.constant, *segment.nodes],
+                opsets,
+                ["program"],
+            )
+        )
     del result.graph.node[:]
     result.graph.node.extend(_in_order(nodes, {each.name for each in (*model.graph.input, *model.graph.initializer)}))
     result.opset_import.append(helper.make_opsetid(DOMAIN, 1))
@@ -85,9 +96,9 @@ def left_to_onnxruntime(model: ModelProto) -> list[str]:
 
 
 def computed_by_the_engine(model: ModelProto) -> set[str]:
-    """Names of the values that the engine's nodes compute, as ``opened`` names them."""
+    """Names of the values that the engine's nodes compute."""
     bodies = (function for function in model.functions if function.domain == DOMAIN)
-    return {name.removeprefix("_") for body in bodies for node in body.node for name in node.output}
+    return {name for body in bodies for node in body.node for name in node.output}
 
 
 def opened(model: ModelProto) -> ModelProto:
@@ -106,38 +117,12 @@ def opened(model: ModelProto) -> ModelProto:
             made.update(node.output)
             continue
         for each in bodies[node.op_type].node:
-            copy = NodeProto()
-            copy.CopyFrom(each)
-            for side in (copy.input, copy.output):
-                side[:] = [name.removeprefix("_") for name in side]
-            if not made.issuperset(copy.output):  # constants of two bodies
-                nodes.append(copy)
-                made.update(copy.output)
+            if not made.issuperset(each.output):  # constants of two bodies
+                nodes.append(each)
+                made.update(each.output)
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     opsets = [each for each in result.opset_import if each.domain != DOMAIN]
     del result.opset_import[:]
     result.opset_import.extend(opsets)
     return result
-
-
-def _function(name: str, segment: Segment, model: ModelProto) -> FunctionProto:
-    """A node's body. Its names are in one scope with those around the node, so each has a mark."""
-    nodes = []
-    for node in (*segment.constant, *segment.nodes):
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        inputs, outputs = ([name and f"_{name}" for name in side] for side in (node.input, node.output))
-        del copy.input[:], copy.output[:]
-        copy.input.extend(inputs)
-        copy.output.extend(outputs)
-        nodes.append(copy)
-    return helper.make_function(
-        DOMAIN,
-        name,
-        [f"_{each}" for each in (*segment.inputs, *segment.used)],
-        [f"_{each}" for each in segment.outputs],
-        nodes,
-        [each for each in model.opset_import if each.domain != DOMAIN],
-        ["program"],
-    )

@@ -15,7 +15,7 @@ blocks of neighbouring filters are zero together, a position is that of a block,
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -114,6 +114,8 @@ def encode_rice(entries: Array) -> Coding:
 ENCODERS: tuple[Callable[[Array], Coding], ...] = (encode_mask, encode_gaps, encode_rice)
 BLOCKS, LENGTHS = "Blocks", (8, 4, 2)
 """How the codings of blocks end, and how many filters these have."""
+OUTER = [1]
+"""Sides of a tensor down to its filters, of which blocks are made; others are told."""
 
 
 def codings(tensor: Array, axis: int) -> list[Coding]:
@@ -121,6 +123,7 @@ def codings(tensor: Array, axis: int) -> list[Coding]:
     found = [encode(tensor.ravel()) for encode in ENCODERS]
     before, filters, behind = math.prod(tensor.shape[:axis]), tensor.shape[axis], math.prod(tensor.shape[axis + 1 :])
     kept = np.count_nonzero(tensor)
+    outer = {} if [axis + 1] == OUTER else {"outer": [axis + 1]}
     for length in LENGTHS:
         if filters % length:
             continue
@@ -130,21 +133,25 @@ def codings(tensor: Array, axis: int) -> list[Coding]:
         rows = filters_together.swapaxes(1, 2).reshape(-1, length)
         for encode in ENCODERS:
             of_rows = encode(rows)
-            found.append(replace(of_rows, name=of_rows.name + BLOCKS, numbers={**of_rows.numbers, "behind": [behind]}))
+            found.append(replace(of_rows, name=of_rows.name + BLOCKS, numbers={**of_rows.numbers, **outer}))
     return found
 
 
-def decode(coding: Coding, size: int) -> Array:
-    """The tensor (size) that a coding stands for: in numpy what the model's function does in ONNX."""
-    if "behind" in coding.numbers:
-        of_rows = {name: each for name, each in coding.numbers.items() if name != "behind"}
-        rows = decode(replace(coding, name=coding.name.removesuffix(BLOCKS), numbers=of_rows), size)
-        return rows.reshape(-1, *coding.numbers["behind"], coding.values.shape[1]).swapaxes(1, 2).ravel()
+def decode(coding: Coding, shape: Sequence[int]) -> Array:
+    """The tensor that a coding stands for: in numpy what the model's function does in ONNX."""
+    rows, length = _decoded(coding, math.prod(shape)), math.prod(coding.values.shape[1:])
+    behind = math.prod(shape[coding.numbers.get("outer", OUTER)[0] :])
+    return rows.reshape(-1, behind, length).swapaxes(1, 2).reshape(shape) if length > 1 else rows.reshape(shape)
+
+
+def _decoded(coding: Coding, size: int) -> Array:
+    """All of a tensor's numbers, or its rows of them."""
     size //= math.prod(coding.values.shape[1:])
-    if coding.name == "Mask":
+    name = coding.name.removesuffix(BLOCKS)
+    if name == "Mask":
         alive = np.unpackbits(coding.streams[0], bitorder="little")[:size].astype(np.int64)
         return coding.values[np.cumsum(alive) * alive]
-    if coding.name == "Gaps":
+    if name == "Gaps":
         gaps = coding.streams[0].astype(np.int64)
     else:
         unary, remainders = (np.unpackbits(stream, bitorder="little") for stream in coding.streams)
@@ -202,7 +209,7 @@ def unpacked(model: ModelProto) -> ModelProto:
         numbers = {each.name: list(each.ints) for each in node.attribute}
         shape = numbers.pop("shape")
         coding = Coding(coding_name(node.op_type), values, tuple(streams), numbers)
-        dense.append(numpy_helper.from_array(decode(coding, math.prod(shape)).reshape(shape), node.output[0]))
+        dense.append(numpy_helper.from_array(decode(coding, shape), node.output[0]))
         read |= set(node.input)
     plain = [tensor for tensor in model.graph.initializer if tensor.name not in read]
     nodes = [node for node in model.graph.node if node.domain != DOMAIN]
@@ -319,7 +326,7 @@ _CONSTANTS = """
     shifts = Constant <value = uint8[8] {0, 1, 2, 3, 4, 5, 6, 7}> ()
     lowest = Constant <value = uint8[1] {1}> ()
     shape = Constant <value_ints: ints = @shape> ()
-    size = ReduceProd <keepdims = 1> (shape)"""
+    size = ReduceProd (shape)"""
 
 _SCATTERED = """
     zeros = ConstantOfShape <value = ZERO> (size)
@@ -329,9 +336,12 @@ _DENSE = """
     dense = Reshape (flat, shape)"""
 
 _BLOCKS = {
-    "<shape": "<shape, behind",
-    "size = ReduceProd <keepdims = 1> (shape)": """behind = Constant <value_ints: ints = @behind> ()
-    all = ReduceProd <keepdims = 1> (shape)
+    "<shape": f"<shape, outer: ints = {OUTER}",
+    "size = ReduceProd (shape)": """all = ReduceProd (shape)
+    outer = Constant <value_ints: ints = @outer> ()
+    outer_sides = Slice (shape, zero, outer)
+    filters = ReduceProd (outer_sides)
+    behind = Div (all, filters)
     length = Shape <start = 1> (values)
     size = Div (all, length)
     entries = Concat <axis = 0> (size, length)

@@ -51,7 +51,7 @@ class Operation:
     is_int8: bool = False
     scale: int = 0
     bias: int = 0
-    bias_scale: int = 0
+    variance: int = 0
     left: int = 0
     spread: int = 0
     function: int = 0

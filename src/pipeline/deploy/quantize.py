@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -92,11 +92,11 @@ class Calibrated:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibration_cache_path=ranges,
-                extra_options={"WeightSymmetric": True},
+                extra_options={"WeightSymmetric": True, "QuantizeBias": False},
             )
             self._ranges = ranges.read_text()
             int8 = onnx.load(made)
-        _keep_biases_of_dead_filters(int8, self.model)
+        _scale_dead_filters(int8)
         if changed := zeros_lost(self.model, int8):
             raise PipelineError(f"int8: pruned weights of {', '.join(changed)} are not zero any more")
         return int8
@@ -111,36 +111,32 @@ def quantised(model: ModelProto, batches: Iterable[Mapping[str, NDArray[Any]]]) 
     return Calibrated(model, batches).quantised()
 
 
-def _keep_biases_of_dead_filters(int8: ModelProto, plain: ModelProto) -> None:
-    """Gives filters without weights a scale of their layer's order: 1, which they get, rounds their biases to nothing.
+def _scale_dead_filters(int8: ModelProto) -> None:
+    """Gives filters without weights a scale of their layer's order: with 1, which they get, no bias would be left.
 
-    A bias has the scale of its layer's input times that of its filter.
+    ONNX Runtime rounds a bias to whole steps of its layer's input times the scale of its filter, in 32 bits.
     """
     tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
-    exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in plain.graph.initializer}
-    made = {node.output[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"}
+    made = _dequantised(int8)
     for node in int8.graph.node:
-        parts = [made[name] for name in node.input if name in made]
-        if node.op_type not in WEIGHTED or len(parts) != 3 or parts[1].input[0] not in tensors:
+        bias = (*node.input, "", "")[2]
+        if node.op_type not in WEIGHTED or bias not in tensors or not {*node.input[:2]} <= made.keys():
             continue
-        (_, step, *_), (weight, scale, *_), (bias, bias_scale, *_) = (part.input for part in parts)
-        values, scales = (numpy_helper.to_array(tensors[name]).copy() for name in (weight, scale))
+        (_, step, *_), (weight, scale, *_) = (made[name].input for name in node.input[:2])
+        values, scales, biases = (numpy_helper.to_array(tensors[name]) for name in (weight, scale, bias))
         filters = np.moveaxis(values, 1, 0) if node.op_type == "ConvTranspose" else values
         dead = ~filters.reshape(len(filters), -1).any(1)
-        right = exact.get(bias.removesuffix("_quantized"))
-        if right is None or scales.shape != dead.shape or not dead.any():
+        if not dead.shape == scales.shape == biases.shape or not dead.any():
             continue
-        unit = float(numpy_helper.to_array(tensors[step]))
-        least = np.abs(right[dead]).max() / (unit * 2**30)
+        least = np.abs(biases[dead]).max() / (float(numpy_helper.to_array(tensors[step])) * 2**30)
         usual = scales[~dead].min() if not dead.all() else least * 2**15
-        scales[dead] = max(usual, least) or 1
-        steps = scales * np.float32(unit)
-        biases = numpy_helper.to_array(tensors[bias]).copy()
-        biases[dead] = np.rint(right[dead] / steps[dead])
-        units = numpy_helper.to_array(tensors[bias_scale]).copy()
-        units[dead] = steps[dead]
-        for name, content in ((scale, scales), (bias, biases), (bias_scale, units)):
-            tensors[name].CopyFrom(numpy_helper.from_array(content, name))
+        scales = np.where(dead, np.float32(max(usual, least) or 1), scales)
+        tensors[scale].CopyFrom(numpy_helper.from_array(scales, scale))
+
+
+def _dequantised(int8: ModelProto) -> dict[str, NodeProto]:
+    """By name of its output, each node that makes floats of integers."""
+    return {node.output[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"}
 
 
 def with_float_activations(model: ModelProto, names: Collection[str]) -> ModelProto:

@@ -77,4 +77,4 @@ struct custom_operator { /* as of version 16 */
 };
 
 enum { INTERFACE = 17, OPERATOR_INTERFACE = 16, FAILED = 1, REQUIRED = 0, VARIADIC = 2 };
-enum type { ANY = 0, FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, DOUBLE = 11 };
+enum type { ANY = 0, FLOAT = 1, UINT8 = 2, INT8 = 3, DOUBLE = 11 };

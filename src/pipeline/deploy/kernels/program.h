@@ -23,8 +23,8 @@ typedef struct {
     int64_t relu, ceiling;             /* nothing below 0; nothing above: bits of a float32, 0: none */
     int64_t coding, weights, low_bits; /* of the weights, the first input that has them (of INPUT and OUTPUT: which), Rice's k */
     int64_t more; /* filters behind each, whose values stand at its places: a block */
-    int64_t is_int8, scale, bias, bias_scale; /* inputs; 0: none */
-    int64_t left, spread;                     /* more zeros on the left than on top; places between taps */
+    int64_t is_int8, scale, bias, variance; /* inputs; 0: none */
+    int64_t left, spread;                   /* more zeros on the left than on top; places between taps */
     int64_t function, first, second;          /* of single values; bits of float32 that it takes */
     int64_t mode, wider, transposed; /* wider: more stride to the right than down; transposed: inputs before outputs */
     int64_t gate;                    /* of SILU and HARD_SWISH: what their other factor is at most; bits of a float32, 0: 1 */

@@ -64,7 +64,7 @@ static int fitting(const step *s, const network *net, int64_t inputs) {
     if (s->ceiling && !s->relu) return 0;
     if (weighted && out.channels * (in.channels / part) >= INT32_MAX / area) return 0;
     if (weighted && (s->weights < net->given || s->weights + streams > inputs || !constant_or_none(net, s->scale, inputs) ||
-                     !constant_or_none(net, s->bias, inputs) || !constant_or_none(net, s->bias_scale, inputs)))
+                     !constant_or_none(net, s->bias, inputs)))
         return 0;
     switch (s->kind) {
         case SPLIT:
@@ -83,7 +83,7 @@ static int fitting(const step *s, const network *net, int64_t inputs) {
         case AFFINE:
             return same(in, out) && (!s->weights || constant_or_none(net, s->weights, inputs)) &&
                    constant_or_none(net, s->scale, inputs) && constant_or_none(net, s->bias, inputs) &&
-                   constant_or_none(net, s->bias_scale, inputs);
+                   constant_or_none(net, s->variance, inputs);
         case CONCAT:
             return s->residual && out.channels == in.channels + beside.channels && in.height == out.height &&
                    in.width == out.width && in.pad == out.pad && beside.height == out.height && beside.width == out.width &&

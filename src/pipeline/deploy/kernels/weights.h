@@ -187,10 +187,8 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
     int64_t places = s->transposed ? s->stride * across(s) : 1, filters = outputs / places;
     int64_t size = filters * channels * area;
     const constant *scale = !s->scale ? NULL : inputs + s->scale, *bias = !s->bias ? NULL : inputs + s->bias;
-    const constant *bias_scale = !s->bias_scale ? NULL : inputs + s->bias_scale;
     if (scale && (scale->type != FLOAT || (scale->count != 1 && scale->count != filters))) return 0;
-    if (bias && (bias->type != (bias_scale ? INT32 : FLOAT) || bias->count != filters)) return 0;
-    if (bias_scale && (bias_scale->type != FLOAT || (bias_scale->count != 1 && bias_scale->count != filters))) return 0;
+    if (bias && (bias->type != FLOAT || bias->count != filters)) return 0;
     float *dense = malloc(sizeof(float) * (size + 1));
     int fits = dense && decoded(s, inputs, dense, size, s->transposed ? area : channels * area);
     for (int64_t i = 0; fits && scale && i < size; i++) {
@@ -208,12 +206,7 @@ static int weighted(const network *net, const step *s, const constant *inputs, l
     fits = fits && made_of(&own, from, !is_window(from) && !is_window(net->layouts + s->to), dense, outputs, channels, made);
     free(dense);
     if (!fits) return 0;
-    for (int64_t o = 0; bias && o < outputs; o++) {
-        int64_t filter = o / places;
-        made->bias[o] = bias_scale ? ((const int32_t *)bias->data)[filter] *
-                                         ((const float *)bias_scale->data)[bias_scale->count == 1 ? 0 : filter]
-                                   : ((const float *)bias->data)[filter];
-    }
+    for (int64_t o = 0; bias && o < outputs; o++) made->bias[o] = ((const float *)bias->data)[o / places];
     return 1;
 }
 
@@ -222,9 +215,9 @@ static int numbers_of(const constant *c, int64_t count) { return c->type == FLOA
 static float number_at(const constant *c, int64_t i) { return ((const float *)c->data)[c->count == 1 ? 0 : i]; }
 
 /* A scale and a shift for each channel: those of the inputs, times `first` and `second` where these are not 0; or of a
- * normalisation with mean (scale) and variance (bias_scale), to which `first` is added. */
+ * normalisation with mean (scale) and variance (variance), to which `first` is added. */
 static int scaled(const network *net, const step *s, const constant *inputs, layer *made) {
-    int64_t channels = net->layouts[s->to].shape.channels, given[] = {s->weights, s->bias, s->scale, s->bias_scale};
+    int64_t channels = net->layouts[s->to].shape.channels, given[] = {s->weights, s->bias, s->scale, s->variance};
     for (int i = 0; i < 4; i++)
         if (given[i] && !numbers_of(inputs + given[i], channels)) return 0;
     made->weights = malloc(sizeof(number) * channels);
@@ -232,10 +225,10 @@ static int scaled(const network *net, const step *s, const constant *inputs, lay
     if (!made->weights || !made->bias) return 0;
     for (int64_t c = 0; c < channels; c++) {
         double scale = s->weights ? number_at(inputs + s->weights, c) : 1, shift = s->bias ? number_at(inputs + s->bias, c) : 0;
-        if (s->bias_scale) scale /= sqrt((double)number_at(inputs + s->bias_scale, c) + float_of(s->first));
+        if (s->variance) scale /= sqrt((double)number_at(inputs + s->variance, c) + float_of(s->first));
         if (s->scale) shift -= number_at(inputs + s->scale, c) * scale;
-        if (!s->bias_scale && s->first) scale *= float_of(s->first);
-        if (!s->bias_scale && s->second) shift *= float_of(s->second);
+        if (!s->variance && s->first) scale *= float_of(s->first);
+        if (!s->variance && s->second) shift *= float_of(s->second);
         made->weights[c] = scale, made->bias[c] = shift;
     }
     return 1;
