@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -117,12 +117,14 @@ def _scale_dead_filters(int8: ModelProto) -> None:
     ONNX Runtime rounds a bias to whole steps of its layer's input times the scale of its filter, in 32 bits.
     """
     tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
-    made = _dequantised(int8)
+    made = {node.output[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"}
     for node in int8.graph.node:
         bias = (*node.input, "", "")[2]
         if node.op_type not in WEIGHTED or bias not in tensors or not {*node.input[:2]} <= made.keys():
             continue
         (_, step, *_), (weight, scale, *_) = (made[name].input for name in node.input[:2])
+        if weight not in tensors:
+            continue
         values, scales, biases = (numpy_helper.to_array(tensors[name]) for name in (weight, scale, bias))
         filters = np.moveaxis(values, 1, 0) if node.op_type == "ConvTranspose" else values
         dead = ~filters.reshape(len(filters), -1).any(1)
@@ -132,11 +134,6 @@ def _scale_dead_filters(int8: ModelProto) -> None:
         usual = scales[~dead].min() if not dead.all() else least * 2**15
         scales = np.where(dead, np.float32(max(usual, least) or 1), scales)
         tensors[scale].CopyFrom(numpy_helper.from_array(scales, scale))
-
-
-def _dequantised(int8: ModelProto) -> dict[str, NodeProto]:
-    """By name of its output, each node that makes floats of integers."""
-    return {node.output[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"}
 
 
 def with_float_activations(model: ModelProto, names: Collection[str]) -> ModelProto:

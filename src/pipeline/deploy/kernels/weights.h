@@ -215,7 +215,7 @@ static int numbers_of(const constant *c, int64_t count) { return c->type == FLOA
 static float number_at(const constant *c, int64_t i) { return ((const float *)c->data)[c->count == 1 ? 0 : i]; }
 
 /* A scale and a shift for each channel: those of the inputs, times `first` and `second` where these are not 0; or of a
- * normalisation with mean (scale) and variance (variance), to which `first` is added. */
+ * normalisation with mean (scale) and variance, to which `first` is added. */
 static int scaled(const network *net, const step *s, const constant *inputs, layer *made) {
     int64_t channels = net->layouts[s->to].shape.channels, given[] = {s->weights, s->bias, s->scale, s->variance};
     for (int i = 0; i < 4; i++)
