@@ -328,21 +328,18 @@ class Segment:
         self._emit(node, self._weighted(node, weights, Operation(kind, source, to, transposed=True)))
 
     def _weighted(self, node: NodeProto, weights: Weights, step: Operation) -> Operation:
-        bias = (*node.input, "")[2]
-        if bias in self.made:
-            raise NotCovered("biases that are computed")
-        places = {name: place for place, name in enumerate(self.used, start=len(self.inputs))}
-        if [places[name] - places[weights.streams[0]] for name in weights.streams] != list(range(len(weights.streams))):
+        bias, first = (*node.input, "")[2], self._place(weights.streams[0])
+        if [self._place(name) for name in weights.streams] != list(range(first, first + len(weights.streams))):
             raise NotCovered("weights that are scattered over the file")
         return replace(
             step,
             coding=weights.coding,
-            weights=places[weights.streams[0]],
+            weights=first,
             low_bits=weights.low_bits,
             more=weights.more,
             is_int8=weights.is_int8,
-            scale=places[weights.scale] if weights.scale else 0,
-            bias=places[bias] if bias else 0,
+            scale=self._place(weights.scale) if weights.scale else 0,
+            bias=self._place(bias) if bias else 0,
         )
 
     def _weights(self, name: str, rows: int = 0) -> Weights:

@@ -30,7 +30,6 @@ def with_nodes(model: ModelProto) -> tuple[ModelProto, str | None]:
     taken = {id(node) for segment in segments for node in segment.nodes}
     left = [node for node in graph.nodes if id(node) not in taken]
     nodes = [*graph.constant_nodes([*left, _reading(graph)]), *left]
-    opsets = [each for each in model.opset_import if each.domain != DOMAIN]
     for number, segment in enumerate(segments):
         name = OPERATOR + (str(number) if number else "")
         nodes.append(
@@ -49,7 +48,7 @@ def with_nodes(model: ModelProto) -> tuple[ModelProto, str | None]:
                 [*segment.inputs, *segment.used],
                 segment.outputs,
                 [*segment.constant, *segment.nodes],
-                opsets,
+                model.opset_import,
                 ["program"],
             )
         )

@@ -115,7 +115,7 @@ ENCODERS: tuple[Callable[[Array], Coding], ...] = (encode_mask, encode_gaps, enc
 BLOCKS, LENGTHS = "Blocks", (8, 4, 2)
 """How the codings of blocks end, and how many filters these have."""
 OUTER = [1]
-"""Sides of a tensor down to its filters, of which blocks are made; others are told."""
+"""How many sides a tensor has down to its filters, of which blocks are made; where others, a coding tells it."""
 
 
 def codings(tensor: Array, axis: int) -> list[Coding]:
@@ -139,14 +139,12 @@ def codings(tensor: Array, axis: int) -> list[Coding]:
 
 def decode(coding: Coding, shape: Sequence[int]) -> Array:
     """The tensor that a coding stands for: in numpy what the model's function does in ONNX."""
-    rows, length = _decoded(coding, math.prod(shape)), math.prod(coding.values.shape[1:])
-    behind = math.prod(shape[coding.numbers.get("outer", OUTER)[0] :])
-    return rows.reshape(-1, behind, length).swapaxes(1, 2).reshape(shape) if length > 1 else rows.reshape(shape)
+    length, behind = math.prod(coding.values.shape[1:]), math.prod(shape[coding.numbers.get("outer", OUTER)[0] :])
+    return _entries(coding, math.prod(shape) // length).reshape(-1, behind, length).swapaxes(1, 2).reshape(shape)
 
 
-def _decoded(coding: Coding, size: int) -> Array:
-    """All of a tensor's numbers, or its rows of them."""
-    size //= math.prod(coding.values.shape[1:])
+def _entries(coding: Coding, size: int) -> Array:
+    """All that a coding has places for, in their order: numbers (size), or rows of them (size, length)."""
     name = coding.name.removesuffix(BLOCKS)
     if name == "Mask":
         alive = np.unpackbits(coding.streams[0], bitorder="little")[:size].astype(np.int64)
