@@ -5,9 +5,8 @@ Weights are random, and so are those that are left; what each layer has left is 
 width): the early layers stay dense, as global magnitude pruning leaves them.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from pipeline.deploy.board.run import milliseconds
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import library, target_here
 from pipeline.deploy.node import with_nodes
 from pipeline.deploy.pack import packed
-from pipeline.deploy.runtime import answers, session
+from pipeline.deploy.runtime import session
 from pipeline.networks import NETWORKS
 from pipeline.networks.costs import positions
 from pipeline.networks.layers import filters_of, weight_layers
@@ -76,7 +76,7 @@ def macs_left(name: str, density: float, block: int) -> float:
 
 
 def contestants(name: str, density: float, block: int, threads: Sequence[int]) -> dict[str, Callable[[], float]]:
-    """Float by ONNX Runtime on one thread, and the engine on each of ``threads``: milliseconds, the median of three."""
+    """Milliseconds of an inference: float by ONNX Runtime on one thread, the engine on each of ``threads``."""
     target = target_here()
     assert target is not None, "no library is for this processor"
     made, image = network(name, density, block)
@@ -95,13 +95,5 @@ def engine(threads: int) -> str:
 
 
 def timed(model: ModelProto, image: NDArray[Any], threads: int, library: Path | None) -> Callable[[], float]:
-    """What takes the milliseconds of an inference of one image, the median of three."""
-    running = session(model, threads=threads, library=library)
-
-    def seconds() -> float:
-        begin = time.perf_counter()
-        answers(running, {"input": image})
-        return time.perf_counter() - begin
-
-    seconds()
-    return lambda: statistics.median(seconds() for _ in range(3)) * 1000
+    """What takes the milliseconds of an inference of one image."""
+    return partial(milliseconds, session(model, threads=threads, library=library), {"input": image})

@@ -1,10 +1,15 @@
 """Figures with their spread: contestants take turns, so that a slow minute of the machine meets them all."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from pipeline.deploy.board.run import turn
 from pipeline.report.comparison import Spread, spread
 
-__all__ = ["Spread", "in_turns", "ratio", "spread"]
+__all__ = ["STRETCH", "Spread", "in_turns", "ratio", "spread"]
+
+STRETCH = 0.2
+"""Seconds of a turn of single inferences."""
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
@@ -12,10 +17,14 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
-def in_turns(contestants: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
-    """Measures each contestant once a turn, in an order that is reversed from turn to turn."""
+def in_turns(
+    contestants: Mapping[str, Callable[[], float]], turns: int, stretch: float = 0.0
+) -> dict[str, list[float]]:
+    """Measures each contestant in each turn, in an order that is reversed from turn to turn: once, or for ``stretch``
+    seconds, of which the median of the second half is kept.
+    """
     measured: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(turns):
-        for name in list(contestants)[:: -1 if turn % 2 else 1]:
-            measured[name].append(contestants[name]())
+    for number in range(turns):
+        for name in list(contestants)[:: -1 if number % 2 else 1]:
+            measured[name].append(statistics.median(turn(contestants[name], stretch)))
     return measured

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.boards import FLOAT, INT8, SPARSE, SPARSE_INT8, WAYS, built, computed_by, executed, kept_once
 from benchmarks.deploy import network, timed
-from benchmarks.ratios import in_turns, ratio, spread
+from benchmarks.ratios import STRETCH, in_turns, ratio, spread
 from benchmarks.served import Served
 from benchmarks.tables import table
 from pipeline.deploy import arm
@@ -163,7 +163,7 @@ def times(found: Forms) -> tuple[dict[str, list[float]], dict[str, float]]:
             ways[way] = process
             answer = np.array(json.loads(process.ready), dtype=np.float32)
             off[way] = difference({"": answer}, {"": np.ravel(next(iter(exact.values())))})
-        return in_turns(ways, TURNS), off
+        return in_turns(ways, TURNS, STRETCH), off
 
 
 def counts(found: Forms, processor: arm.Processor, case: Case, folder: Path) -> dict[str, arm.Executed]:

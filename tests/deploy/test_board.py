@@ -2,10 +2,14 @@
 
 import ast
 import dataclasses
+import statistics
+import time
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from pipeline.deploy import bundle, manifest, runtime
 from pipeline.deploy.board import run
@@ -166,3 +170,55 @@ NUMBERS = {
 def test_how_far_answers_are_apart(case):
     answer, expected, apart = NUMBERS[case]
     assert run.difference({"x": np.array(answer)}, {"x": np.array(expected)}) == apart
+
+
+@pytest.mark.parametrize("name", ["short", "long"])
+def test_the_first_half_of_a_turn_is_not_counted(name):
+    """Nor is the first measure of all, however long it takes."""
+    stretch, takes = 0.06, {"short": 0.001, "long": 0.1}[name]
+    begun = []
+
+    def measure():
+        begun.append(time.perf_counter())
+        time.sleep(takes)
+        return float(len(begun) - 1)
+
+    counted = run.turn(measure, stretch)
+    late = [number for number, each in enumerate(begun) if each - begun[0] >= stretch / 2]
+    assert counted
+    assert set(late) >= set(counted) >= set(late[1:])
+    assert (len(counted) == 1) == (name == "long")
+
+
+def test_what_counts_of_a_turn_is_not_disturbed_by_threads_that_wait_for_work():
+    """Of another session: onnxruntime lets them for a while."""
+    made = helper.make_node("MatMul", ["input", "w"], ["y"])
+    weight = numpy_helper.from_array(np.ones((512, 512), np.float32), "w")
+    given, gives = (helper.make_tensor_value_info(each, 1, (512, 512)) for each in ("input", "y"))
+    graph = helper.make_graph([made], "product", [given], [gives], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    inputs = {"input": np.ones((512, 512), np.float32)}
+
+    def threads():
+        return set(Path("/proc/self/task").iterdir())
+
+    here = threads()
+    other = runtime.session(model, threads=2)
+    waiting = threads() - here
+    assert waiting
+
+    def ran():
+        """Nanoseconds that the other session's threads have run."""
+        return sum(int((each / "schedstat").read_text().split()[0]) for each in waiting)
+
+    one = runtime.session(model, threads=2)
+
+    def disturbed():
+        before = ran()
+        one.run(None, inputs)
+        return float(ran() - before)
+
+    other.run(None, inputs)
+    assert sum(disturbed() for _ in range(5)) > 0
+    other.run(None, inputs)
+    assert statistics.median(run.turn(disturbed, 1.0)) == 0

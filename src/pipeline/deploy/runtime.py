@@ -2,7 +2,6 @@
 
 import statistics
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from pipeline.deploy.board.run import joined, options
+from pipeline.deploy.board.run import in_turns, joined, options
 from pipeline.deploy.subject import INPUT
 from pipeline.ground.structures import named_tensors
 
@@ -95,18 +94,11 @@ def tolerance(model: ModelProto, kind: str) -> float:
 
 
 def latencies(sessions: Mapping[str, Session], one: Arrays, seconds: float = 2.0) -> dict[str, Any]:
-    """Milliseconds of one inference by session (median), and ratios to the first: they take turns, at least five."""
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for each in [*sessions.values()] * 3:
-        each.run(None, one)
-    end = time.perf_counter() + seconds
-    first, *_ = times.values()
-    while time.perf_counter() < end or len(first) < 5:
-        for name, each in sessions.items():
-            begin = time.perf_counter()
-            each.run(None, one)
-            times[name].append(time.perf_counter() - begin)
+    """Milliseconds of one inference by session (median), and ratios to the first, turn by turn."""
+    turns = in_turns(sessions, one, seconds, stretch=seconds / 20)
+    medians = {name: np.array([statistics.median(turn) for turn in each]) for name, each in turns.items()}
+    first = next(iter(medians.values()))
     return {
-        "milliseconds": {name: round(statistics.median(each) * 1000, 4) for name, each in times.items()},
-        "ratio": {name: round(float(np.median(np.array(each) / np.array(first))), 3) for name, each in times.items()},
+        "milliseconds": {name: round(float(np.median(each)), 4) for name, each in medians.items()},
+        "ratio": {name: round(float(np.median(each / first)), 3) for name, each in medians.items()},
     }
