@@ -4,7 +4,6 @@ Exit status: 0 done; 1 something failed on the way (the ledger keeps what was re
 written; 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ except ModuleNotFoundError as error:
 from pipeline.commands import command
 from pipeline.commands.attempt import IN_FULL, attempt
 from pipeline.ground.errors import SettingsError
+from pipeline.ground.processes import end_with_parent
 from pipeline.settings.build import build
 from pipeline.settings.composition import (
     MISUNDERSTOOD,
@@ -96,9 +96,7 @@ def _follows(settings: Settings) -> bool:
 def _end_with_leader() -> None:
     """A process that follows another (DDP) ends when that does, and leaves Ctrl-C to it, from its start on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent()
 
 
 def _end(status: int, *sentences: str) -> NoReturn:

@@ -1,7 +1,10 @@
 """Images on disk against Pillow, whatever the number of workers; what cannot be decoded is named."""
 
+import multiprocessing
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +122,31 @@ def test_workers_need_no_shared_memory(photos):
         ["unshare", "-m", "sh", "-c", command, "sh", *python], capture_output=True, text=True, cwd=PROJECT, check=False
     )
     assert said.stdout.strip() == "48", said.stderr
+
+
+def _stays_in_a_batch(photos, told):
+    """Has two workers with more to say than a pipe holds, tells which, and does nothing more."""
+    large = ("data.workers=2", "data.size=224", "data.shorter_side=256")
+    batches = iter(load(data_of(photos, *large)).training(8, 6, (0, 0, 0), Shard()))
+    next(batches)
+    told.send([each.pid for each in multiprocessing.active_children()])
+    time.sleep(600)
+
+
+def test_workers_end_with_a_process_that_is_killed(photos):
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_stays_in_a_batch, args=(photos, there))
+    process.start()
+    assert here.poll(60)
+    workers = [Path(f"/proc/{pid}") for pid in here.recv()]
+    assert len(workers) == 2
+    assert all(each.exists() for each in workers)
+    process.kill()
+    process.join()
+    until = time.monotonic() + 20
+    while any(each.exists() for each in workers) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(each.exists() for each in workers)
 
 
 def test_parquet_in_the_hubs_layout_gives_the_same_images(photos, tmp_path):

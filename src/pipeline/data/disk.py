@@ -29,6 +29,7 @@ from pipeline.data.folders import listed
 from pipeline.data.picture import Unreadable, middle, opened
 from pipeline.data.split import split
 from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.processes import end_with_parent
 from pipeline.ground.randomness import generator
 from pipeline.settings.groups import ImagesOnDisk
 
@@ -223,7 +224,10 @@ def _as_it_is(decoded: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """A worker leaves Ctrl-C to its parent, and takes SIGTERM as any program does."""
+    """A worker leaves Ctrl-C to its parent, takes SIGTERM as any program does, and ends with its parent: alone, workers
+    would keep each other waiting.
+    """
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -8,7 +8,6 @@ PostgreSQL listens on a Unix socket that its owner alone can open, never on a ne
 """
 
 import argparse
-import ctypes
 import os
 import pwd
 import shutil
@@ -18,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.ground.environment import runs_folder
 from pipeline.ground.errors import PipelineError
+from pipeline.ground.processes import end_with_parent
 
 PATIENCE = 60.0
 """Seconds for PostgreSQL to answer."""
@@ -92,7 +93,8 @@ def serve(uri: str, artifacts: Path, host: str, port: int, more: Sequence[str] =
         **os.environ,
     }  # eight processes for what no run here uses
     _wait_for(host, port)
-    server = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_ends_with(signal.SIGTERM))
+    ends = partial(end_with_parent, signal.SIGTERM)
+    server = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=ends)
     print(f"MLflow  http://{host}:{port}  (clients: tracking.uri=http://{host}:{port})", flush=True)
     try:
         server.wait()
@@ -128,7 +130,7 @@ def postgresql(folder: Path) -> Iterator[str]:
             server = subprocess.Popen(
                 [programs / "postgres", "-D", folder, "-k", place, *options],
                 user=user, stdout=output, stderr=output, cwd="/", start_new_session=True,
-                preexec_fn=_ends_with(signal.SIGINT),
+                preexec_fn=partial(end_with_parent, signal.SIGINT),
             )  # fmt: skip
         try:
             _answers(programs, place, server, log)
@@ -190,12 +192,6 @@ def _wait_for(host: str, port: int) -> None:
             trial.bind((host, port))
             return
         time.sleep(0.1)
-
-
-def _ends_with(signum: int) -> Callable[[], None]:
-    """What a process that is started does first, so that it gets a signal when the one that started it dies."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    return lambda: prctl and prctl(1, signum)  # PR_SET_PDEATHSIG
 
 
 def _answers(programs: Path, place: Path, server: "subprocess.Popen[bytes]", log: Path) -> None:
