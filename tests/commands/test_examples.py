@@ -17,8 +17,8 @@ from tests.tracking.test_tracker import everything
 
 EXAMPLES = PROJECT / "examples"
 SHORT = [
-    "training.epochs=2", "trainer.limit_train_batches=12", "pruning.rounds=1", "pruning.target_density=null",
-    "deploy.sizes=false",
+    "training.epochs=2", "trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1",
+    "pruning.rounds=1", "pruning.target_density=null", "deploy.sizes=false",
 ]  # fmt: skip
 BY_COMMAND = {
     "detection": ["model.module=detection.Detector", "data.module=detection.DigitsOnPhotos"],
