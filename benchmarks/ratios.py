@@ -3,13 +3,10 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.deploy.board.run import turn
+from pipeline.deploy.board.run import STRETCH, turn
 from pipeline.report.comparison import Spread, spread
 
 __all__ = ["STRETCH", "Spread", "in_turns", "ratio", "spread"]
-
-STRETCH = 0.2
-"""Seconds of a turn of single inferences."""
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:

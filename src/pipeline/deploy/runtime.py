@@ -94,7 +94,7 @@ def tolerance(model: ModelProto, kind: str) -> float:
 
 
 def latencies(sessions: Mapping[str, Session], one: Arrays, seconds: float = 2.0) -> dict[str, Any]:
-    """Milliseconds of one inference by session (median), and ratios to the first, turn by turn."""
+    """Milliseconds of one inference by session of one thread (median), and ratios to the first, turn by turn."""
     turns = in_turns(sessions, one, seconds, stretch=seconds / 20)
     medians = {name: np.array([statistics.median(turn) for turn in each]) for name, each in turns.items()}
     first = next(iter(medians.values()))

@@ -54,6 +54,10 @@ UNROUNDED = {"session.qdq_matmulnbits_accuracy_level": "1"}
 
 STOCK_MEMORY = 8
 """onnxruntime alone unpacks all weights at once, in up to so many times the bytes of the plain float export."""
+STRETCH = 0.2
+"""Seconds of a turn of a session. The threads of one that has answered look for work for 60 ms, on the cores that the
+next one wants, so that half of a turn has to be longer.
+"""
 
 
 class Way(NamedTuple):
@@ -378,7 +382,7 @@ def timed(found: dict[str, Way], threads: int, seconds: float) -> dict[str, list
     """Milliseconds of single inferences by way; the ways take turns."""
     one = {name: each[:1] for name, each in golden("inputs").items()}
     sessions = {name: session(way.model, threads, way.library) for name, way in found.items()}
-    turns = in_turns(sessions, one, seconds, stretch=0.2)
+    turns = in_turns(sessions, one, seconds, STRETCH)
     return {way: [each for turn in turns[way] for each in turn] for way in sessions}
 
 
@@ -406,8 +410,7 @@ def milliseconds(running: Any, inputs: Arrays) -> float:
 
 def turn(measure: Callable[[], float], stretch: float) -> list[float]:
     """What ``measure`` gives again and again for ``stretch`` seconds, without the first half: till then the caches hold
-    what another has read, and another session's threads take cores while they wait for work (onnxruntime lets them for
-    60 ms).
+    what another has read, and another session's threads may still take cores.
     """
     found: list[float] = []
     begin = time.perf_counter()
