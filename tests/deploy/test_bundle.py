@@ -384,6 +384,14 @@ def test_no_command_loads_a_file_that_is_not_the_one_that_was_made(command, copy
     )
 
 
+@pytest.mark.parametrize("threads", ["-1", "two", "1.5", str(os.cpu_count() + 1)])
+def test_bench_takes_as_many_threads_as_there_are_cores(threads, made):
+    refused = board(made / "artifacts" / "bundle", "bench", "--threads", threads)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    takes = f"takes 0 (a thread a core) to {os.cpu_count()}, the cores that there are"
+    assert refused.stderr.splitlines()[-1] == f"run.py: error: argument --threads: {threads!r}; {takes}"
+
+
 def test_a_program_that_is_not_this_versions_is_not_run_to_verify(copy):
     replaced(copy, "run.py", b"print('{}')")
     with pytest.raises(PipelineError, match=r"run\.py is not that of this version: task=bundle makes it again"):

@@ -682,12 +682,24 @@ def drawn(manifest: dict[str, Any], file: str, found: Arrays, out: str) -> None:
     picture.save(out)
 
 
+def threads_of(text: str) -> int:
+    """A number of threads that this board has cores for, 0 for all of them.
+
+    Raises:
+        ArgumentTypeError: if it is none.
+    """
+    cores = os.cpu_count() or 1
+    if not (text.isdecimal() and int(text) <= cores):
+        raise argparse.ArgumentTypeError(f"{text!r}; takes 0 (a thread a core) to {cores}, the cores that there are")
+    return int(text)
+
+
 def main() -> int:
     """Runs the command; a refusal is a sentence and status 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["check", "bench", "predict", "answer"])
     parser.add_argument("file", nargs="?")
-    parser.add_argument("--threads", type=int, default=1, help="threads of bench")
+    parser.add_argument("--threads", type=threads_of, default=1, help="threads of bench; 0: a thread a core")
     parser.add_argument("--engine", choices=["auto", "onnxruntime", "sparse"], default="auto", help="what computes")
     parser.add_argument("--out", help="file that predict and answer keep the outputs in")
     parser.add_argument("--json", action="store_true", help="print JSON")
