@@ -1,9 +1,12 @@
 """What a rehearsal and a trial of the smallest batches tell before anything is trained."""
 
 import dataclasses
+import functools
 from collections import namedtuple
 
+import numpy as np
 import pytest
+import pytorch_lightning
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import nn
@@ -391,3 +394,126 @@ def test_goals_that_cannot_be_met_are_told_before_training(tmp_path):
     filters = ["pruning=filters", "pruning.target_density=0.001"]
     with pytest.raises(SettingsError, match=r"pruning.target_density: got 0.001, with which .* are when every filter"):
         build_job(settings(*filters), tmp_path)
+
+
+class Centred(nn.Module):
+    """Sets weights in its forward, as some normalisations do."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.alive = []
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.hidden.weight.sub_(self.hidden.weight.mean(1, keepdim=True))
+        else:
+            self.alive.append(int((self.hidden.weight != 0).sum()))
+        return self.output(self.hidden(x.flatten(1)).relu())
+
+
+def test_what_is_pruned_stays_pruned_where_a_plain_network_sets_weights_itself(tmp_path):
+    made, site = job(Centred(), (loader(),) * 3, tmp_path, "training.epochs=2", "pruning.fraction=0.8")
+    made.network.alive.clear()
+    done = loop.run(made, site)
+    (hidden,) = (layer.kept for layer in done[1].layers if layer.name == "hidden")
+    assert hidden < 1000
+    assert made.network.alive[-1] == hidden
+    assert {*made.network.alive} == {2048, hidden}
+
+
+class Counting(torch.utils.data.Sampler):
+    def __init__(self, count):
+        self.count, self.epoch = count, 0
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        self.epoch += 1
+        yield from torch.randperm(self.count, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+
+
+class Told(Counting):
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+@pytest.mark.parametrize(("sampler", "told"), [(Counting, True), (Told, False)])
+def test_a_sampler_that_counts_for_itself_is_told_of(sampler, told, tmp_path):
+    made, _ = job(Net(), (loader(sampler=sampler(16)), loader(), loader()), tmp_path)
+    assert any("the data change Counting.epoch, which is kept nowhere" in note for note in made.notes) == told
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Its transform, a function over it or a part of it has a generator."""
+
+    def __init__(self, how):
+        rng = np.random.default_rng(0)
+        noise = functools.partial(self.noised, rng)
+        self.transform = {"part": [noise], "closure": [lambda x: noise(x)], "method": [Noise(rng).add]}[how]
+
+    @staticmethod
+    def noised(rng, x):
+        return x + torch.from_numpy(rng.normal(size=x.shape)).float()
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return self.transform[0](torch.full((1, 8, 8), index / 16)), index % 10
+
+
+class Noise:
+    def __init__(self, rng):
+        self.parts = {"rng": rng}
+
+    def add(self, x):
+        return Augmented.noised(self.parts["rng"], x)
+
+
+@pytest.mark.parametrize("how", ["part", "closure", "method"])
+def test_generators_inside_of_transforms_are_seeded_by_the_epoch(how, tmp_path):
+    def run(folder, *overrides):
+        torch.manual_seed(0)
+        made, site = job(Net(), (DataLoader(Augmented(how), 8), loader(), loader()), tmp_path / folder, *overrides)
+        return loop.run(made, site), made, site
+
+    _, made, site = run("at once")
+    assert any("generator of their own" in note for note in made.notes)
+    run("continued", "pruning.rounds=0")
+    _, _, continued = run("continued")
+    for name, tensor in site.ledger.state(1).network.items():
+        assert torch.equal(continued.ledger.state(1).network[name], tensor), name
+
+
+class TwoViews(pytorch_lightning.LightningModule):
+    """Trains on two views of an example, and is validated on one."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = Normalised()
+
+    def forward(self, x):
+        return self.network(x)
+
+    def training_step(self, batch, _):
+        first, second, labels = batch
+        return F.cross_entropy(self(first) + self(second), labels)
+
+    def validation_step(self, batch, _):
+        images, labels = batch
+        self.log("val_loss", F.cross_entropy(self(images), labels))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_copies_whose_statistics_cannot_be_taken_anew_are_a_sentence_before_training(tmp_path):
+    images, labels = loader().dataset.tensors
+    data = (DataLoader(TensorDataset(images, images, labels), 8), loader())
+    own = [*QUICK, "objective.score=val_loss", "objective.better=lower", "retraining.copies=2", f"runs={tmp_path}"]
+    sentence = r"retraining.copies: got 2, .* validation_step\(\) of TwoViews fails on one"
+    with pytest.raises(SettingsError, match=sentence):
+        prune_by_rewinding(TwoViews(), data, *own)

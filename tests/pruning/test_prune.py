@@ -235,6 +235,11 @@ def test_lamp_is_a_square_over_all_that_are_not_smaller(shapes, seed, dead):
             assert float(scores[position]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_lamp_takes_complex_weights_by_their_size():
+    weight = torch.tensor([3j, 0.1, 2, -0.2])
+    assert torch.equal(CRITERIA["lamp"](weight, generator(0)), CRITERIA["lamp"](weight.abs(), generator(0)))
+
+
 def test_lamp_leaves_each_layer_its_largest_weight():
     """Its score is 1, whatever its size: no layer is emptied."""
     weights = {"small.weight": torch.rand(4, 4) * 1e-6, "large.weight": torch.rand(30, 30) + 1}

@@ -1,8 +1,10 @@
 """The loop over rounds: what each method's first step sees, and that stopping anywhere changes nothing."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 import shutil
 from contextlib import contextmanager
@@ -11,12 +13,12 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pipeline.ground.errors import PipelineError
+from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.pruning.masks import kept, ones_like
 from pipeline.pruning.prune import prune
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
-from pipeline.rounds.choice import chosen
+from pipeline.rounds.choice import chosen, wanted
 from pipeline.rounds.job import Watcher, Watchers
 from pipeline.rounds.ledger import Ledger
 from pipeline.rounds.planning import planned
@@ -283,6 +285,67 @@ def test_an_accuracy_floor_stops_and_the_smallest_round_within_it_is_chosen(smal
     assert accuracies[-1] < accuracies[0] - 0.1
     assert all(accuracy >= accuracies[0] - 0.1 for accuracy in accuracies[:-1])
     assert chosen(done, job).index == len(done) - 2
+
+
+def test_the_round_that_counts_is_one_before_the_first_under_the_floor(small_job):
+    """Whatever lies beyond: an earlier call without a floor may have gone on."""
+    job, site = small_job("pruning.max_score_drop=0.1", "pruning.rounds=4", "training.max_steps=2")
+    (first, *_) = rounds.run(dataclasses.replace(job, pruning=dataclasses.replace(job.pruning, rounds=0)), site)
+
+    def scored(index, score):
+        epoch = dataclasses.replace(first.history[-1], metrics={job.score.validation: score})
+        return dataclasses.replace(first, index=index, history=(epoch,))
+
+    found = [scored(index, score) for index, score in enumerate([0.9, 0.85, 0.5, 0.95])]
+    assert chosen(found, job).index == wanted(found, None, job).index == 1
+    with pytest.raises(
+        PipelineError, match=r"pruning.max_score_drop: got 0.1, but validation_accuracy of the dense .* nan"
+    ):
+        chosen([scored(0, math.nan), scored(1, 0.9)], job)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left"),
+    [
+        (["pruning.fraction=null", "pruning.rounds=4", "pruning.target_density=0.3"], 4286),
+        (["pruning.fraction=null", "pruning.rounds=5", "pruning.target_density=0.05"], 714),
+        (["pruning.fraction=null", "pruning.rounds=5", "pruning.target_density=0.05", "pruning.scope=erk"], 714),
+        (["pruning.fraction=0.25", "pruning.rounds=3", "pruning.target_density=0.421875"], 6028),
+    ],
+)
+def test_the_last_round_on_the_way_to_a_target_meets_it_to_the_weight(overrides, left, small_job):
+    job, _ = small_job("model.arguments.width=16", *overrides)
+    masks, densities = job.alive(), [1.0]
+    size = kept(masks)
+    for index in range(1, job.pruning.rounds + 1):
+        masks = job.cut_of_zeros(masks, index)
+        densities.append(kept(masks) / size)
+    assert (size, kept(masks)) == (14_288, left)
+    assert left == round(job.pruning.target_density * size)
+    assert planned(job) == densities
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["pruning.fraction=1e-5"],
+            r"pruning.fraction: got 1e-05, by which none of the 980 weights goes; takes more",
+        ),
+        (
+            ["pruning.fraction=1e-4", "pruning.scope=layer"],
+            r"got 0.0001, .* of the 576 weights of the largest layer goes",
+        ),
+        (
+            ["pruning.target_density=0.99999"],
+            r"pruning.target_density: got 0.99999, at which none of the 980 weights",
+        ),
+    ],
+)
+def test_a_round_that_would_remove_nothing_is_a_sentence_before_training(overrides, sentence, small_job, tmp_path):
+    with pytest.raises(SettingsError, match=sentence):
+        small_job(*overrides)
+    assert not list(tmp_path.iterdir())
 
 
 def test_excluded_layers_keep_all_their_weights(small_job):

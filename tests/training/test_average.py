@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
 from pipeline import prune_by_rewinding
 from pipeline.data.dataset import Shard
 from pipeline.rounds import loop as rounds
-from pipeline.training.average import mean_of
+from pipeline.training.average import MovingAverage, mean_of
 from pipeline.training.state import State
 from pipeline.training.train import evaluate
 
@@ -54,6 +55,16 @@ def test_a_mean_of_states_is_that_of_every_number():
     assert mean.network["a"].tolist() == [1.5, 1.0]
     assert mean.network["n"] == 3
     assert mean.optimizer["a|momentum_buffer"].tolist() == [0.5, 2.0]
+
+
+def test_complex_numbers_are_averaged_as_others_are():
+    each = [State({"a": torch.tensor([1.0 + 2j, real])}, {}) for real in (0.0, 4.0)]
+    assert mean_of(each).network["a"].tolist() == [1 + 2j, 2]
+    network = nn.Linear(1, 1, bias=False, dtype=torch.complex64)
+    average = MovingAverage(network, 0.5, {"weight": torch.full((1, 1), 2j)})
+    average.on_fit_start(None, None)
+    average.on_train_batch_end()
+    assert torch.equal(average.kept()["weight"], (network.weight.detach() + 2j) / 2)
 
 
 def test_copies_of_a_round_are_trained_in_other_orders_and_averaged_with_statistics_of_their_own(

@@ -53,7 +53,9 @@ def test_weights_go_within_the_training_from_the_initial_ones_and_never_come_bac
         assert all((before[name] | ~after[name]).all() for name in before), "a dead weight came back"
     masks, state = site.ledger.masks(1), site.ledger.state(1)
     assert kept(masks) == sum(layer.kept for layer in done[1].layers)
-    if scope != "layer":
+    if scope == "layer":
+        assert all(int(mask.sum()) == round(0.2 * mask.numel()) for mask in masks.values())
+    else:
         assert kept(masks) == round(0.2 * size)
     for name, mask in masks.items():
         assert (state.network[name][~mask] == 0).all()

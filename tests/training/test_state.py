@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training.state import capture, restore
+from pipeline.training.state import capture, masked, restore
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True),
@@ -117,3 +117,20 @@ def test_on_a_gpu_too(name):
     continued = OPTIMIZERS[name](model.parameters())
     restore([continued], model, state.optimizer)
     continued.step()
+
+
+def test_names_with_bars_are_names_as_others():
+    model = nn.ModuleDict({"a|b": nn.Linear(4, 3), "c|1": nn.Linear(3, 2)})
+    pair = [torch.optim.AdamW(model["a|b"].parameters(), 0.1), torch.optim.SGD(model["c|1"].parameters(), 0.1, 0.9)]
+    model["c|1"](model["a|b"](torch.ones(1, 4))).sum().backward()
+    for optimizer in pair:
+        optimizer.step()
+    state = capture(model, pair)
+    again = [torch.optim.AdamW(model["a|b"].parameters(), 0.1), torch.optim.SGD(model["c|1"].parameters(), 0.1, 0.9)]
+    restore(again, model, state.optimizer)
+    assert same(capture(model, again).optimizer, state.optimizer)
+    name = "a|b.weight"
+    dead = masked(state, {name: torch.zeros(3, 4, dtype=torch.bool)})
+    zeros = [key for key, each in dead.optimizer.items() if not each.any() and state.optimizer[key].any()]
+    assert sorted(zeros) == [f"{name}|exp_avg", f"{name}|exp_avg_sq"]
+    assert not dead.network[name].any()

@@ -11,7 +11,7 @@ from pipeline.ground.errors import SettingsError
 from pipeline.rounds import loop
 from pipeline.rounds.building import build_job
 from pipeline.settings.identity import dense_identity
-from tests.conftest import settings
+from tests.conftest import SMALL, settings
 from tests.own_data import Digits
 from tests.own_modules import BATCHES, Lit
 
@@ -71,6 +71,10 @@ FAULTS = {
     "limit_val_batches=1.5": r"trainer.limit_val_batches: got 1.5, takes a whole number of batches from 1, or a share",
     "accumulate_grad_batches=0": r"trainer.accumulate_grad_batches: got 0, takes a whole number from 1",
     "check_val_every_n_epoch=2": r"trainer.check_val_every_n_epoch: unknown or not for rounds",
+    "reload_dataloaders_every_n_epochs=3": r"trainer.reload_dataloaders_every_n_epochs: unknown or not for rounds",
+    "limit_train_batches=0.05": r"trainer.limit_train_batches: got 0.05, which is none of 19 batches; takes a whole",
+    "limit_val_batches=0.01": r"trainer.limit_val_batches: got 0.01, which is none of \d+ batches; takes a whole number",
+    "limit_test_batches=0.01": r"trainer.limit_test_batches: got 0.01, which is none of \d+ batches; takes a whole",
 }
 
 
@@ -116,7 +120,11 @@ TRAINERS = {
     ),
     "other epochs": (
         lambda **needed: pytorch_lightning.Trainer(**{**needed, "max_epochs": 7}),
-        r"trainer: the Trainer has another max_epochs",
+        r"trainer: the Trainer has another max_epochs; takes",
+    ),
+    "others loaders": (
+        lambda **needed: pytorch_lightning.Trainer(**{**needed, "reload_dataloaders_every_n_epochs": 5}),
+        r"trainer: the Trainer has another reload_dataloaders_every_n_epochs; takes those given to it",
     ),
     "a failure": (
         lambda **needed: 1 / 0,
@@ -138,3 +146,10 @@ def test_a_double_precision_of_the_trainers_is_kept(tmp_path):
     done, site = run(tmp_path, Lit, "trainer.precision=64-true", "training.precision=float32")
     assert dataclasses.is_dataclass(done[1])
     assert site.ledger.state(1).network["network.output.weight"].dtype == torch.float64
+
+
+@pytest.mark.parametrize(("split", "batches"), [("train", 10), ("val", 1), ("test", 1)])
+def test_a_share_of_batches_that_is_none_is_known_before_of_the_pipelines_data_too(split, batches, tmp_path):
+    share = 0.5 / batches
+    with pytest.raises(SettingsError, match=rf"limit_{split}_batches: got {share}, which is none of {batches} batches"):
+        build_job(settings(*SMALL, f"trainer.limit_{split}_batches={share}"), tmp_path)

@@ -80,6 +80,9 @@ class Dataset(Protocol):
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches show every training example once."""
 
+    def lengths(self, split: Split) -> list[int]:
+        """How many batches each loader of a split has, where it knows it."""
+
     def evaluation(self, split: Split, shard: Shard) -> Iterable[Batch]:
         """All examples of a split, in order, as they are."""
 

@@ -94,6 +94,9 @@ class OnDisk:
         order = index[torch.randperm(len(index), generator=generator(*key, "order"))]
         return _Batches(self, order.split(batch_size)[:steps], partial(_training_view, self.settings, key), shard)
 
+    def lengths(self, split: Split) -> list[int]:
+        return [len(self.splits[split].split(EVALUATION_BATCH))]
+
     def evaluation(self, split: Split, shard: Shard) -> Iterable[Batch]:
         view = partial(_evaluation_view, self.settings)
         return _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, shard)

@@ -77,6 +77,9 @@ class InMemory:
     def training(self, batch_size: int, steps: int, key: Key, shard: Shard) -> "TrainingBatches":
         return TrainingBatches(self._images("train", shard.device), self.settings, batch_size, steps, key, shard)
 
+    def lengths(self, split: Split) -> list[int]:
+        return [len(self.evaluation(split, Shard()))]
+
     def evaluation(self, split: Split, shard: Shard) -> "EvaluationBatches":
         return EvaluationBatches(self._images(split, shard.device), shard)
 

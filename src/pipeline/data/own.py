@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -146,6 +147,20 @@ class OwnBatches:
                 ]
             )
         return count
+
+    def lengths(self, split: Split) -> list[int]:
+        """How many batches each of a split's loaders has, of those that know it."""
+        if not self.has(split):
+            return []
+        with undisturbed():
+            seed_all("data module")
+            given = getattr(self.module, LOADERS[split])()
+        found = given.values() if isinstance(given, dict) else given if isinstance(given, list | tuple) else [given]
+        lengths = []
+        for loader in found:
+            with suppress(TypeError, NotImplementedError):
+                lengths.append(len(loader))
+        return lengths
 
     def evaluation(self, split: Split, shard: Shard) -> Iterator[Batch]:
         for batch in batches(self.module, split):

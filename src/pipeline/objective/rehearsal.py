@@ -29,7 +29,7 @@ from pipeline.ground.tensors import packed, update_digest
 from pipeline.networks.costs import counting, run_on
 from pipeline.networks.layers import in_evaluation
 from pipeline.training.retraining import Span
-from pipeline.training.train import Trainable, figures, generators, loaders
+from pipeline.training.train import Trainable, figures, generators, held, loaders, standing_in, with_statistics
 from pipeline.training.trainer import make_trainer
 
 ONE_BATCH = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
@@ -51,8 +51,10 @@ class Rehearsed:
     notes: tuple[str, ...]
 
 
-def rehearsed(trainable: Trainable, name: str, include: tuple[str, ...]) -> Rehearsed:
+def rehearsed(trainable: Trainable, name: str, include: tuple[str, ...], copies: int = 1) -> Rehearsed:
     """Trains, validates and tests a copy on a batch each, under the pipeline's choices or without those that fail.
+
+    Where several ``copies`` are averaged, a batch of training is validated too.
 
     Raises:
         SettingsError: if it fails in any case, or has a callback with which rounds cannot be of equal length.
@@ -60,7 +62,7 @@ def rehearsed(trainable: Trainable, name: str, include: tuple[str, ...]) -> Rehe
     failure: Exception | None = None
     for told, choice in _choices(trainable):
         try:
-            found = _on_one_batch(choice, include)
+            found = _on_one_batch(choice, include, copies)
         except SettingsError:
             raise
         except Exception as error:
@@ -109,6 +111,8 @@ class _Onlooker(lightning.Callback):
         self.generators = False
         self.examples = 1
         self.counts: Mapping[str, int] = {}
+        self.held: Mapping[str, Any] = {}
+        self.counted: list[str] = []
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         kinds = [kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__]
@@ -133,6 +137,13 @@ class _Onlooker(lightning.Callback):
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self.generators = any(generators(each) for each in loaders(trainer))
         self.examples = 1
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.held = held(loaders(trainer))
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        after = held(loaders(trainer))
+        self.counted = [name for name, value in self.held.items() if after.get(name) != value]
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         self._check_layers()
@@ -167,7 +178,7 @@ class _Onlooker(lightning.Callback):
         self.example = first_row(given_to(self.network.forward, inputs, named))
 
 
-def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
+def _on_one_batch(trainable: Trainable, include: tuple[str, ...], copies: int) -> Rehearsed:
     try:
         module = copy.deepcopy(trainable.module)
     except Exception as error:
@@ -193,6 +204,13 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
         logged |= figures(trainer)
         _check_remembered(trainer)
         notes = tuple(_notes(type(module).__name__, module, trainer, before, of_data=onlooker.generators))
+        if onlooker.counted:
+            notes = (
+                *notes,
+                f"warning: the data change {', '.join(onlooker.counted)}, which is kept nowhere: a run that dies or is "
+                "taken further goes on without; a generator of their own, or set_epoch() of a sampler, would be given "
+                "what belongs to the epoch",
+            )
         if onlooker.moved:
             notes = (
                 *notes,
@@ -204,11 +222,34 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...]) -> Rehearsed:
             trainer.test(module, datamodule=trainable.data((0, 0), span), verbose=False)
             tested = tuple(name for name in figures(trainer) if name not in logged)
             logged |= figures(trainer)
+        if copies > 1 and with_statistics(network):
+            _check_renewed(trainer, module, trainable.data((0, 0), span), copies)
         given = getattr(module, "example_input_array", None)
         example = onlooker.example if given is None else given
         if told := _depends_on(network, first_row(example)):
             notes = (*notes, f"warning: {type(network).__name__} {told}")
     return Rehearsed(trainable, onlooker.set_up, logged, tested, example, onlooker.counts, notes)
+
+
+def _check_renewed(trainer: Any, module: Any, data: Any, copies: int) -> None:
+    """The mean of copies takes its running statistics anew, from training batches that are validated.
+
+    Raises:
+        SettingsError: if the module cannot validate them.
+    """
+    try:
+        with standing_in(data, "val_dataloader", data.train_dataloader):
+            seed_all("data module")
+            trainer.validate(module, datamodule=data, verbose=False)
+    except Exception as error:
+        name = type(module).__name__
+        raise SettingsError(
+            [
+                f"retraining.copies: got {copies}, whose mean takes its running statistics anew from training batches, "
+                f"but validation_step() of {name} fails on one{where(error)}: {one_line(error)}; takes 1, or batches "
+                "of training and validation that are alike"
+            ]
+        ) from error
 
 
 def _parts(network: nn.Module) -> dict[str, int | None]:

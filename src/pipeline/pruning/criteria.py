@@ -20,7 +20,7 @@ def lamp(weight: Tensor, generator: torch.Generator) -> Tensor:
     Layer-adaptive magnitude (Lee et al. 2021, section 3, 2): over the whole network these compete as if each layer were
     pruned by magnitude to a share of its own. Dead weights are zeros and add nothing.
     """
-    squares, order = weight.double().square().flatten().sort(stable=True)
+    squares, order = weight.abs().double().square().flatten().sort(stable=True)
     not_smaller = squares.flip(0).cumsum(0).flip(0)
     scores = torch.empty_like(squares).scatter_(0, order, squares / not_smaller.clamp_min(torch.finfo().tiny))
     return scores.view(weight.shape).float()

@@ -29,13 +29,15 @@ def cut_weights(
     index: int,
     generator: Generators,
     positions: Mapping[str, int],
+    stay: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """The masks of round ``index`` where single weights go, from weights and masks at the end of the round before.
 
-    ``positions`` as ``costs.positions`` counts them: the multiply-adds that a weight's removal saves.
+    ``positions`` as ``costs.positions`` counts them: the multiply-adds that a weight's removal saves. ``stay`` is how
+    many weights of each layer stay, where the settings do not say it.
     """
     scores = Scores(CRITERIA[pruning.criterion], weights, generator, _prices(pruning, positions))
-    return _cut(pruning, scores, masks, _by_layer(pruning, masks, index))
+    return _cut(pruning, scores, masks, index, _by_layer(pruning, masks, index) if stay is None else stay)
 
 
 def cut_blocks(
@@ -46,6 +48,7 @@ def cut_blocks(
     generator: Generators,
     positions: Mapping[str, int],
     blocks: Mapping[str, Blocks],
+    stay: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """As ``cut_weights``, where whole blocks go: the fewest that are as many weights as are to go."""
     power = 1 if pruning.norm == "l1" else 2
@@ -53,7 +56,8 @@ def cut_blocks(
     scores = Scores(CRITERIA[pruning.criterion], norms, generator, _prices(pruning, positions))
     sizes = {name: blocks[name].sums(torch.ones_like(mask, dtype=torch.int64)) for name, mask in masks.items()}
     alive = {name: blocks[name].sums(mask.long()) > 0 for name, mask in masks.items()}
-    left = _cut(pruning, scores, alive, _by_layer(pruning, masks, index), sizes)
+    stay = _by_layer(pruning, masks, index) if stay is None else stay
+    left = _cut(pruning, scores, alive, index, stay, sizes)
     return {name: blocks[name].spread(left[name], mask.shape) & mask for name, mask in masks.items()}
 
 
@@ -70,11 +74,10 @@ def _by_layer(pruning: Pruning, masks: Masks, index: int) -> dict[str, int] | No
         return shared(pruning, {name: mask.numel() for name, mask in masks.items()}, named, index)
     if pruning.scope != "erk":
         return None
-    assert pruning.fraction is not None
     left = {name: int(mask.sum()) for name, mask in masks.items()}
     shapes = {name: mask.shape for name, mask in masks.items()}
     survivors, size = sum(left.values()), sum(mask.numel() for mask in masks.values())
-    total = survivors - removal_count(survivors, size, pruning.fraction, pruning.target_density)
+    total = survivors - removal_count(survivors, size, fraction(pruning, index), pruning.target_density)
     return erdos_renyi_kernel(shapes, left, total)
 
 
@@ -82,17 +85,17 @@ def _cut(
     pruning: Pruning,
     scores: Scores,
     masks: Masks,
+    index: int,
     stay: Mapping[str, int] | None,
     sizes: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """New masks of entries: ``stay`` weights stay by layer, or (None) all compete; ``sizes`` as ``prune``'s."""
     if stay is not None:
         return keep(scores, masks, stay, sizes)
-    assert pruning.fraction is not None
     return prune(
         scores,
         masks,
-        fraction=pruning.fraction,
+        fraction=fraction(pruning, index),
         scope=pruning.scope,
         target_density=pruning.target_density,
         keep_share=least_share(pruning),
@@ -156,6 +159,17 @@ def shared(
 def named(weight: str, pattern: str) -> bool:
     """Whether a pattern, as of file names, is of the layer of a weight."""
     return fnmatchcase(weight.removesuffix(".weight"), pattern)
+
+
+def fraction(pruning: Pruning, index: int) -> float:
+    """The share of what is left that round ``index`` removes: the last on the way to a target all that it leaves to go.
+
+    Rounds of one share are rounded each, and may end a weight or two above the target.
+    """
+    if pruning.target_density is not None and index == pruning.rounds:
+        return 1.0
+    assert pruning.fraction is not None
+    return pruning.fraction
 
 
 def least_share(pruning: Pruning) -> float:

@@ -66,7 +66,11 @@ def build_job(
     processes = settings.training.devices * settings.training.nodes
     use = Use(isinstance(objective, Supervised), limit if type(limit) is int else None, processes)
     dataset = load(settings.data, use) if data is None else own_batches(as_data_module(data), use)
-    steps = _limited(dataset.steps_per_epoch(settings.training.batch_size), limit)
+    batches = dataset.steps_per_epoch(settings.training.batch_size)
+    steps = _limited(batches, limit)
+    _check_limits(
+        settings.trainer, {"train": [batches], "val": dataset.lengths("validation"), "test": dataset.lengths("test")}
+    )
     training = resolved(settings.training, steps, compilable=isinstance(objective, Supervised))
     settings = dataclasses.replace(settings, training=training)
     if isinstance(network, nn.Module):
@@ -98,7 +102,7 @@ def build_job(
     notes: tuple[str, ...] = ()
     counted = None
     if own_code:
-        found = rehearsed(trainable, type(made).__name__, settings.pruning.include)
+        found = rehearsed(trainable, type(made).__name__, settings.pruning.include, settings.retraining.copies)
         trainable, notes = found.trainable, found.notes
         if found.set_up:
             initial = _after_setup(initial, found.set_up)
@@ -197,6 +201,25 @@ def _first_images(dataset: AnyDataset) -> Tensor:
 def _limited(steps: int, limit: int | float) -> int:
     """Batches of an epoch under Lightning's ``limit_train_batches``: a number, or a share."""
     return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+
+
+def _check_limits(trainer: Mapping[str, Any], lengths: Mapping[str, Sequence[int]]) -> None:
+    """Holds shares of batches against how many there are.
+
+    Raises:
+        SettingsError: if one is less than a batch.
+    """
+    faults = []
+    for split, batches in lengths.items():
+        limit = trainer.get(f"limit_{split}_batches")
+        short = [each for each in batches if isinstance(limit, float) and int(each * limit) < 1]
+        if short:
+            faults.append(
+                f"trainer.limit_{split}_batches: got {limit}, which is none of {min(short)} batches; takes a whole "
+                "number of batches from 1, or a share that is one at least"
+            )
+    if faults:
+        raise SettingsError(faults)
 
 
 def _made(settings: Settings, dataset: AnyDataset, make: Callable[[], nn.Module] | None, attempt: int) -> nn.Module:

@@ -1,6 +1,8 @@
 """When a run ends, which of its rounds are complete, and which of them counts."""
 
 import copy
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -25,8 +27,12 @@ def finished(rounds: Sequence[Round], job: Job) -> bool:
 
 
 def chosen(rounds: Sequence[Round], job: Job) -> Round:
-    """The smallest round within the floor of the score, or the last where there is no floor."""
-    return [each for each in rounds if _within(each, rounds[0], job)][-1]
+    """The smallest round before the first under the floor of the score, or the last where there is no floor.
+
+    Raises:
+        PipelineError: if there is a floor, and the dense score is not a number.
+    """
+    return list(itertools.takewhile(lambda each: _within(each, rounds[0], job), rounds))[-1]
 
 
 def wanted(rounds: Sequence[Round], index: int | None, job: Job) -> Round:
@@ -48,6 +54,11 @@ def _within(round_: Round, dense: Round, job: Job) -> bool:
     if floor is None:
         return True
     value, reference = (each.figures[job.score.validation] for each in (round_, dense))
+    if math.isnan(reference):
+        raise PipelineError(
+            f"pruning.max_score_drop: got {floor}, but {job.score.validation} of the dense network is nan, below which "
+            "there is nothing; takes null, or a score that is a number"
+        )
     return job.score.drop(value, reference) <= floor + 1e-9
 
 

@@ -19,7 +19,7 @@ from pipeline.objective.score import Score
 from pipeline.pruning.blocks import Blocks
 from pipeline.pruning.channels import ChannelGroup
 from pipeline.pruning.cut import cut_blocks, cut_filters, cut_weights
-from pipeline.pruning.masks import Masks, kept, ones_like
+from pipeline.pruning.masks import Masks, ones_like
 from pipeline.rounds.ledger import Ledger, Round
 from pipeline.settings.groups import Pruning, Retraining, Training
 from pipeline.training.ranks import ALONE, Ranks
@@ -169,8 +169,12 @@ class Job:
     def _ones(self, names: Sequence[str]) -> dict[str, Tensor]:
         return ones_like({name: self.network.get_parameter(name) for name in names})
 
-    def cut(self, weights: Mapping[str, Tensor], masks: Masks, index: int) -> dict[str, Tensor]:
+    def cut(
+        self, weights: Mapping[str, Tensor], masks: Masks, index: int, stay: Mapping[str, int] | None = None
+    ) -> dict[str, Tensor]:
         """The masks of round ``index``, from weights and masks at the end of the round before.
+
+        ``stay`` is how many weights of each layer stay, where the settings do not say it.
 
         Raises:
             ValueError: with a sentence, if there is not enough left to remove.
@@ -182,19 +186,30 @@ class Job:
         if self.groups:
             return cut_filters(self.pruning, weights, masks, index, draws, self.groups, self.positions)
         if self.pruning.structure == "block":
-            return cut_blocks(self.pruning, weights, masks, index, draws, self.positions, self.blocks)
-        return cut_weights(self.pruning, weights, masks, index, draws, self.positions)
+            return cut_blocks(self.pruning, weights, masks, index, draws, self.positions, self.blocks, stay)
+        return cut_weights(self.pruning, weights, masks, index, draws, self.positions, stay)
 
-    def cut_to(self, index: int, weights: Mapping[str, Tensor], masks: Masks, number: int) -> dict[str, Tensor]:
-        """Masks of which ``number`` weights are left, from those of now, by the criterion and scope of the settings."""
+    def cut_to(
+        self, index: int, before: Masks, after: Masks, weights: Mapping[str, Tensor], masks: Masks, number: int
+    ) -> dict[str, Tensor]:
+        """Masks of which ``number`` weights are left, from those of now, by the criterion and scope of the settings.
+
+        Within round ``index``, which goes from as many weights as are in ``before`` to as many as in ``after``.
+        """
+        if self.pruning.scope == "layer":  # each as far on its way as all together
+            start, end = ({name: int(mask.sum()) for name, mask in each.items()} for each in (before, after))
+            left = (number - sum(end.values())) / max(1, sum(start.values()) - sum(end.values()))
+            stay = {name: end[name] + round(left * (start[name] - end[name])) for name in masks}
+            return self.cut(weights, masks, index, stay)
         density = number / sum(mask.numel() for mask in masks.values())
         pruning = dataclasses.replace(self.pruning, fraction=1.0, target_density=density)
         return dataclasses.replace(self, pruning=pruning).cut(weights, masks, index)
 
-    def asked(self, index: int, masks: Masks) -> int:
-        """How many weights round ``index`` is to leave: whole blocks may leave fewer."""
+    def asked(self, index: int, masks: Masks) -> Masks:
+        """Masks with as many weights as round ``index`` is to leave (by layer, where each is on its own): whole blocks
+        may leave fewer."""
         single = dataclasses.replace(self.pruning, structure="weight")
-        return kept(dataclasses.replace(self, pruning=single).cut_of_zeros(masks, index))
+        return dataclasses.replace(self, pruning=single).cut_of_zeros(masks, index)
 
     def cut_of_zeros(self, masks: Masks, index: int) -> Masks:
         """A cut of weights that are all zero, for those who want its counts alone."""

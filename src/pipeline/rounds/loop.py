@@ -85,8 +85,8 @@ def _plan(job: Job, site: Site, index: int, masks: Masks, pruned: Masks) -> Roun
             teacher = site.ledger_of(index - 1).state(index - 1).network
     if job.pruning.schedule == "at_once":
         return RoundPlan(job.span, pruned, job.seed, index, tape, None, teacher)
-    left = job.asked(index, masks) if job.pruning.structure == "block" else kept(pruned)
-    gradual = Gradual(left, partial(job.cut_to, index))
+    left = job.asked(index, masks) if job.pruning.structure == "block" else pruned
+    gradual = Gradual(kept(left), partial(job.cut_to, index, masks, left))
     return RoundPlan(job.span, masks, job.seed, index, tape, gradual, teacher)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pipeline.ground.errors import SettingsError
 from pipeline.networks.costs import density
-from pipeline.pruning.cut import least_share
+from pipeline.pruning.cut import fraction, least_share
 from pipeline.pruning.prune import removal_count
 from pipeline.rounds.job import Job
 from pipeline.settings.groups import Pruning
@@ -37,9 +37,11 @@ def check_end(job: Job) -> None:
     where all compete with all, so that the rounds to the end remove what one round to it would.
 
     Raises:
-        SettingsError: if the last round would have to remove more than may go.
+        SettingsError: if the last round would have to remove more than may go, or the first would remove nothing.
     """
     pruning = job.pruning
+    if pruning.structure != "filter" and pruning.shares is None and pruning.fraction and pruning.rounds != 0:
+        _check_begin([mask.numel() for mask in job.alive().values()], pruning)
     kept = pruning.structure == "filter" or least_share(pruning)
     may_end_before = pruning.max_score_drop is not None
     if not kept or may_end_before or pruning.shares is not None or pruning.scope == "layer":
@@ -55,6 +57,20 @@ def check_end(job: Job) -> None:
         raise SettingsError([f"pruning.{setting}: got {getattr(pruning, setting)}, with which {error}"]) from error
 
 
+def _check_begin(sizes: Sequence[int], pruning: Pruning) -> None:
+    """Raises if round 1 removes nothing of layers of these ``sizes``."""
+    most = max(sizes) if pruning.scope == "layer" else sum(sizes)
+    if removal_count(most, most, fraction(pruning, 1), pruning.target_density):
+        return
+    of = f"the {most:,} weights" + (" of the largest layer" if pruning.scope == "layer" else "")
+    if removal_count(most, most, fraction(pruning, 1)):
+        assert pruning.target_density is not None
+        raise SettingsError(
+            [f"pruning.target_density: got {pruning.target_density}, at which none of {of} goes; takes less"]
+        )
+    raise SettingsError([f"pruning.fraction: got {pruning.fraction}, by which none of {of} goes; takes more"])
+
+
 def planned_densities(sizes: Sequence[int], pruning: Pruning) -> list[float]:
     """Density of every round from 0 on where weights of layers of these ``sizes`` compete, to the weight."""
     assert pruning.fraction is not None
@@ -65,7 +81,7 @@ def planned_densities(sizes: Sequence[int], pruning: Pruning) -> list[float]:
     while pruning.rounds is None or len(densities) <= pruning.rounds:
         removed = 0
         for group in groups:
-            count = removal_count(group[1], group[0], pruning.fraction, pruning.target_density)
+            count = removal_count(group[1], group[0], fraction(pruning, len(densities)), pruning.target_density)
             group[1] -= count
             removed += count
         if not removed:

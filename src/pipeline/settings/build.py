@@ -209,6 +209,7 @@ SET_ELSEWHERE = {
 NOT_HERE = {
     "max_time", "fast_dev_run", "overfit_batches", "enable_checkpointing", "barebones", "plugins",
     "inference_mode", "num_sanity_val_steps", "check_val_every_n_epoch", "val_check_interval",
+    "reload_dataloaders_every_n_epochs",
 }  # fmt: skip
 """Arguments of Lightning's Trainer with which rounds could not be exact, or continued."""
 

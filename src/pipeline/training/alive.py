@@ -12,9 +12,9 @@ from pipeline.pruning.masks import Masks
 
 
 @contextmanager
-def kept_dead(network: nn.Module, masks: Masks, *, own: bool) -> Iterator["KeepPruned"]:
-    """A callback that keeps dead weights at zero, for one training; ``own`` as of ``KeepPruned``."""
-    keeper = KeepPruned(network, masks, own=own)
+def kept_dead(network: nn.Module, masks: Masks) -> Iterator["KeepPruned"]:
+    """A callback that keeps dead weights at zero, for one training."""
+    keeper = KeepPruned(network, masks)
     try:
         yield keeper
     finally:
@@ -27,13 +27,13 @@ class KeepPruned(lightning.Callback):
     step; an infinite gradient too. Together with a start from a ``masked`` state this keeps dead weights at zero under
     the optimizers of the settings: no gradient, no momentum, and a decay of zero times anything.
 
-    A module of a user's ``own`` may set gradients and weights in any hook, and its optimizers may step without a
+    A user's code may set gradients and weights in any hook and in ``forward``, and optimizers may step without a
     gradient. So gradients are filled again just before each step, and weights after it, after every batch and before
     every evaluation.
     """
 
-    def __init__(self, network: nn.Module, masks: Masks, *, own: bool) -> None:
-        self.own, self.network, self.masks = own, network, masks
+    def __init__(self, network: nn.Module, masks: Masks) -> None:
+        self.network, self.masks = network, masks
         self.dead: dict[nn.Parameter, Tensor] = {}
         self.handles: list[Any] = []
 
@@ -46,23 +46,19 @@ class KeepPruned(lightning.Callback):
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         self.now(self.masks)
-        for optimizer in trainer.optimizers if self.own else ():
+        for optimizer in trainer.optimizers:
             self.handles.append(optimizer.register_step_pre_hook(self._fill_gradients))
             self.handles.append(optimizer.register_step_post_hook(self.fill))
-        if self.own:
-            self.fill()
+        self.fill()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        if self.own:
-            self.fill()
+        self.fill()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if self.own:
-            self.fill()
+        self.fill()
 
     def on_validation_start(self, *_: Any) -> None:
-        if self.own:
-            self.fill()
+        self.fill()
 
     def fill(self, *_: Any) -> None:
         """Fills the dead weights with zeros."""

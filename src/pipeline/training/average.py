@@ -55,7 +55,7 @@ class MovingAverage(lightning.Callback):
 
     def _own(self) -> dict[str, Tensor]:
         tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        return {name: each.detach() for name, each in tensors.items() if each.is_floating_point()}
+        return {name: each.detach() for name, each in tensors.items() if not _whole(each)}
 
 
 def mean_of(states: Sequence[State]) -> State:
@@ -67,10 +67,20 @@ def mean_of(states: Sequence[State]) -> State:
 
     def mean(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {
-            name: torch.stack([tensors[name].double() for tensors in each]).mean(0).to(first.dtype)
-            if first.is_floating_point()
-            else first
+            name: first
+            if _whole(first)
+            else torch.stack([tensors[name].to(_exact(first)) for tensors in each]).mean(0).to(first.dtype)
             for name, first in each[0].items()
         }
 
     return State(mean([state.network for state in states]), mean([state.optimizer for state in states]))
+
+
+def _whole(tensor: Tensor) -> bool:
+    """Whether its numbers are whole ones, of which there is no mean."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    """The type in which its numbers are added."""
+    return torch.complex128 if tensor.is_complex() else torch.float64

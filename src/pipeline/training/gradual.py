@@ -56,7 +56,7 @@ class PruneGradually(lightning.Callback):
         self.step += 1
 
     def _prune(self, trainer: Any, number: int) -> None:
-        if number >= kept(self.masks):
+        if number >= kept(self.masks) and number > self.gradual.kept:
             return
         weights = {name: self.network.get_parameter(name).detach().cpu() for name in self.masks}
         self.masks = self.gradual.cut(weights, self.masks, number)

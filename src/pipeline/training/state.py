@@ -56,14 +56,23 @@ class Epoch:
 def masked(state: State, masks: Masks) -> State:
     """The state with every dead weight, and all that the optimizers remember of it, exactly zero."""
 
-    def zeroed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        mask_of = {key: masks.get(key.split("|")[0]) for key in tensors}
-        return {
-            key: tensor if (mask := mask_of[key]) is None or mask.shape != tensor.shape else tensor.where(mask, 0)
-            for key, tensor in tensors.items()
-        }
+    def zeroed(tensor: Tensor, name: str) -> Tensor:
+        mask = masks.get(name)
+        return tensor if mask is None or mask.shape != tensor.shape else tensor.where(mask, 0)
 
-    return State(zeroed(state.network), zeroed(state.optimizer))
+    return State(
+        {name: zeroed(tensor, name) for name, tensor in state.network.items()},
+        {key: zeroed(tensor, parts(key)[0]) for key, tensor in state.optimizer.items()},
+    )
+
+
+def parts(key: str) -> tuple[str, str, int]:
+    """Parameter, entry and optimizer of a key of ``State.optimizer``; a name may have bars of its own."""
+    name, entry = key.rsplit("|", 1)
+    if not entry.isdecimal():
+        return name, entry, 0
+    name, inner = name.rsplit("|", 1)
+    return name, inner, int(entry)
 
 
 def capture(network: nn.Module, optimizers: Iterable[Optimizer] = ()) -> State:
@@ -101,8 +110,8 @@ def restore(optimizers: Sequence[Optimizer], network: nn.Module, entries: Mappin
         }
         loaded: dict[int, dict[str, Any]] = defaultdict(dict)
         for key, value in entries.items():
-            name, entry, *place = key.split("|")
-            if place == ([str(index)] if index else []):
+            name, entry, place = parts(key)
+            if place == index:
                 parameter = parameters[name]
                 kept = value.item() if entry.endswith("#") else _laid_out(value, parameter)
                 loaded[number[parameter]][entry.removesuffix("#")] = kept

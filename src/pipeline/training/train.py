@@ -10,9 +10,12 @@ import io
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -112,7 +115,7 @@ def train_round(
         Recording(start.tape) if plan.tape is None else RewindAwareSchedule(plan.tape)
     )
     with (
-        kept_dead(trainable.network, masks, own=trainable.own) as keep_pruned,
+        kept_dead(trainable.network, masks) as keep_pruned,
         learning_from(trainable, plan.teacher),
     ):
         ema = trainable.trainer.training.ema
@@ -163,8 +166,8 @@ def evaluate(
     loader = "val_dataloader" if split == "validation" else "test_dataloader"
     whole = getattr(data, loader)
     with (
-        _standing_in(trainable.network, "forward", forward),
-        _standing_in(data, loader, None if rows is None else lambda: _cut(whole(), rows)),
+        standing_in(trainable.network, "forward", forward),
+        standing_in(data, loader, None if rows is None else lambda: _cut(whole(), rows)),
     ):
         seed_all("data module")
         evaluation(trainable.module, datamodule=data, verbose=False)
@@ -172,7 +175,7 @@ def evaluate(
 
 
 @contextmanager
-def _standing_in(owner: Any, name: str, value: Any) -> Iterator[None]:
+def standing_in(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Has an object another attribute within the block; None for its own."""
     before = dict(vars(owner))
     if value is not None:
@@ -226,25 +229,29 @@ def renewed(trainable: Trainable, plan: RoundPlan, state: State) -> State:
     averaged weights need (Izmailov et al. 2018, section 3.2). The batches go through ``validation_step``."""
     trainable = trainable.fresh()
     _load(trainable, state)
-    layers = [
-        module
-        for module in trainable.network.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module.training
-    ]
-    if not layers:
+    if not (layers := with_statistics(trainable.network)):
         return state
     momenta = [layer.momentum for layer in layers]
     again = [_AfterSetup(lambda: _load(trainable, state))] if trainable.own else []
     trainer = make_trainer(trainable.module, trainable.trainer, [*again, _TakesStatistics(layers)], epochs=1)
     data = trainable.data((plan.seed, plan.index), plan.span)
     try:
-        with _standing_in(data, "val_dataloader", data.train_dataloader):
+        with standing_in(data, "val_dataloader", data.train_dataloader):
             seed_all("data module")
             trainer.validate(trainable.module, datamodule=data, verbose=False)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     return State(capture(trainable.network).network, state.optimizer)
+
+
+def with_statistics(network: nn.Module) -> list[Any]:
+    """The layers that take running statistics in training."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module.training
+    ]
 
 
 class _TakesStatistics(lightning.Callback):
@@ -553,14 +560,58 @@ Generators = torch.Generator | np.random.Generator | np.random.RandomState | ran
 
 
 def generators(loader: "DataLoader[Any]") -> list[Generators]:
-    """The generators that a loader, its samplers and its data bring with them."""
-    holders = [loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
-    dataset: Any = loader.dataset
-    while dataset is not None:
-        holders.append(dataset)
-        dataset = getattr(dataset, "dataset", None)
-    found = {id(each): each for holder in holders for each in getattr(holder, "__dict__", {}).values()}
-    return [each for each in found.values() if isinstance(each, Generators)]
+    """The generators that a loader, its samplers, its data and what these are made of bring with them."""
+    found: list[Generators] = []
+    seen, ahead = set[int](), deque[tuple[Any, int]]([(loader, 0)])
+    while ahead:
+        thing, depth = ahead.popleft()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Generators):
+            found.append(thing)
+        elif depth < DEPTH and len(seen) < PARTS:
+            ahead.extend((each, depth + 1) for each in _parts(thing))
+    return found
+
+
+DEPTH, PARTS = 8, 10_000
+"""How deep, and among how many parts, generators are looked for."""
+
+
+def _parts(thing: Any) -> list[Any]:
+    """What a loader, a sampler, a data set or a transform is made of: no examples, of which there are many."""
+    if isinstance(thing, type | ModuleType | Tensor | np.ndarray):
+        return []
+    if isinstance(thing, Mapping | list | tuple):
+        held = thing.values() if isinstance(thing, Mapping) else thing
+        return [*held] if len(thing) <= FEW else []
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, MethodType):
+        return [thing.__self__]
+    if isinstance(thing, FunctionType):
+        return [each.cell_contents for each in thing.__closure__ or () if each != CellType()]
+    return [each for name, each in getattr(thing, "__dict__", {}).items() if name != "_iterator"]
+
+
+FEW = 100
+"""Longer collections are of examples."""
+
+
+def held(loaders: Iterable["DataLoader[Any]"]) -> dict[str, Any]:
+    """The numbers and texts that samplers and data sets hold, by name; not of those that are told each epoch."""
+    found: dict[str, Any] = {}
+    for loader in loaders:
+        holders = [loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None), loader.dataset]
+        while (inner := getattr(holders[-1], "dataset", None)) is not None:
+            holders.append(inner)
+        for holder in holders:
+            if not callable(getattr(holder, "set_epoch", None)):
+                for name, value in getattr(holder, "__dict__", {}).items():
+                    if isinstance(value, int | float | str):
+                        found[f"{type(holder).__name__}.{name}"] = value
+    return found
 
 
 def _reseed(loader: "DataLoader[Any]", seed: int) -> None:

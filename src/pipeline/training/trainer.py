@@ -78,9 +78,14 @@ def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequen
         raise SettingsError(
             [f"trainer: the Trainer lacks {type(missing[0]).__name__}; takes one made with the keywords given to it"]
         )
-    if trainer.max_epochs != epochs or trainer.check_val_every_n_epoch != 1 or trainer.val_check_interval != 1.0:
+    given = {
+        name: needed.get(name, default)
+        for name, default in (("max_epochs", None), ("check_val_every_n_epoch", 1), ("val_check_interval", 1.0),
+                              ("reload_dataloaders_every_n_epochs", 0))
+    }  # fmt: skip
+    if other := [name for name, value in given.items() if getattr(trainer, name) != value]:
         raise SettingsError(
-            ["trainer: the Trainer has another max_epochs, check_val_every_n_epoch or val_check_interval; takes those "
-             "given to it: a round is judged at the end of its last epoch"]
+            [f"trainer: the Trainer has another {', '.join(other)}; takes those given to it: batches belong to their "
+             "epoch, and a round is judged at the end of its last"]
         )  # fmt: skip
     return trainer
