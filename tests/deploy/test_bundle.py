@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import sysconfig
 import time
+import wave
+import zipfile
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -33,6 +36,7 @@ from pipeline.data import load
 from pipeline.data.batches import standardised
 from pipeline.data.dataset import Preprocessing
 from pipeline.deploy import bundle, models, runtime, verify
+from pipeline.deploy.board import run
 from pipeline.deploy.export import exported, lean
 from pipeline.deploy.kernels import target_here
 from pipeline.deploy.quantize import Calibrated, quantised
@@ -390,6 +394,72 @@ def test_bench_takes_as_many_threads_as_there_are_cores(threads, made):
     assert (refused.returncode, refused.stdout) == (2, "")
     takes = f"takes 0 (a thread a core) to {os.cpu_count()}, the cores that there are"
     assert refused.stderr.splitlines()[-1] == f"run.py: error: argument --threads: {threads!r}; {takes}"
+
+
+def labelled(**given):
+    return lambda: {"input": np.zeros((10, 1, 8, 8), np.uint8), **given}
+
+
+HEAD = b"\x93NUMPY\x01\x00v\x00"
+FILES = {
+    "fewer labels": ("answer", "npz", labelled(labels=np.arange(5)), "labels are 5 of type int64, takes 10 whole numbers"),
+    "one label": ("answer", "npz", labelled(labels=np.int64(1)), "labels are one of type int64, takes 10 whole numbers"),
+    "labels in a column": ("answer", "npz", labelled(labels=np.zeros((10, 1), int)), "labels are 10 x 1 of type int64"),
+    "labels of text": ("answer", "npz", labelled(labels=np.array(["a"] * 10)), "labels are 10 of type <U1, takes 10"),
+    "labels alone": ("answer", "npz", lambda: {"labels": np.arange(5)}, "has no inputs, takes input"),
+    "nothing": ("answer", "npz", dict, "has no inputs, takes input"),
+    "larger numbers": (
+        "predict", "npz", lambda: {"input": np.full((1, 1, 8, 8), 256, np.uint16)},
+        "input has numbers from 256 to 256, takes those of uint8",
+    ),
+    "a broken head": ("predict", "npy", lambda: HEAD + b"{'descr': '|u1', 'fortran".ljust(118), "takes an .npy or .npz file"),
+    "a huge head": (
+        "predict", "npy", lambda: HEAD + b"{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,), }".ljust(118),
+        "takes an .npy or .npz file of arrays",
+    ),
+    "no array in it": ("predict", "npz", lambda: zipped("input", b"text"), "input in it is no array; takes an .npy or"),
+}  # fmt: skip
+
+
+def zipped(name, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as written:
+        written.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_what_a_file_has_wrong_is_a_sentence(case, made, tmp_path):
+    command, ending, content, sentence = FILES[case]
+    found, file = content(), tmp_path / f"a.{ending}"
+    if isinstance(found, bytes):
+        file.write_bytes(found)
+    else:
+        np.savez(file, **found)
+    refused = board(made / "artifacts" / "bundle", command, "--engine", "onnxruntime", str(file))
+    assert (refused.returncode, refused.stdout) == (1, ""), refused.stderr
+    assert sentence in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_outputs_are_kept_where_they_are_asked_for_or_nothing_is_computed(made, tmp_path):
+    folder, digits = made / "artifacts" / "bundle", tmp_path / "digits.npy"
+    np.save(digits, np.zeros((3, 1, 8, 8), np.uint8))
+    for out, sentence in (
+        (tmp_path / "none" / "o.npz", "takes the name of a file, in a folder that there is"),
+        (tmp_path, "takes the name of a file, in a folder that there is"),
+        (tmp_path / "o.png", "draws the boxes of a network that finds some, and this one names classes"),
+    ):
+        refused = board(folder, "predict", "--out", str(out), str(digits))
+        assert (refused.returncode, refused.stdout) == (1, ""), refused.stderr
+        assert f"--out {out if 'folder' in sentence else 'PNG'}" in refused.stderr
+        assert sentence in refused.stderr
+    done = board(folder, "predict", "--engine", "onnxruntime", "--out", str(tmp_path / "outputs"), str(digits))
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"digits.npy has 3 examples: the answer to the first is shown, {tmp_path / 'outputs'} has all\n" in done.stderr
+    )
+    assert arrays(tmp_path / "outputs")["scores"].shape == (3, 10)
 
 
 def test_a_program_that_is_not_this_versions_is_not_run_to_verify(copy):
@@ -776,3 +846,28 @@ for name in ("model.onnx", "model_fp32.onnx"):
     int8, float32 = (float(line) for line in done.stdout.split())
     assert int8 == 0
     assert float32 < 1e-4
+
+
+SOUND = {"kind": "sound", "name": "input", "rate": None, "shape": [None, 8], "type": "float32"}
+TABLE = {"name": "input", "shape": [None, 2], "type": "float32"}
+
+
+@pytest.mark.parametrize(("channels", "cut"), [(1, 1), (2, 2), (2, 3)])
+def test_a_sound_that_was_cut_within_a_sample_has_those_before_it(channels, cut, tmp_path):
+    samples = np.arange(12 * channels, dtype="<i2").reshape(12, channels)
+    with wave.open(str(tmp_path / "whole.wav"), "wb") as sound:
+        sound.setparams((channels, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(samples.tobytes())
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:-cut])
+    told = {**SOUND, "shape": [None, None]}
+    whole, rest = (run.sound_in(told, tmp_path / name) for name in ("whole.wav", "cut.wav"))
+    assert rest.shape == (1, 11)
+    assert np.array_equal(rest, whole[:, :11])
+
+
+def test_a_table_by_a_spreadsheet_begins_with_its_first_row(tmp_path):
+    (tmp_path / "a.csv").write_text("1.5,1\n2.5,2\n", encoding="utf-8-sig")
+    assert run.table_in(TABLE, tmp_path / "a.csv").tolist() == [[1.5, 1], [2.5, 2]]
+    (tmp_path / "b.csv").write_text('1,"' + "2" * 200_000)
+    with pytest.raises(run.Refused, match=r"b.csv: field larger than .*; takes a CSV file of numbers"):
+        run.table_in(TABLE, tmp_path / "b.csv")

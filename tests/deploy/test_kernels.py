@@ -899,6 +899,21 @@ PARTS = {
     "partial averages": (
         [convolution(2), nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False), convolution()], set(), 1
     ),
+    "windows beyond": ([convolution(2), nn.MaxPool2d(2, 3, ceil_mode=True), convolution(), nn.MaxPool2d(1)], set(), 1),
+    "averages beyond": (
+        [convolution(2), nn.AvgPool2d(2, 3, ceil_mode=True, count_include_pad=False), convolution()], set(), 1
+    ),
+    "windows beyond, and partial": ([convolution(2), nn.MaxPool2d((2, 3), (3, 2), ceil_mode=True), convolution()], set(), 1),
+    "factors that are no halves": ([convolution(2), nn.Upsample((13, 7)), nn.ReLU(), convolution()], set(), 1),
+    "factors that round down": (
+        [convolution(2), nn.Upsample((14, 13)), nn.ReLU(), convolution()], {"Resize", "Relu", "Conv"}, 1
+    ),
+    "linear, such factors": ([convolution(2), nn.Upsample((14, 10), mode="bilinear"), convolution()], set(), 1),
+    "by channels' numbers": ([Made(lambda x, scale: x.tanh() / (scale.abs() + 0.5))], {"Div"}, 2),
+    "means beside a plane of one": (
+        [Made(lambda x, _: torch.cat([x.mean((2, 3), True), nn.functional.max_pool2d(x, 6)], 1), channels=8)],
+        {"Concat"}, 2,
+    ),
     "halves": ([Made(lambda x, _: torch.cat(x.chunk(2, 1)[::-1], 1))], set(), 1),
     "unequal parts": ([Made(lambda x, _: x.split([1, 2, 1], 1)[1], channels=2)], set(), 1),
     "some channels": ([Made(lambda x, _: x[:, 1:3], channels=2)], set(), 1),
@@ -1048,6 +1063,17 @@ def test_functions_are_those_of_torch_far_out_too(function):
     if function in (nn.SiLU, nn.Hardswish, nn.GELU):  # at minus infinity they are 0 times infinity
         close |= values == -np.inf
     assert close.all(), (values[~close], found[~close], expected[~close])
+
+
+@here
+def test_a_tanh_has_all_its_digits_near_zero():
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Tanh())
+    with torch.no_grad():
+        network[0].weight.fill_(1)
+    values = torch.cat([torch.logspace(-8, 0.5, 150), -torch.logspace(-8, 0.5, 150)]).view(1, 1, 15, 20)
+    made, _ = with_nodes(lean(exported(network.eval(), lambda each: each, values)))
+    found = torch.from_numpy(scores(made, values.numpy(), engine=library(target_here())))
+    assert torch.allclose(found.double(), values.double().tanh(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

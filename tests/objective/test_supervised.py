@@ -4,11 +4,16 @@ import dataclasses
 
 import pytest
 import torch
+import torchmetrics
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from pipeline import prune_by_rewinding
 from pipeline.ground.errors import SettingsError
 from pipeline.networks.layers import left_out, prunable
 from pipeline.rounds import loop
 from pipeline.rounds.building import build_job
+from pipeline.rounds.choice import network_after
 from tests.conftest import settings
 from tests.objective.test_own import Died, DiesAfter
 
@@ -152,3 +157,18 @@ def test_a_network_that_comes_in_evaluation_is_trained(tmp_path):
     done = prune_by_rewinding(network, Digits(), *SHORT, f"runs={tmp_path}")
     assert all(module.training for module in done.job.network.modules())
     assert not network.training
+
+
+def test_numbers_on_planes_are_scored_as_numbers(tmp_path):
+    """A denoiser's: every pixel is a number, channels last in memory too."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    images = torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = tuple(DataLoader(TensorDataset(part, part), 16) for part in images.split(16))
+    done = prune_by_rewinding(network, data, "objective=regression", "training.epochs=2", "pruning.rounds=1",
+                              "deploy.sizes=false", f"runs={tmp_path}")  # fmt: skip
+    with torch.no_grad():
+        answers = network_after(done.job, done.site, 1)(images[32:])
+    expected = torchmetrics.functional.r2_score(answers.flatten(), images[32:].flatten())
+    figures = done.rounds[1].figures
+    assert figures["test_r2"] == pytest.approx(float(expected), abs=1e-4)
+    assert figures["test_mae"] == pytest.approx(float((answers - images[32:]).abs().mean()), abs=1e-5)

@@ -105,7 +105,7 @@ def exported(
 
 
 def _finished(model: ModelProto, axes: Axes) -> ModelProto:
-    return _with_fixed_sizes(_with_known(with_made_answers(_with_named_axes(model, axes))))
+    return _with_whole_windows(_with_fixed_sizes(_with_known(with_made_answers(_with_named_axes(model, axes)))))
 
 
 def _gives(model: ModelProto, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
@@ -253,7 +253,11 @@ def _with_fixed_sizes(model: ModelProto) -> ModelProto:
         if len(before) != len(to) or not before.all():
             continue
         factors = (to / before).astype(np.float32)
-        factors = np.where(np.floor(factors * before.astype(np.float32)) < to, np.nextafter(factors, np.inf), factors)
+        nearest = next((each.s == b"nearest" for each in node.attribute if each.name == "mode"), True)
+        may_grow = np.ones(len(to), bool) if not nearest else np.gcd(to, before) == 1  # else other values are nearest
+        short = np.floor(factors.astype(np.float64) * before) < to
+        must_grow = np.floor(factors * before.astype(np.float32)) < to
+        factors = np.where(short & may_grow | must_grow, np.nextafter(factors, np.float32(np.inf)), factors)
         name = f"{node.output[0]}_factors"
         all_factors = np.concatenate([np.ones(len(shapes[node.input[0]]) - len(to)), factors]).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(all_factors, name))
@@ -262,6 +266,49 @@ def _with_fixed_sizes(model: ModelProto) -> ModelProto:
         for unread in (sizes, *(makers[each] for each in sizes.input[:-1] if each in makers)):
             if not any(set(each.input) & set(unread.output) for each in model.graph.node):
                 model.graph.node.remove(unread)
+    return model
+
+
+def windows(side: int, pad: int, length: int, stride: int, partial: bool) -> int:
+    """How many windows of a pooling lie along a side; with ``partial``, one that begins on it may end beyond it."""
+    count = (side + 2 * pad - length) // stride + 1
+    return count + (partial and (count - 1) * stride + length < side + 2 * pad and count * stride < side + pad)
+
+
+def _with_whole_windows(model: ModelProto) -> ModelProto:
+    """The model with each pooling told by its padding how many windows it has, where one would begin beyond the plane.
+
+    PyTorch and ONNX Runtime leave that one out; ONNX's inference of shapes counts it.
+    """
+    shapes = {
+        each.name: [side.dim_value for side in each.type.tensor_type.shape.dim]
+        for each in (*model.graph.value_info, *model.graph.input)
+    }
+    for node in model.graph.node:
+        told = attributes(node)
+        if node.op_type not in ("MaxPool", "AveragePool") or not told.get("ceil_mode"):
+            continue
+        lengths, dimensions = told["kernel_shape"], len(told["kernel_shape"])
+        pads, strides, spread = (
+            list(told.get(name, [each] * dimensions)) for name, each in (("pads", 0), ("strides", 1), ("dilations", 1))
+        )
+        plane, pads = shapes.get(node.input[0], [])[2:], (pads * 2)[: 2 * dimensions]
+        if len(plane) != dimensions or not all(plane) or pads[:dimensions] != pads[dimensions:]:
+            continue
+        reach = [(length - 1) * apart + 1 for length, apart in zip(lengths, spread, strict=True)]
+        along = list(zip(plane, pads, reach, strides, strict=False))
+        right = [windows(*each, partial=True) for each in along]
+        counted = [-(-(side + 2 * pad - length) // stride) + 1 for side, pad, length, stride in along]
+        ends = [
+            max(0, (number - 1) * stride + length - side - pad)
+            for number, (side, pad, length, stride) in zip(right, along, strict=True)
+        ]
+        larger = any(end > pad for end, pad in zip(ends, pads, strict=False))
+        if right == counted or (larger and told.get("count_include_pad")):
+            continue
+        kept = [each for each in node.attribute if each.name not in ("ceil_mode", "pads")]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("pads", [*pads[:dimensions], *ends])])
     return model
 
 

@@ -155,7 +155,7 @@ class Supervised(lightning.LightningModule):
         mean_loss.update(loss.detach(), loss.new_full((), len(targets)))
         if isinstance(self.loss, nn.CrossEntropyLoss) and targets.is_floating_point() and targets.ndim > 1:
             targets = targets.argmax(dim=1)  # shares of classes (smoothed, mixed); metrics take the largest
-        metrics.update(outputs.detach(), targets)
+        _update(metrics, outputs.detach(), targets)
         return loss
 
     def _takes(self, outputs: Tensor, targets: Tensor) -> str:
@@ -271,3 +271,13 @@ def _metric(name: str, objective: Objective, outputs: int, ignored: int | None =
     if not isinstance(metric, Metric):
         raise SettingsError([f"{setting}: got {objective.metrics[name]['metric']!r}, which is no torchmetrics class"])
     return metric
+
+
+def _update(metrics: MetricCollection, outputs: Tensor, targets: Tensor) -> None:
+    """Those of regression know numbers, and rows of numbers: what has more sides is numbers for them."""
+    flat = {name for name, each in metrics.items() if type(each).__module__.startswith("torchmetrics.regression")}
+    if outputs.ndim <= 2 or not flat:
+        metrics.update(outputs, targets)
+        return
+    for name, metric in metrics.items():
+        metric.update(*((outputs.reshape(-1), targets.reshape(-1)) if name in flat else (outputs, targets)))

@@ -265,8 +265,8 @@ class Pruning:
     rounds: Natural | None
     """Stop after so many rounds; null for no limit."""
     target_density: ProperShare | None
-    """Stop at this share of weights kept, to the weight: the last round removes fewer (of a number of rounds, all that is
-    left to go). Null for no target."""
+    """Stop at this share of weights kept, to the weight: the last round removes fewer (of a number of rounds, all that
+    is left to go). Null for no target."""
     max_score_drop: NotNegative | None
     """Stop once the validation score is so much worse than the dense network's (of accuracy, 0.01 is one point). Null
     for no floor."""

@@ -24,7 +24,6 @@ import statistics
 import sys
 import time
 import wave
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -431,6 +430,9 @@ def answer(manifest: dict[str, Any], engine: str, file: str, out: str | None) ->
     labels = given.pop("labels", None)
     if labels is not None and manifest["classes"] is None:
         raise Refused(f"{file} has labels, but the answers of this network are not scores of classes")
+    if not given:
+        takes = ", ".join(each["name"] for each in manifest["inputs"])
+        raise Refused(f"{file} has no inputs, takes {takes}")
     batches = {key.partition("/")[0] if "/" in key else "" for key in given}
     kept: dict[str, Any] = {}
     found: dict[str, Any] = {}
@@ -449,11 +451,27 @@ def answer(manifest: dict[str, Any], engine: str, file: str, out: str | None) ->
         if labels is None:
             found[way] = count
         else:
+            if labels.dtype.kind not in "iu" or labels.shape != (count,):
+                got = " x ".join(map(str, labels.shape)) or "one"
+                raise Refused(f"{file}: labels are {got} of type {labels.dtype}, takes {count} whole numbers")
             (scores, *_) = parts.values()
             found[way] = float((np.concatenate(scores).argmax(1) == labels).mean())
     if out is not None:
-        np.savez(out, allow_pickle=False, **kept)
+        keep(out, kept)
     return found
+
+
+def keep(out: str, arrays: Arrays) -> None:
+    """Writes arrays to a file of just this name.
+
+    Raises:
+        Refused: if it cannot be written.
+    """
+    try:
+        with Path(out).open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    except OSError as error:
+        raise Refused(f"--out {out}: {error}") from error
 
 
 def by_pieces(manifest: dict[str, Any], model: Any, inputs: Arrays) -> dict[str, Any]:
@@ -510,6 +528,9 @@ def fitting(manifest: dict[str, Any], file: str, inputs: Arrays) -> dict[str, An
         if not np.can_cast(given.dtype, told["type"], "same_kind"):
             raise Refused(f"{file}: {name} has type {given.dtype}, takes {told['type']}")
         found[name] = np.ascontiguousarray(given, told["type"])
+        if found[name].dtype.kind in "iu" and (found[name] != given).any():
+            few, many = given.min(), given.max()
+            raise Refused(f"{file}: {name} has numbers from {few} to {many}, takes those of {told['type']}")
         if count := np.count_nonzero(~np.isfinite(found[name])):
             raise Refused(f"{file}: {count} of the numbers in {name} are none, or infinite; takes finite ones")
     return found
@@ -524,9 +545,13 @@ def arrays_in(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as content:
             found = np.load(content, allow_pickle=False)
-            return {"": found} if isinstance(found, np.ndarray) else {key: found[key] for key in found.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise Refused(f"{file}: {error}; takes an .npy or .npz file of arrays") from error
+            arrays = {"": found} if isinstance(found, np.ndarray) else {key: found[key] for key in found.files}
+    except Exception as error:  # of a damaged file numpy raises what it comes upon, of no common kind
+        reason = str(error).splitlines()[:1] or [type(error).__name__]
+        raise Refused(f"{file}: {reason[0]}; takes an .npy or .npz file of arrays") from error
+    if others := [key for key, each in arrays.items() if not isinstance(each, np.ndarray)]:
+        raise Refused(f"{file}: {others[0]} in it is no array; takes an .npy or .npz file of arrays")
+    return arrays
 
 
 def image_in(told: dict[str, Any], file: Path) -> Any:
@@ -562,6 +587,7 @@ def sound_in(told: dict[str, Any], file: Path) -> Any:
         with wave.open(str(file)) as sound:
             rate, channels, width = sound.getframerate(), sound.getnchannels(), sound.getsampwidth()
             content = sound.readframes(sound.getnframes())
+        content = content[: len(content) // (width * channels) * width * channels]
     except (OSError, EOFError, wave.Error) as error:
         raise Refused(f"{file}: {error}; takes a WAV file") from error
     if told["rate"] not in (None, rate):
@@ -583,14 +609,14 @@ def table_in(told: dict[str, Any], file: Path) -> Any:
         Refused: if it is none.
     """
     try:
-        with file.open(newline="") as lines:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = [row for row in csv.reader(lines) if row]
         if rows and not any(map(is_number, rows[0])):  # names of columns
             del rows[0]
         numbers = np.array([[float(each) for each in row] for row in rows])
         if numbers.ndim != 2 or not numbers.size:
             raise ValueError("it has no rows of numbers")
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise Refused(f"{file}: {error}; takes a CSV file of numbers") from error
     numbers = numbers.astype(told["type"])
     return numbers if len(told["shape"]) == 2 else numbers.reshape(1, *numbers.shape)
@@ -632,10 +658,15 @@ def inputs_in(manifest: dict[str, Any], file: str) -> dict[str, Any]:
 def predict(manifest: dict[str, Any], engine: str, file: str, out: str | None) -> dict[str, Any]:
     """Class and probability of the five likeliest, boxes, or the outputs."""
     inputs = inputs_in(manifest, file)
+    if out is not None and out.endswith(".png") and manifest["classes"] is not None:
+        raise Refused("--out PNG draws the boxes of a network that finds some, and this one names classes; takes .npz")
+    if (count := len(next(iter(inputs.values())))) > 1 and manifest["classes"] is not None:
+        rest = "" if out is None else f", {out} has all"
+        print(f"{file} has {count} examples: the answer to the first is shown{rest}", file=sys.stderr)
     way = faster(manifest, ways(manifest, engine, ["model.onnx"]))
     found = by_pieces(manifest, session(way.model, library=way.library), inputs)
     if out is not None and not out.endswith(".png"):
-        np.savez(out, allow_pickle=False, **found)
+        keep(out, found)
     if manifest["classes"] is not None:
         (scores, *_) = found.values()
         shares = np.exp(scores[0] - scores[0].max())
@@ -679,7 +710,10 @@ def drawn(manifest: dict[str, Any], file: str, found: Arrays, out: str) -> None:
     for box, score, name in boxes_in(manifest, found):
         pen.rectangle(box, outline="red")
         pen.text((box[0], box[1]), f"{name} {score:.0%}", fill="red")
-    picture.save(out)
+    try:
+        picture.save(out)
+    except OSError as error:
+        raise Refused(f"--out {out}: {error}") from error
 
 
 def threads_of(text: str) -> int:
@@ -703,10 +737,12 @@ def main() -> int:
     parser.add_argument("--engine", choices=["auto", "onnxruntime", "sparse"], default="auto", help="what computes")
     parser.add_argument("--out", help="file that predict and answer keep the outputs in")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if given.command in ("predict", "answer") and given.file is None:
         parser.error(f"{given.command} takes a file")
     try:
+        if given.out is not None and (Path(given.out).is_dir() or not Path(given.out).absolute().parent.is_dir()):
+            raise Refused(f"--out {given.out}: takes the name of a file, in a folder that there is")
         manifest = checked_manifest()
         found: dict[str, Any]
         if given.command == "check":

@@ -28,6 +28,13 @@ static inline __attribute__((always_inline)) floats exponential(floats x) {
 
 static inline floats sigmoid(floats x) { return 1.0f / (1.0f + exponential(-x)); }
 
+/* Near zero a polynomial (Cephes'): there the difference of two numbers near 1 has lost its last digits. */
+static inline floats tangent(floats x) {
+    floats square = x * x, p = square * -5.70498872745e-3f + 2.06390887954e-2f;
+    p = p * square - 5.37397155531e-2f, p = p * square + 1.33314422036e-1f, p = p * square - 3.33332819422e-1f;
+    return selected(square < 0.390625f, p * square * x + x, 2.0f * sigmoid(2.0f * x) - 1.0f);
+}
+
 /* Abramowitz and Stegun 1964, 7.1.26: 1.5e-7 off at most. */
 static inline floats error_function(floats x) {
     floats size = selected(x < 0, -x, x), t = 1.0f / (1.0f + 0.3275911f * size);
@@ -46,7 +53,7 @@ static inline __attribute__((always_inline)) floats value_of(const step *s, floa
         case HARD_SIGMOID: y = between(x * float_of(s->first) + float_of(s->second), 0, 1); break;
         case HARD_SWISH: y = x * between(x * float_of(s->first) + float_of(s->second), 0, most); break;
         case LEAKY: y = selected(x < 0, x * float_of(s->first), x); break;
-        case TANH: y = 2.0f * sigmoid(2.0f * x) - 1.0f; break;
+        case TANH: y = tangent(x); break;
         case GELU: y = 0.5f * x * (1.0f + error_function(x * 0.70710678f)); break;
     }
     return s->relu ? between(y, 0, ceiling_of(s)) : y;
