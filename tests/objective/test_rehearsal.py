@@ -517,3 +517,23 @@ def test_copies_whose_statistics_cannot_be_taken_anew_are_a_sentence_before_trai
     sentence = r"retraining.copies: got 2, .* validation_step\(\) of TwoViews fails on one"
     with pytest.raises(SettingsError, match=sentence):
         prune_by_rewinding(TwoViews(), data, *own)
+
+
+class Viewed(nn.Module):
+    """Trains in no memory: in channels-last for another reason."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.output = nn.Conv2d(1, 3, 3), nn.Linear(108, 10)
+
+    def forward(self, x):
+        seen = self.seen(x)
+        scores = self.output(seen.view(len(x), -1))
+        if self.training:
+            raise ValueError("a fault of its own")
+        return scores
+
+
+def test_what_is_told_of_a_network_that_fails_in_any_case_is_no_choice_of_the_pipelines(tmp_path):
+    with pytest.raises(SettingsError, match=r"Viewed fails on its first batch .*: a fault of its own"):
+        job(Viewed(), (loader(),) * 3, tmp_path)

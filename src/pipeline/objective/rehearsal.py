@@ -59,20 +59,20 @@ def rehearsed(trainable: Trainable, name: str, include: tuple[str, ...], copies:
     Raises:
         SettingsError: if it fails in any case, or has a callback with which rounds cannot be of equal length.
     """
-    failure: Exception | None = None
+    failures: list[Exception] = []
     for told, choice in _choices(trainable):
         try:
             found = _on_one_batch(choice, include, copies)
         except SettingsError:
             raise
         except Exception as error:
-            failure = failure or error
+            failures.append(error)
             continue
         if told:
-            assert failure is not None
-            found = dataclasses.replace(found, notes=(f"{told}: else {name} fails ({one_line(failure)})", *found.notes))
+            why = f"{told}: else {name} fails ({one_line(failures[0])})"
+            found = dataclasses.replace(found, notes=(why, *found.notes))
         return found
-    assert failure is not None
+    failure = failures[-1]  # of the pipeline's choices those before may tell
     if isinstance(failure, PipelineError):
         raise SettingsError([str(failure)]) from failure
     raise SettingsError([f"{name} fails on its first batch{where(failure)}: {one_line(failure)}"]) from failure
