@@ -906,7 +906,8 @@ PARTS = {
     "windows beyond, and partial": ([convolution(2), nn.MaxPool2d((2, 3), (3, 2), ceil_mode=True), convolution()], set(), 1),
     "factors that are no halves": ([convolution(2), nn.Upsample((13, 7)), nn.ReLU(), convolution()], set(), 1),
     "factors that round down": (
-        [convolution(2), nn.Upsample((14, 13)), nn.ReLU(), convolution()], {"Resize", "Relu", "Conv"}, 1
+        [convolution(2), nn.Upsample((14, 13)), nn.ReLU(), convolution(), nn.AdaptiveAvgPool2d(1)],
+        {"Resize", "Relu", "Conv", "ReduceMean"}, 1,
     ),
     "linear, such factors": ([convolution(2), nn.Upsample((14, 10), mode="bilinear"), convolution()], set(), 1),
     "by channels' numbers": ([Made(lambda x, scale: x.tanh() / (scale.abs() + 0.5))], {"Div"}, 2),
