@@ -68,9 +68,7 @@ def build_job(
     dataset = load(settings.data, use) if data is None else own_batches(as_data_module(data), use)
     batches = dataset.steps_per_epoch(settings.training.batch_size)
     steps = _limited(batches, limit)
-    _check_limits(
-        settings.trainer, {"train": [batches], "val": dataset.lengths("validation"), "test": dataset.lengths("test")}
-    )
+    _check_limits(settings.trainer, batches, dataset)
     training = resolved(settings.training, steps, compilable=isinstance(objective, Supervised))
     settings = dataclasses.replace(settings, training=training)
     if isinstance(network, nn.Module):
@@ -203,21 +201,24 @@ def _limited(steps: int, limit: int | float) -> int:
     return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
 
 
-def _check_limits(trainer: Mapping[str, Any], lengths: Mapping[str, Sequence[int]]) -> None:
+def _check_limits(trainer: Mapping[str, Any], batches: int, dataset: AnyDataset) -> None:
     """Holds shares of batches against how many there are.
 
     Raises:
         SettingsError: if one is less than a batch.
     """
-    faults = []
-    for split, batches in lengths.items():
-        limit = trainer.get(f"limit_{split}_batches")
-        short = [each for each in batches if isinstance(limit, float) and int(each * limit) < 1]
-        if short:
-            faults.append(
-                f"trainer.limit_{split}_batches: got {limit}, which is none of {min(short)} batches; takes a whole "
-                "number of batches from 1, or a share that is one at least"
-            )
+    lengths: dict[str, Callable[[], list[int]]] = {
+        "limit_train_batches": lambda: [batches],
+        "limit_val_batches": lambda: dataset.lengths("validation"),
+        "limit_test_batches": lambda: dataset.lengths("test"),
+    }
+    shares = {name: each for name in lengths if isinstance(each := trainer.get(name), float)}
+    faults = [
+        f"trainer.{name}: got {share}, which is none of {min(short)} batches; takes a whole number of batches from 1, "
+        "or a share that is one at least"
+        for name, share in shares.items()
+        if (short := [each for each in lengths[name]() if int(each * share) < 1])
+    ]
     if faults:
         raise SettingsError(faults)
 

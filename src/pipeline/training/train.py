@@ -585,7 +585,7 @@ def _parts(thing: Any) -> list[Any]:
         return []
     if isinstance(thing, Mapping | list | tuple):
         held = thing.values() if isinstance(thing, Mapping) else thing
-        return [*held] if len(thing) <= FEW else []
+        return [*(held if len(thing) <= FEW else ()), *getattr(thing, "__dict__", {}).values()]
     if isinstance(thing, partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, MethodType):
