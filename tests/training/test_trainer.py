@@ -5,8 +5,11 @@ import dataclasses
 import pytest
 import pytorch_lightning
 import torch
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader
 
 from pipeline import prune_by_rewinding
+from pipeline.data.own import Loaders, OwnBatches, Use
 from pipeline.ground.errors import SettingsError
 from pipeline.rounds import loop
 from pipeline.rounds.building import build_job
@@ -153,3 +156,11 @@ def test_a_share_of_batches_that_is_none_is_known_before_of_the_pipelines_data_t
     share = 0.5 / batches
     with pytest.raises(SettingsError, match=rf"limit_{split}_batches: got {share}, which is none of {batches} batches"):
         build_job(settings(*SMALL, f"trainer.limit_{split}_batches={share}"), tmp_path)
+
+
+@pytest.mark.parametrize("combine", [list, lambda loaders: dict(enumerate(loaders)), CombinedLoader])
+def test_each_of_several_loaders_has_a_length_of_its_own(combine):
+    loaders = [DataLoader(torch.arange(count), 4) for count in (8, 4)]
+    data = Loaders(loaders[0])
+    data.val_dataloader = lambda: combine(loaders)
+    assert OwnBatches(data, Use()).lengths("validation") == [2, 1]

@@ -95,9 +95,9 @@ class OnDisk:
         return _Batches(self, order.split(batch_size)[:steps], partial(_training_view, self.settings, key), shard)
 
     def lengths(self, split: Split) -> list[int]:
-        return [len(self.splits[split].split(EVALUATION_BATCH))]
+        return [len(self.evaluation(split, Shard()))]
 
-    def evaluation(self, split: Split, shard: Shard) -> Iterable[Batch]:
+    def evaluation(self, split: Split, shard: Shard) -> "_Batches":
         view = partial(_evaluation_view, self.settings)
         return _Batches(self, self.splits[split].split(EVALUATION_BATCH), view, shard)
 

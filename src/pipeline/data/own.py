@@ -16,7 +16,7 @@ from pipeline.data.dataset import CPU, AnySplit, Batch, Preprocessing, Shard, Sp
 from pipeline.ground.errors import PipelineError, SettingsError, one_line
 from pipeline.ground.packages import is_data_module, package_of, quiet
 from pipeline.ground.randomness import seed_all, undisturbed
-from pipeline.ground.structures import first_row, first_tensor
+from pipeline.ground.structures import first_row, first_tensor, leaves
 from pipeline.ground.tensors import update_digest
 from pipeline.settings.dotted import found_at, made
 from pipeline.settings.groups import OwnData
@@ -155,9 +155,8 @@ class OwnBatches:
         with undisturbed():
             seed_all("data module")
             given = getattr(self.module, LOADERS[split])()
-        found = given.values() if isinstance(given, dict) else given if isinstance(given, list | tuple) else [given]
         lengths = []
-        for loader in found:
+        for loader in given.flattened if type(given).__name__ == "CombinedLoader" else leaves(given):
             with suppress(TypeError, NotImplementedError):
                 lengths.append(len(loader))
         return lengths

@@ -11,7 +11,7 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import count, product
 from string import ascii_letters
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
@@ -241,9 +241,7 @@ def _with_fixed_sizes(model: ModelProto) -> ModelProto:
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
-    shapes = {
-        each.name: [side.dim_value for side in each.type.tensor_type.shape.dim] for each in model.graph.value_info
-    }
+    shapes = _sides(model.graph.value_info)
     for node in list(model.graph.node):
         sizes = makers.get((*node.input, "", "", "")[3]) if node.op_type == "Resize" else None
         if sizes is None or sizes.op_type != "Concat" or sizes.input[-1] not in constants:
@@ -253,8 +251,8 @@ def _with_fixed_sizes(model: ModelProto) -> ModelProto:
         if len(before) != len(to) or not before.all():
             continue
         factors = (to / before).astype(np.float32)
-        nearest = next((each.s == b"nearest" for each in node.attribute if each.name == "mode"), True)
-        may_grow = np.ones(len(to), bool) if not nearest else np.gcd(to, before) == 1  # else other values are nearest
+        nearest = attributes(node).get("mode", b"nearest") == b"nearest"
+        may_grow = (np.gcd(to, before) == 1) | (not nearest)  # else other values are nearest
         short = np.floor(factors.astype(np.float64) * before) < to
         must_grow = np.floor(factors * before.astype(np.float32)) < to
         factors = np.where(short & may_grow | must_grow, np.nextafter(factors, np.float32(np.inf)), factors)
@@ -269,6 +267,11 @@ def _with_fixed_sizes(model: ModelProto) -> ModelProto:
     return model
 
 
+def _sides(values: Iterable[ValueInfoProto]) -> dict[str, list[int]]:
+    """Sides of values by name, 0 where they are not fixed."""
+    return {each.name: [side.dim_value for side in each.type.tensor_type.shape.dim] for each in values}
+
+
 def windows(side: int, pad: int, length: int, stride: int, partial: bool) -> int:
     """How many windows of a pooling lie along a side; with ``partial``, one that begins on it may end beyond it."""
     count = (side + 2 * pad - length) // stride + 1
@@ -280,10 +283,7 @@ def _with_whole_windows(model: ModelProto) -> ModelProto:
 
     PyTorch and ONNX Runtime leave that one out; ONNX's inference of shapes counts it.
     """
-    shapes = {
-        each.name: [side.dim_value for side in each.type.tensor_type.shape.dim]
-        for each in (*model.graph.value_info, *model.graph.input)
-    }
+    shapes = _sides([*model.graph.value_info, *model.graph.input])
     for node in model.graph.node:
         told = attributes(node)
         if node.op_type not in ("MaxPool", "AveragePool") or not told.get("ceil_mode"):

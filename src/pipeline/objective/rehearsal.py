@@ -29,7 +29,7 @@ from pipeline.ground.tensors import packed, update_digest
 from pipeline.networks.costs import counting, run_on
 from pipeline.networks.layers import in_evaluation
 from pipeline.training.retraining import Span
-from pipeline.training.train import Trainable, figures, generators, held, loaders, standing_in, with_statistics
+from pipeline.training.train import Trainable, figures, generators, held, loaders, validate_training, with_statistics
 from pipeline.training.trainer import make_trainer
 
 ONE_BATCH = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
@@ -238,9 +238,7 @@ def _check_renewed(trainer: Any, module: Any, data: Any, copies: int) -> None:
         SettingsError: if the module cannot validate them.
     """
     try:
-        with standing_in(data, "val_dataloader", data.train_dataloader):
-            seed_all("data module")
-            trainer.validate(module, datamodule=data, verbose=False)
+        validate_training(trainer, module, data)
     except Exception as error:
         name = type(module).__name__
         raise SettingsError(

@@ -65,13 +65,15 @@ def mean_of(states: Sequence[State]) -> State:
     stay dead.
     """
 
+    def of_one(tensors: Sequence[Tensor]) -> Tensor:
+        first = tensors[0]
+        if _whole(first):
+            return first
+        exact = torch.promote_types(first.dtype, torch.float64)
+        return torch.stack([each.to(exact) for each in tensors]).mean(0).to(first.dtype)
+
     def mean(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {
-            name: first
-            if _whole(first)
-            else torch.stack([tensors[name].to(_exact(first)) for tensors in each]).mean(0).to(first.dtype)
-            for name, first in each[0].items()
-        }
+        return {name: of_one([tensors[name] for tensors in each]) for name in each[0]}
 
     return State(mean([state.network for state in states]), mean([state.optimizer for state in states]))
 
@@ -79,8 +81,3 @@ def mean_of(states: Sequence[State]) -> State:
 def _whole(tensor: Tensor) -> bool:
     """Whether its numbers are whole ones, of which there is no mean."""
     return not (tensor.is_floating_point() or tensor.is_complex())
-
-
-def _exact(tensor: Tensor) -> torch.dtype:
-    """The type in which its numbers are added."""
-    return torch.complex128 if tensor.is_complex() else torch.float64

@@ -56,7 +56,8 @@ class PruneGradually(lightning.Callback):
         self.step += 1
 
     def _prune(self, trainer: Any, number: int) -> None:
-        if number >= kept(self.masks) and number > self.gradual.kept:
+        at_end = number == self.gradual.kept  # where layers are on their own, one may have some to lose yet
+        if number >= kept(self.masks) and not at_end:
             return
         weights = {name: self.network.get_parameter(name).detach().cpu() for name in self.masks}
         self.masks = self.gradual.cut(weights, self.masks, number)

@@ -107,10 +107,6 @@ def train_round(
     masks = start.masks or plan.masks
     start = dataclasses.replace(start, state=masked(start.state, masks))
     _load(trainable, start.state)
-    with torch.no_grad():
-        for name, mask in masks.items():  # once more: a tied weight has another name in the state dict
-            parameter = trainable.network.get_parameter(name)
-            parameter.masked_fill_(~mask.to(parameter.device), 0)
     rates: RewindAwareSchedule | Recording = (
         Recording(start.tape) if plan.tape is None else RewindAwareSchedule(plan.tape)
     )
@@ -166,8 +162,8 @@ def evaluate(
     loader = "val_dataloader" if split == "validation" else "test_dataloader"
     whole = getattr(data, loader)
     with (
-        standing_in(trainable.network, "forward", forward),
-        standing_in(data, loader, None if rows is None else lambda: _cut(whole(), rows)),
+        _standing_in(trainable.network, "forward", forward),
+        _standing_in(data, loader, None if rows is None else lambda: _cut(whole(), rows)),
     ):
         seed_all("data module")
         evaluation(trainable.module, datamodule=data, verbose=False)
@@ -175,7 +171,7 @@ def evaluate(
 
 
 @contextmanager
-def standing_in(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _standing_in(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Has an object another attribute within the block; None for its own."""
     before = dict(vars(owner))
     if value is not None:
@@ -236,13 +232,18 @@ def renewed(trainable: Trainable, plan: RoundPlan, state: State) -> State:
     trainer = make_trainer(trainable.module, trainable.trainer, [*again, _TakesStatistics(layers)], epochs=1)
     data = trainable.data((plan.seed, plan.index), plan.span)
     try:
-        with standing_in(data, "val_dataloader", data.train_dataloader):
-            seed_all("data module")
-            trainer.validate(trainable.module, datamodule=data, verbose=False)
+        validate_training(trainer, trainable.module, data)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     return State(capture(trainable.network).network, state.optimizer)
+
+
+def validate_training(trainer: Any, module: nn.Module, data: Any) -> None:
+    """Validates a module on the batches that it trains on."""
+    with _standing_in(data, "val_dataloader", data.train_dataloader):
+        seed_all("data module")
+        trainer.validate(module, datamodule=data, verbose=False)
 
 
 def with_statistics(network: nn.Module) -> list[Any]:

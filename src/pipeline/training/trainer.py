@@ -78,12 +78,9 @@ def make_trainer(module: nn.Module, settings: TrainerSettings, callbacks: Sequen
         raise SettingsError(
             [f"trainer: the Trainer lacks {type(missing[0]).__name__}; takes one made with the keywords given to it"]
         )
-    given = {
-        name: needed.get(name, default)
-        for name, default in (("max_epochs", None), ("check_val_every_n_epoch", 1), ("val_check_interval", 1.0),
-                              ("reload_dataloaders_every_n_epochs", 0))
-    }  # fmt: skip
-    if other := [name for name, value in given.items() if getattr(trainer, name) != value]:
+    fixed = {name: needed[name] for name in ("max_epochs", "reload_dataloaders_every_n_epochs")}
+    fixed |= {"check_val_every_n_epoch": 1, "val_check_interval": 1.0}
+    if other := [name for name, value in fixed.items() if getattr(trainer, name) != value]:
         raise SettingsError(
             [f"trainer: the Trainer has another {', '.join(other)}; takes those given to it: batches belong to their "
              "epoch, and a round is judged at the end of its last"]

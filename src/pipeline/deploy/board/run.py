@@ -431,8 +431,7 @@ def answer(manifest: dict[str, Any], engine: str, file: str, out: str | None) ->
     if labels is not None and manifest["classes"] is None:
         raise Refused(f"{file} has labels, but the answers of this network are not scores of classes")
     if not given:
-        takes = ", ".join(each["name"] for each in manifest["inputs"])
-        raise Refused(f"{file} has no inputs, takes {takes}")
+        raise Refused(f"{file} has no inputs, takes {names_of(manifest)}")
     batches = {key.partition("/")[0] if "/" in key else "" for key in given}
     kept: dict[str, Any] = {}
     found: dict[str, Any] = {}
@@ -503,6 +502,11 @@ def joined(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def names_of(manifest: dict[str, Any]) -> str:
+    """The names of a network's inputs."""
+    return ", ".join(each["name"] for each in manifest["inputs"])
+
+
 def fitting(manifest: dict[str, Any], file: str, inputs: Arrays) -> dict[str, Any]:
     """Inputs as the network takes them.
 
@@ -516,8 +520,7 @@ def fitting(manifest: dict[str, Any], file: str, inputs: Arrays) -> dict[str, An
         if given is None and len(inputs) == len(manifest["inputs"]) == 1:
             (given,) = inputs.values()
         if given is None:
-            takes = ", ".join(each["name"] for each in manifest["inputs"])
-            raise Refused(f"{file} has no {name}, takes {takes}")
+            raise Refused(f"{file} has no {name}, takes {names_of(manifest)}")
         if len(given.shape) == len(shape) - 1:
             given = given[None]
         takes = " x ".join("N" if side is None else str(side) for side in shape)
@@ -648,8 +651,7 @@ def inputs_in(manifest: dict[str, Any], file: str) -> dict[str, Any]:
     if ending in (".npy", ".npz"):
         return fitting(manifest, file, arrays_in(path))
     if len(manifest["inputs"]) != 1:
-        names = ", ".join(each["name"] for each in manifest["inputs"])
-        raise Refused(f"{file}: takes an .npz file with {names}")
+        raise Refused(f"{file}: takes an .npz file with {names_of(manifest)}")
     (told,) = manifest["inputs"]
     read = {".wav": sound_in, ".csv": table_in}.get(ending, image_in)
     return fitting(manifest, file, {told["name"]: read(told, path)})
@@ -741,7 +743,7 @@ def main() -> int:
     if given.command in ("predict", "answer") and given.file is None:
         parser.error(f"{given.command} takes a file")
     try:
-        if given.out is not None and (Path(given.out).is_dir() or not Path(given.out).absolute().parent.is_dir()):
+        if given.out is not None and (Path(given.out).is_dir() or not Path(given.out).parent.is_dir()):
             raise Refused(f"--out {given.out}: takes the name of a file, in a folder that there is")
         manifest = checked_manifest()
         found: dict[str, Any]
