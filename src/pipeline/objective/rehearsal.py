@@ -28,8 +28,9 @@ from pipeline.ground.structures import each_tensor, first_row, given_to, rows_of
 from pipeline.ground.tensors import packed, update_digest
 from pipeline.networks.costs import counting, run_on
 from pipeline.networks.layers import in_evaluation
+from pipeline.training.loaders import generators, held, loaders
 from pipeline.training.retraining import Span
-from pipeline.training.train import Trainable, figures, generators, held, loaders, validate_training, with_statistics
+from pipeline.training.train import Trainable, figures, validate_training, with_statistics
 from pipeline.training.trainer import make_trainer
 
 ONE_BATCH = ("limit_train_batches", "limit_val_batches", "limit_test_batches")

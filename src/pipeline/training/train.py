@@ -6,36 +6,31 @@ masks, the tape and (seed, round) alone. That is why a round can stop after any 
 
 import copy
 import dataclasses
-import io
 import math
-import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from pipeline.data.dataset import Batch, Split
-from pipeline.ground.errors import PipelineError, one_line
+from pipeline.data.dataset import Split
+from pipeline.ground.errors import PipelineError
 from pipeline.ground.randomness import derived_seed, seed_all
-from pipeline.ground.structures import each_tensor, leaves, rows_in
 from pipeline.ground.tensors import unpacked
 from pipeline.pruning.masks import Masks, kept
+from pipeline.training import rest
 from pipeline.training.alive import kept_dead
 from pipeline.training.average import MovingAverage
 from pipeline.training.gradual import Gradual, PruneGradually
+from pipeline.training.loaders import cut, loaders, reseed
+from pipeline.training.replay import Recording, RewindAwareSchedule
 from pipeline.training.retraining import Span
 from pipeline.training.state import Epoch, State, UnderWay, capture, masked, restore
-from pipeline.training.tape import Recorder, Tape, numbers_of, set_numbers
+from pipeline.training.tape import Tape
 from pipeline.training.trainer import TrainerSettings, make_trainer
 
 
@@ -163,7 +158,7 @@ def evaluate(
     whole = getattr(data, loader)
     with (
         _standing_in(trainable.network, "forward", forward),
-        _standing_in(data, loader, None if rows is None else lambda: _cut(whole(), rows)),
+        _standing_in(data, loader, None if rows is None else lambda: cut(whole(), rows)),
     ):
         seed_all("data module")
         evaluation(trainable.module, datamodule=data, verbose=False)
@@ -182,42 +177,6 @@ def _standing_in(owner: Any, name: str, value: Any) -> Iterator[None]:
         if value is not None:
             delattr(owner, name)
             vars(owner).update({name: before[name]} if name in before else {})
-
-
-def _cut(loaders: Any, rows: int) -> Any:
-    """Loaders that give the first examples; what else combines several gives all."""
-    if isinstance(loaders, list | tuple):
-        return [_cut(each, rows) for each in loaders]
-    if isinstance(loaders, Mapping):
-        return {name: _cut(each, rows) for name, each in loaders.items()}
-    return loaders if type(loaders).__name__ == "CombinedLoader" else _FirstRows(loaders, rows)
-
-
-class _FirstRows:
-    """A loader's first examples, in any number of goes."""
-
-    def __init__(self, loader: Any, rows: int) -> None:
-        self.loader, self.rows = loader, rows
-
-    def __iter__(self) -> Iterator[Any]:
-        return first_rows(self.loader, self.rows)
-
-
-def first_rows(batches: Iterable[Any], rows: int) -> Iterator[Any]:
-    """The first batches, until they have so many examples; the last is cut where all of it has a row an example."""
-    left = rows
-    for batch in batches:
-        size = rows_in(batch)
-        parts = batch[:2] if isinstance(batch, Batch) else batch
-        if size > left and {
-            len(each) if isinstance(each, Tensor) and each.ndim else None for each in leaves(parts)
-        } == {size}:
-            cut = each_tensor(parts, lambda tensor, left=left: tensor[:left])  # type: ignore[misc]
-            batch = Batch(cut[0], cut[1], of=left) if isinstance(batch, Batch) else cut
-        yield batch
-        left -= size
-        if left <= 0:
-            return
 
 
 def renewed(trainable: Trainable, plan: RoundPlan, state: State) -> State:
@@ -284,87 +243,6 @@ def learning_from(trainable: Trainable, teacher: Mapping[str, Tensor] | None) ->
         module.learn_from(None)
 
 
-class _EachStep(lightning.Callback):
-    """Calls ``at_step`` for every optimizer step, when its gradients are there and before it uses its numbers."""
-
-    epoch = 0
-
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
-        self.taken, self.stepping = [0] * len(trainer.optimizers), set[int]()
-        for index, optimizer in enumerate(trainer.optimizers):
-            optimizer.register_step_pre_hook(self._before_step(index))
-            optimizer.register_step_post_hook(lambda *_, index=index: self.stepping.discard(index))
-
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        self.epoch, self.taken = trainer.current_epoch, [0] * len(trainer.optimizers)
-
-    def _before_step(self, index: int) -> Callable[..., Any]:
-        def before(optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            if index in self.stepping:  # a step within a step: that of the optimizer's parent class
-                return None
-            self.stepping.add(index)
-            step = self.taken[index]
-            self.taken[index] += 1
-            closure = arguments[1] if len(arguments) > 1 else named.get("closure")
-            if closure is None:
-                self.at_step(index, step, optimizer.param_groups)
-                return None
-
-            def closed() -> Any:
-                loss = closure()
-                self.at_step(index, step, optimizer.param_groups)
-                return loss
-
-            self.before_closure(index, step, optimizer.param_groups)
-            return (arguments[0], closed), {key: value for key, value in named.items() if key != "closure"}
-
-        return before
-
-    def before_closure(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
-        """Where the optimizer computes its gradients itself: before it does."""
-
-    def at_step(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
-        raise NotImplementedError
-
-
-class RewindAwareSchedule(_EachStep):
-    """Replays the tape: every step uses the numbers of its position in round 0, wherever the round began."""
-
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        for index, optimizer in enumerate(trainer.optimizers):
-            self.at_step(index, self.taken[index], optimizer.param_groups)
-
-    def before_closure(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
-        self.at_step(optimizer, step, groups)
-
-    def at_step(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
-        set_numbers(groups, self.tape.at(optimizer, self.epoch, step))
-
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
-        super().on_fit_start(trainer, module)
-        if len(trainer.optimizers) != self.tape.optimizers:
-            raise PipelineError(
-                f"the module has {len(trainer.optimizers)} optimizers, round 0 had {self.tape.optimizers}"
-            )
-
-
-class Recording(_EachStep):
-    """Records the tape, behind what is on it already."""
-
-    def __init__(self, so_far: Tape | None) -> None:
-        self.recorder = Recorder(so_far)
-
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        super().on_train_epoch_start(trainer, module)
-        self.recorder.epoch(len(trainer.optimizers), trainer.global_step)
-
-    def at_step(self, optimizer: int, step: int, groups: list[dict[str, Any]]) -> None:
-        self.recorder.step(optimizer, groups)
-
-
 class _Epochs(lightning.Callback):
     """Begins where the round was left, seeds each epoch, and reports it when all that belongs to it is done.
 
@@ -394,7 +272,7 @@ class _Epochs(lightning.Callback):
         self.parameters = dict(self.trainable.network.named_parameters())
         restore(trainer.optimizers, self.trainable.network, self.start.state.optimizer)
         if self.start.rest:
-            _give_back(trainer, module, self.start.rest)
+            rest.give_back(trainer, module, self.start.rest)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self._report(trainer)
@@ -402,7 +280,7 @@ class _Epochs(lightning.Callback):
         self.epoch, self.started = trainer.current_epoch, time.perf_counter()
         key = (self.plan.seed, self.plan.index, self.epoch)
         for loader in loaders(trainer):
-            _reseed(loader, derived_seed(*key, "loader"))
+            reseed(loader, derived_seed(*key, "loader"))
         seed_all(*key, "network")
         if (steps := self.plan.span.steps(self.epoch)) < self.plan.span.steps_per_epoch:
             trainer.fit_loop.max_batches = trainer.val_check_batch = steps
@@ -460,7 +338,7 @@ class _Epochs(lightning.Callback):
         reached = UnderWay(
             capture(self.trainable.network, trainer.optimizers),
             tape,
-            _rest(trainer) if self.trainable.own else b"",
+            rest.captured(trainer) if self.trainable.own else b"",
             {} if self.pruner is None else self.pruner.masks,
             {} if self.average is None else self.average.kept(),
         )
@@ -536,152 +414,3 @@ def _begin_at(trainer: Any, epoch: int, global_step: int, batches: int) -> None:
     counts = loop.batch_progress.total
     counts.ready = counts.started = counts.processed = counts.completed = batches
     loop._batches_that_stepped = global_step
-
-
-def loaders(trainer: Any) -> Sequence[Any]:
-    """The DataLoaders of a training, wherever they stand in what the data module gave."""
-    found: list[Any] = []
-
-    def look(thing: Any) -> None:
-        if isinstance(thing, DataLoader):
-            found.append(thing)
-        elif isinstance(thing, Mapping):
-            for each in thing.values():
-                look(each)
-        elif isinstance(thing, list | tuple):
-            for each in thing:
-                look(each)
-
-    look(trainer.train_dataloader)
-    look(trainer.val_dataloaders)
-    return found
-
-
-Generators = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-
-
-def generators(loader: "DataLoader[Any]") -> list[Generators]:
-    """The generators that a loader, its samplers, its data and what these are made of bring with them."""
-    found: list[Generators] = []
-    seen, ahead = set[int](), deque[tuple[Any, int]]([(loader, 0)])
-    while ahead:
-        thing, depth = ahead.popleft()
-        if id(thing) in seen:
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, Generators):
-            found.append(thing)
-        elif depth < DEPTH and len(seen) < PARTS:
-            ahead.extend((each, depth + 1) for each in _parts(thing))
-    return found
-
-
-DEPTH, PARTS = 8, 10_000
-"""How deep, and among how many parts, generators are looked for."""
-
-
-def _parts(thing: Any) -> list[Any]:
-    """What a loader, a sampler, a data set or a transform is made of: no examples, of which there are many."""
-    if isinstance(thing, type | ModuleType | Tensor | np.ndarray):
-        return []
-    if isinstance(thing, Mapping | list | tuple):
-        held = thing.values() if isinstance(thing, Mapping) else thing
-        return [*(held if len(thing) <= FEW else ()), *getattr(thing, "__dict__", {}).values()]
-    if isinstance(thing, partial):
-        return [thing.func, *thing.args, *thing.keywords.values()]
-    if isinstance(thing, MethodType):
-        return [thing.__self__]
-    if isinstance(thing, FunctionType):
-        return [each.cell_contents for each in thing.__closure__ or () if each != CellType()]
-    return [each for name, each in getattr(thing, "__dict__", {}).items() if name != "_iterator"]
-
-
-FEW = 100
-"""Longer collections are of examples."""
-
-
-def held(loaders: Iterable["DataLoader[Any]"]) -> dict[str, Any]:
-    """The numbers and texts that samplers and data sets hold, by name; not of those that are told each epoch."""
-    found: dict[str, Any] = {}
-    for loader in loaders:
-        holders = [loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None), loader.dataset]
-        while (inner := getattr(holders[-1], "dataset", None)) is not None:
-            holders.append(inner)
-        for holder in holders:
-            if not callable(getattr(holder, "set_epoch", None)):
-                for name, value in getattr(holder, "__dict__", {}).items():
-                    if isinstance(value, int | float | str):
-                        found[f"{type(holder).__name__}.{name}"] = value
-    return found
-
-
-def _reseed(loader: "DataLoader[Any]", seed: int) -> None:
-    """Has a loader's next pass follow from the seed: generators of its own, and workers that outlive an epoch."""
-    for generator in generators(loader):
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-        elif isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = type(generator.bit_generator)(seed).state
-        else:
-            generator.seed(seed % 2**32)
-    if loader.persistent_workers:
-        loader._iterator = None
-
-
-def _rest(trainer: Any) -> bytes:
-    """What parameter groups, schedulers, callbacks, hooks and precision remember, beside weights and optimizers."""
-    module, hooks = trainer.lightning_module, {"state_dict": trainer.lightning_module.state_dict()}
-    theirs = [each for each in trainer.callbacks if not type(each).__module__.startswith("pipeline.")]
-    for callback in theirs:
-        callback.on_save_checkpoint(trainer, module, hooks)
-    module.on_save_checkpoint(hooks)
-    kept = {
-        "groups": [numbers_of(optimizer.param_groups) for optimizer in trainer.optimizers],
-        "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-        "callbacks": {each.state_key: each.state_dict() for each in theirs},
-        "precision": trainer.precision_plugin.state_dict(),
-        "data": trainer.datamodule.state_dict(),
-        "buffers": _not_kept(module),
-        "trained": [name for name, each in module.named_parameters() if each.requires_grad],
-        "hooks": hooks,
-    }
-    written = io.BytesIO()
-    torch.save(kept, written)
-    return written.getvalue()
-
-
-def _not_kept(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that a state dict leaves out."""
-    kept = module.state_dict().keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name not in kept}
-
-
-def _give_back(trainer: Any, module: Any, rest: bytes) -> None:
-    """Gives schedulers, callbacks, hooks and precision what ``_rest`` has kept.
-
-    Raises:
-        PipelineError: if a part of it is more than numbers, tensors and text.
-    """
-    try:
-        kept = torch.load(io.BytesIO(rest), map_location=module.device, weights_only=True)
-    except Exception as error:
-        raise PipelineError(
-            f"a scheduler, callback or hook keeps more than tensors, numbers and text ({one_line(error)}): this round "
-            "cannot go on from its last epoch; delete its partial.safetensors to train it from its start"
-        ) from error
-    for optimizer, numbers in zip(trainer.optimizers, kept["groups"], strict=True):
-        set_numbers(optimizer.param_groups, numbers)
-    for config, state in zip(trainer.lr_scheduler_configs, kept["schedulers"], strict=True):
-        config.scheduler.load_state_dict(state)
-    hooks = kept["hooks"]
-    for callback in trainer.callbacks:
-        if callback.state_key in kept["callbacks"]:
-            callback.on_load_checkpoint(trainer, module, hooks)
-            callback.load_state_dict(kept["callbacks"][callback.state_key])
-    module.on_load_checkpoint(hooks)
-    for name, buffer in _not_kept(module).items():
-        buffer.copy_(kept["buffers"][name])
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in kept["trained"])
-    trainer.precision_plugin.load_state_dict(kept["precision"])
-    trainer.datamodule.load_state_dict(kept["data"])

@@ -1,0 +1,69 @@
+"""What a module and its Trainer remember beside weights and optimizers: kept as bytes, and given back."""
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.ground.errors import PipelineError, one_line
+from pipeline.training.tape import numbers_of, set_numbers
+
+
+def captured(trainer: Any) -> bytes:
+    """What parameter groups, schedulers, callbacks, hooks and precision remember, beside weights and optimizers."""
+    module, hooks = trainer.lightning_module, {"state_dict": trainer.lightning_module.state_dict()}
+    theirs = [each for each in trainer.callbacks if not type(each).__module__.startswith("pipeline.")]
+    for callback in theirs:
+        callback.on_save_checkpoint(trainer, module, hooks)
+    module.on_save_checkpoint(hooks)
+    kept = {
+        "groups": [numbers_of(optimizer.param_groups) for optimizer in trainer.optimizers],
+        "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        "callbacks": {each.state_key: each.state_dict() for each in theirs},
+        "precision": trainer.precision_plugin.state_dict(),
+        "data": trainer.datamodule.state_dict(),
+        "buffers": _not_kept(module),
+        "trained": [name for name, each in module.named_parameters() if each.requires_grad],
+        "hooks": hooks,
+    }
+    written = io.BytesIO()
+    torch.save(kept, written)
+    return written.getvalue()
+
+
+def _not_kept(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a state dict leaves out."""
+    kept = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in kept}
+
+
+def give_back(trainer: Any, module: Any, rest: bytes) -> None:
+    """Gives schedulers, callbacks, hooks and precision what ``captured`` has kept.
+
+    Raises:
+        PipelineError: if a part of it is more than numbers, tensors and text.
+    """
+    try:
+        kept = torch.load(io.BytesIO(rest), map_location=module.device, weights_only=True)
+    except Exception as error:
+        raise PipelineError(
+            f"a scheduler, callback or hook keeps more than tensors, numbers and text ({one_line(error)}): this round "
+            "cannot go on from its last epoch; delete its partial.safetensors to train it from its start"
+        ) from error
+    for optimizer, numbers in zip(trainer.optimizers, kept["groups"], strict=True):
+        set_numbers(optimizer.param_groups, numbers)
+    for config, state in zip(trainer.lr_scheduler_configs, kept["schedulers"], strict=True):
+        config.scheduler.load_state_dict(state)
+    hooks = kept["hooks"]
+    for callback in trainer.callbacks:
+        if callback.state_key in kept["callbacks"]:
+            callback.on_load_checkpoint(trainer, module, hooks)
+            callback.load_state_dict(kept["callbacks"][callback.state_key])
+    module.on_load_checkpoint(hooks)
+    for name, buffer in _not_kept(module).items():
+        buffer.copy_(kept["buffers"][name])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in kept["trained"])
+    trainer.precision_plugin.load_state_dict(kept["precision"])
+    trainer.datamodule.load_state_dict(kept["data"])
