@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.deploy.export import attributes, exported, lean
+from pipeline.deploy.runtime import answers, session
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.structures import called, filled, named_tensors
 
@@ -149,9 +150,10 @@ def test_names_tell_the_way_and_none_comes_twice():
 
 
 def test_what_an_export_keeps_changes_neither_the_next_nor_pytorchs_own():
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    before = vars(ONNXRegistry)["from_torchlib"]
+    before = vars(ONNXRegistry)["from_torchlib"], utils._materialize_cpp_cia_ops
     torch.manual_seed(0)
     networks, inputs = (Scales(), Tied()), (torch.rand(2, 3, 8, 8), torch.rand(2, 6))
     first, other, again = (
@@ -159,7 +161,22 @@ def test_what_an_export_keeps_changes_neither_the_next_nor_pytorchs_own():
         for place in (0, 1, 0)
     )
     assert first == again != other
-    assert vars(ONNXRegistry)["from_torchlib"] is before
+    assert (vars(ONNXRegistry)["from_torchlib"], utils._materialize_cpp_cia_ops) == before
+
+
+def test_an_operator_that_was_defined_after_an_export_is_translated_in_the_next():
+    class Doubled(nn.Module):
+        def forward(self, given):
+            return torch.ops.of_a_test.doubled(given) + 1
+
+    given = torch.rand(2, 3)
+    exported(nn.Identity(), lambda each: each + 1, given)
+    library = torch.library.Library("of_a_test", "DEF")
+    library.define("doubled(Tensor given) -> Tensor")
+    library.impl("doubled", lambda given: given * 2, "CompositeImplicitAutograd")
+    model = exported(Doubled(), lambda each: each, given)
+    (found,) = answers(session(model), {"input": given.numpy()}).values()
+    assert np.array_equal(found, given.numpy() * 2 + 1)
 
 
 WINDOWS = {

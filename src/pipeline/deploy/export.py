@@ -141,22 +141,26 @@ def _once(made: Callable[..., Any], **given: Any) -> Any:
 
 @contextlib.contextmanager
 def _translations_kept() -> Iterator[None]:
-    """PyTorch's table of its operators in ONNX is made once, not for each export, of which it takes half the time.
+    """PyTorch's table of its operators in ONNX is made once, not for each export, and its walk through the operators of
+    all libraries once an export, not for each library: they take most of its time.
 
-    It is no part of PyTorch's interface; where another release has it elsewhere, nothing is kept.
+    They are no part of PyTorch's interface; where another release has one elsewhere, it is left as it is.
     """
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry as Registry
+    with contextlib.ExitStack() as undone:
 
-        own, made = vars(Registry)["from_torchlib"], Registry.from_torchlib
-    except (ImportError, AttributeError, KeyError):
+        def instead(owner: Any, name: str, value: Any) -> None:
+            undone.callback(setattr, owner, name, vars(owner)[name])
+            setattr(owner, name, value)
+
+        with contextlib.suppress(ImportError, AttributeError, KeyError):
+            from torch.onnx._internal.exporter._registration import ONNXRegistry as Registry
+
+            instead(Registry, "from_torchlib", staticmethod(functools.partial(_once, Registry.from_torchlib)))
+        with contextlib.suppress(ImportError, AttributeError, KeyError):
+            from torch._export import utils
+
+            instead(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops))
         yield
-        return
-    Registry.from_torchlib = staticmethod(functools.partial(_once, made))  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        Registry.from_torchlib = own  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
