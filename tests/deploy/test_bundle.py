@@ -442,6 +442,14 @@ def test_what_a_file_has_wrong_is_a_sentence(case, made, tmp_path):
     assert refused.stderr.count("\n") == 1
 
 
+def test_labels_are_looked_at_before_anything_is_computed(copy, tmp_path):
+    swapped(copy, b"no library")  # which a line tells of once it is tried
+    np.savez(tmp_path / "few.npz", **labelled(labels=np.arange(5))())
+    refused = board(copy, "answer", str(tmp_path / "few.npz"))
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "labels are 5 of type int64, takes 10 whole numbers" in refused.stderr
+
+
 def test_outputs_are_kept_where_they_are_asked_for_or_nothing_is_computed(made, tmp_path):
     folder, digits = made / "artifacts" / "bundle", tmp_path / "digits.npy"
     np.save(digits, np.zeros((3, 1, 8, 8), np.uint8))

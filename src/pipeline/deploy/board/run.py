@@ -433,26 +433,27 @@ def answer(manifest: dict[str, Any], engine: str, file: str, out: str | None) ->
     if not given:
         raise Refused(f"{file} has no inputs, takes {names_of(manifest)}")
     batches = {key.partition("/")[0] if "/" in key else "" for key in given}
+    fitted: dict[str, Arrays] = {}
+    for batch in sorted(batches, key=lambda each: (len(each), each)):
+        mark = f"{batch}/" if batch else ""
+        of_it = {key.removeprefix(mark): each for key, each in given.items() if key.startswith(mark)}
+        fitted[mark] = fitting(manifest, file, of_it)
+    count = sum(len(next(iter(inputs.values()))) for inputs in fitted.values())
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (count,)):
+        got = " x ".join(map(str, labels.shape)) or "one"
+        raise Refused(f"{file}: labels are {got} of type {labels.dtype}, takes {count} whole numbers")
     kept: dict[str, Any] = {}
     found: dict[str, Any] = {}
     for way, (name, library, _) in ways(manifest, engine, manifest["models"]).items():
         model = session(name, library=library)
         parts: dict[str, list[Any]] = {}
-        count = 0
-        for batch in sorted(batches, key=lambda each: (len(each), each)):
-            mark = f"{batch}/" if batch else ""
-            inputs = {key.removeprefix(mark): each for key, each in given.items() if key.startswith(mark)}
-            inputs = fitting(manifest, file, inputs)
-            count += len(next(iter(inputs.values())))
+        for mark, inputs in fitted.items():
             for key, each in by_pieces(manifest, model, inputs).items():
                 kept[f"{way}/{mark}{key}"] = each
                 parts.setdefault(key, []).append(each)
         if labels is None:
             found[way] = count
         else:
-            if labels.dtype.kind not in "iu" or labels.shape != (count,):
-                got = " x ".join(map(str, labels.shape)) or "one"
-                raise Refused(f"{file}: labels are {got} of type {labels.dtype}, takes {count} whole numbers")
             (scores, *_) = parts.values()
             found[way] = float((np.concatenate(scores).argmax(1) == labels).mean())
     if out is not None:
