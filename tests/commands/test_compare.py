@@ -5,6 +5,7 @@ import shutil
 import pytest
 from mlflow import MlflowClient
 
+from tests import conftest
 from tests.commands.test_sweep import typed  # noqa: F401
 from tests.conftest import SMALL
 
@@ -57,6 +58,26 @@ def test_a_comparison_is_written_shown_tracked_once_and_put_into_a_document(comp
     status, out = compared("compare.where=\"params.seed = '1'\"")
     assert status == 0
     assert "of 1 seeds" in out
+
+
+def test_a_report_has_a_table_for_each_score_and_the_pictures_of_its_own_run(tmp_path, capsys):
+    job = [*SMALL, "training.epochs=1", "training.max_steps=4", "pruning.rounds=1", f"runs={tmp_path / 'runs'}"]
+    by_loss = ["seed=1", "objective.score=loss"]
+    assert conftest.typed(*job) == conftest.typed(*job, *by_loss) == 0
+    for own, other, score in (([], "loss", "accuracy"), (by_loss, "accuracy", "loss")):
+        capsys.readouterr()
+        assert conftest.typed(*job, *own, "task=report", f"artifacts={tmp_path}") == 0
+        files = capsys.readouterr().out.splitlines()
+        assert str(tmp_path / "report" / f"{score}_vs_sparsity.png") in files
+        assert not [each for each in (tmp_path / "report").iterdir() if other in each.name]
+        assert not [each for each in files if f"{other}_vs" in each]
+    accuracy, loss = (tmp_path / "runs" / "digits.md").read_text().split("Test loss")
+    assert accuracy.startswith("Test accuracy in %")
+    assert "seed 0" in accuracy
+    assert "seed 1" not in accuracy
+    assert "seed 1" in loss
+    assert "seed 0" not in loss
+    assert {each.name for each in (tmp_path / "runs").glob("*.png")} == {"digits-accuracy.png", "digits-loss.png"}
 
 
 @pytest.mark.slow

@@ -164,6 +164,23 @@ def test_what_an_export_keeps_changes_neither_the_next_nor_pytorchs_own():
     assert (vars(ONNXRegistry)["from_torchlib"], utils._materialize_cpp_cia_ops) == before
 
 
+def test_an_lstm_with_a_projection_is_told_of():
+    """ONNX has none, and PyTorch writes one that onnxruntime does not run."""
+
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps = nn.LSTM(8, 12, batch_first=True, proj_size=5)
+
+        def forward(self, given):
+            return self.steps(given)[0][:, -1]
+
+    with pytest.raises(
+        PipelineError, match=r"for the layer steps \(LSTM\): ONNX has none with a projection \(proj_size=5\)"
+    ):
+        exported(Projected().eval(), lambda each: each, torch.rand(2, 4, 8))
+
+
 def test_an_operator_that_was_defined_after_an_export_is_translated_in_the_next():
     class Doubled(nn.Module):
         def forward(self, given):

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import io
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -41,6 +43,11 @@ def test_points_are_numpys_medians_and_extremes(accuracies):
         assert (got.least, got.most) == (column.min(), column.max())
         assert got.median == pytest.approx(np.median(column), abs=1e-12)
         assert point.seeds == len(accuracies)
+
+
+def test_a_value_that_is_no_number_leaves_no_median_wherever_it_stands():
+    for values in itertools.permutations([0.1, 0.91, math.nan]):
+        assert all(map(math.isnan, dataclasses.astuple(comparison.spread(values))))
 
 
 @pytest.mark.parametrize(

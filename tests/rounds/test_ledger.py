@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.ground.errors import PipelineError
+from pipeline.report import ledgers
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
 from pipeline.rounds.job import Watcher
@@ -219,5 +220,19 @@ def test_rounds_whose_round_0_is_gone_or_another_are_refused(small_job, tmp_path
     record.write_text(json.dumps({key: value for key, value in told.items() if key != "parent"}))
     assert len(rounds.run(job, site)) == 3, "records of before say nothing of it"
     shutil.rmtree(site.dense.path(0))
-    with pytest.raises(PipelineError, match=r"were pruned from a round 0 that is gone from .*dense.*: put it back"):
+    gone = r"were pruned from a round 0 that is gone from .*dense.*: put it back"
+    with pytest.raises(PipelineError, match=gone):
         rounds.run(job, site)
+    with pytest.raises(PipelineError, match=gone):  # nor is round 1 taken for it
+        ledgers.records(tmp_path, "digits")
+
+
+def test_a_record_that_lacks_a_part_is_damaged(small_job):
+    job, site = small_job("pruning.rounds=1")
+    rounds.run(job, site)
+    path = site.ledger.path(1) / "round.json"
+    told = json.loads(path.read_text())
+    for part in ("layers", "history", "test", "seconds"):
+        path.write_text(json.dumps({key: value for key, value in told.items() if key != part}))
+        with pytest.raises(PipelineError, match=rf"round.json is damaged \(.*{part}.*\); delete"):
+            rounds.run(job, site)

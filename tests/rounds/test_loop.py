@@ -18,7 +18,7 @@ from pipeline.pruning.masks import kept, ones_like
 from pipeline.pruning.prune import prune
 from pipeline.rounds import loop as rounds
 from pipeline.rounds.building import build_job
-from pipeline.rounds.choice import chosen, wanted
+from pipeline.rounds.choice import chosen, ended, wanted
 from pipeline.rounds.job import Watcher, Watchers
 from pipeline.rounds.ledger import Ledger
 from pipeline.rounds.planning import planned
@@ -298,6 +298,11 @@ def test_the_round_that_counts_is_one_before_the_first_under_the_floor(small_job
 
     found = [scored(index, score) for index, score in enumerate([0.9, 0.85, 0.5, 0.95])]
     assert chosen(found, job).index == wanted(found, None, job).index == 1
+    for index in (4, -1, "1", 1.0, True):
+        with pytest.raises(
+            SettingsError, match=rf"deploy.round: got {index!r}, takes 0 to 3, the rounds that are complete"
+        ):
+            wanted(found, index, job)
     with pytest.raises(
         PipelineError, match=r"pruning.max_score_drop: got 0.1, but validation_accuracy of the dense .* nan"
     ):
@@ -386,6 +391,45 @@ def test_a_layer_about_to_lose_its_last_weight(setting, outcome, small_job):
     left = {layer.name: layer.kept for layer in done[-1].layers}["output"]
     assert left == (0 if outcome == "note" else 4)
     assert any(re.search(sentence, note) for note in watch.notes) is (outcome == "note")
+
+
+@pytest.mark.parametrize("setting", ["warn", "error"])
+def test_a_layer_that_gradual_pruning_empties_is_told_of_by_the_masks_that_are_trained_with(setting, small_job):
+    """They are cut of weights within the round, which rewound are others than those at the end of the one before."""
+    watch = Watch()
+    job, site = small_job(
+        "retraining=lottery_ticket", "pruning=gradual", "pruning.rounds=1", "pruning.fraction=null",
+        "pruning.target_density=0.5", f"pruning.empty_layer={setting}", "training.optimizer.rate=1e-12",
+        watchers=(watch,),
+    )  # fmt: skip
+    rounds.dense_round(job, site)
+    initial = job.initial
+
+    def shrunk(attempt):
+        weights = dict(initial(attempt))
+        return weights | {"output.weight": weights["output.weight"] * 1e-9}
+
+    job = rounds.dataclasses.replace(job, initial=shrunk)
+    sentence = "round 1 removes the last weight of output"
+    if setting == "error":
+        for _ in range(2):
+            with pytest.raises(PipelineError, match=sentence):
+                rounds.run(job, site)
+        assert site.ledger.read(1) is None
+        return
+    done = rounds.run(job, site)
+    assert {layer.name: layer.kept for layer in done[-1].layers}["output"] == 0
+    assert sum(sentence in note for note in watch.notes) == 1
+
+
+def test_a_run_that_nothing_but_its_floor_would_end_has_ended_where_nothing_is_left_to_go(small_job):
+    job, site = small_job(
+        "pruning.rounds=null", "pruning.max_score_drop=1", "pruning.fraction=0.9", "training.epochs=1"
+    )
+    done = rounds.run(job, site)
+    assert kept(site.ledger.masks(len(done) - 1)) < 10
+    assert ended(job, site, done)
+    assert not ended(job, site, done[:-1])
 
 
 class OwnNetwork(torch.nn.Module):

@@ -1,6 +1,7 @@
 """What stands in a real MLflow store (SQLite) after runs that end, stop and go on."""
 
 import dataclasses
+import json
 import re
 import shutil
 from functools import partial
@@ -15,6 +16,7 @@ from pipeline.rounds.ledger import weights_digest
 from pipeline.settings.identity import flat
 from pipeline.tracking import store
 from tests.conftest import SHORT, SMALL, settings, some_fast, typed
+from tests.processes import forked
 from tests.rounds.test_loop import Stop
 
 
@@ -127,6 +129,46 @@ def test_what_a_run_leaves_in_mlflow(command, client, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_bytes_that_are_measured_anew_are_those_that_count(command, client, tmp_path):
+    """However few they were before; and a setting that has its first value again has not changed."""
+    pruned = ["pruning.rounds=1", "pruning.fraction=0.93", "deploy.sizes=true"]
+    seen = []
+    for multiple in (16, 1, 16):
+        assert command(*pruned, f"deploy.width_multiple={multiple}") == 0
+        (parent,) = runs(client, "job")
+        (stored,) = (json.loads(path.read_text()) for path in tmp_path.glob("digits-*/seed-0/round-01/sizes.json"))
+        for run in (parent, runs(client, "round")[-1]):
+            assert run.data.metrics["size/int8_bytes"] == stored["int8_bytes"]
+            assert run.data.metrics["size/bytes_compression"] == stored["dense_bytes"] / stored["int8_bytes"]
+        seen.append(stored["int8_bytes"])
+        changed = {key: value for key, value in parent.data.tags.items() if key.startswith("changed.")}
+        assert changed == ({"changed.deploy.width_multiple": "1"} if multiple == 1 else {})
+    assert seen[0] == seen[2] > seen[1]
+
+
+def test_syncing_what_is_finished_leaves_it_finished(command, client):
+    assert command("pruning.rounds=1") == 0
+    assert command("pruning.rounds=3", "task=sync") == 0
+    assert [run.info.status for run in runs(client, "job")] == ["FINISHED"]
+
+
+@pytest.mark.parametrize("how", [Path.rename, shutil.copytree])
+def test_a_folder_that_was_moved_or_copied_has_its_files_beside_its_store(how, tmp_path):
+    before, after = tmp_path / "of one", tmp_path / "of another"
+    first = forked(*SMALL, "pruning.rounds=1", f"runs={before}")  # MLflow remembers places as long as a process lives
+    first.communicate(300)
+    assert first.returncode == 0
+    how(before, after)
+    there = {path: path.stat().st_mtime_ns for path in before.rglob("*")}
+    assert typed(*SMALL, "pruning.rounds=2", f"runs={after}") == 0
+    assert there == {path: path.stat().st_mtime_ns for path in before.rglob("*")}
+    client = MlflowClient(f"sqlite:///{after / 'mlflow' / 'mlflow.db'}")
+    assert "rounds.md" in artifacts(client, *runs(client, "job"))
+    assert [len(artifacts(client, run)) for run in runs(client, "round")] == [4] * 3
+    for run in (*runs(client, "job"), *runs(client, "round")):
+        assert run.info.artifact_uri.startswith(f"{(after / 'mlflow' / 'artifacts' / 'digits').as_uri()}/")
+
+
 def test_a_second_method_gets_round_0_too(command, client):
     assert command() == command("retraining=fine_tuning") == 0
     first, second = sorted(runs(client, "job"), key=lambda run: run.info.run_name)

@@ -67,7 +67,7 @@ def bundled(
 def _round(job: Job, site: Site, settings: Settings) -> Round:
     """The round that the bundle is made of."""
     rounds = recorded(site)
-    if settings.deploy.round is None and not ended(job, rounds):
+    if settings.deploy.round is None and not ended(job, site, rounds):
         raise PipelineError(
             f"the run in {site.ledger.folder} is not finished, its last complete round is {len(rounds) - 1}: the same "
             f"command with task=run goes on; deploy.round={len(rounds) - 1} takes that round"

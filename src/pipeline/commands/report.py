@@ -7,7 +7,7 @@ from pipeline.ground.environment import artifacts_folder
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.tables import show
 from pipeline.report import ledgers, sheet, sizes, timing
-from pipeline.report.comparison import each_alone, scores
+from pipeline.report.comparison import by_score, each_alone, scores
 from pipeline.report.pictures import methods_figure
 from pipeline.report.style import save
 from pipeline.rounds.building import build_job
@@ -31,17 +31,20 @@ def main(settings: Settings, runs: Path) -> None:
 
 
 def write_all(runs: Path, name: str) -> tuple[str, list[Path]]:
-    """The table of an experiment's runs side by side, and the files that it was written to: Markdown and picture.
+    """The tables of an experiment's runs side by side, one for each score that runs have, and the files that they were
+    written to: Markdown and pictures.
 
     Raises:
         PipelineError: if there is none.
     """
-    found = each_alone(ledgers.records(runs, name))
-    table = scores(found)
-    text, picture = runs / f"{name}.md", runs / f"{name}.png"
+    parts = by_score(each_alone(ledgers.records(runs, name)))
+    text, pictures = runs / f"{name}.md", []
+    table = "\n".join(map(scores, parts))
     text.write_text(table)
-    save(methods_figure(found, name), picture)
-    return table, [text, picture]
+    for part in parts:
+        pictures.append(runs / (f"{name}.png" if len(parts) == 1 else f"{name}-{part[0].score.slug}.png"))
+        save(methods_figure(part, name), pictures[-1])
+    return table, [text, *pictures]
 
 
 def write_own(settings: Settings, runs: Path, folder: Path) -> list[Path]:

@@ -23,14 +23,15 @@ def main(settings: Settings, runs: Path) -> None:
     """
     job, site = build_job(settings, runs)
     done = recorded(site)
-    with site.ledger.locked(), Tracker(settings, runs, site.ledger, job, print) as tracker, stoppable():
+    complete = ended(job, site, done)
+    with site.ledger.locked(), Tracker(settings, runs, site.ledger, job, print, reopen=False) as tracker, stoppable():
         for each in done:
             tracker.round_done(each, site.ledger_of(each.index).path(each.index), trained=False)
-        if ended(job, done):
+        if complete:
             save_and_send(job, site, done, sizes.stored(site, done, settings.deploy), settings, tracker, print)
         if not tracker.delivered():
             raise PipelineError(f"MLflow at {tracker.uri} still misses a part: type the same command again")
-        if not ended(job, done):
+        if not complete:
             tracker.abort("KILLED")
     print(f"MLflow at {tracker.uri} has all {len(done)} rounds of {site.ledger.folder}")
 
@@ -59,7 +60,7 @@ def save_and_send(
         told(f"the curves are not drawn: {one_line(error)}")
     tracker.finish(
         done,
-        figures,
+        found,
         texts={
             "rounds.csv": table.as_csv(done, figures),
             "rounds.md": table.markdown(done, job.score, figures),

@@ -79,6 +79,12 @@ def exported(
         PipelineError: if PyTorch cannot export it.
         SettingsError: if there are no such axes.
     """
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.LSTM) and layer.proj_size:
+            raise PipelineError(
+                f"the network cannot be exported to ONNX, for the layer {name} (LSTM): ONNX has none with a projection "
+                f"(proj_size={layer.proj_size})"
+            )
     example = rows_of(first_row(inputs), 2)
     whole, given = Whole(preprocess, network, example).eval(), named_tensors(example, INPUT)
     free = dynamic_axes or {}

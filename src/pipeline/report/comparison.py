@@ -73,7 +73,9 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, least and most."""
+    """Median, least and most; not a number where a value is none."""
+    if any(map(math.isnan, values)):
+        return Spread(math.nan, math.nan, math.nan)
     return Spread(statistics.median(values), min(values), max(values))
 
 
@@ -187,6 +189,14 @@ def each_alone(runs: Sequence[RunRecord]) -> list[Method]:
         for name, run in zip(names, runs, strict=True)
     ]
     return sorted(found, key=lambda method: method.name)
+
+
+def by_score(methods: Sequence[Method]) -> list[list[Method]]:
+    """The methods, those of one score together."""
+    parts: dict[Score, list[Method]] = {}
+    for method in methods:
+        parts.setdefault(method.score, []).append(method)
+    return list(parts.values())
 
 
 def methods(runs: Sequence[RunRecord]) -> list[Method]:

@@ -8,7 +8,7 @@ from pipeline.ground.errors import PipelineError
 from pipeline.objective.score import Score
 from pipeline.report import sizes, timing
 from pipeline.report.comparison import RunRecord
-from pipeline.rounds.ledger import Ledger, Round, dense_home, recorded_identity, recorded_score
+from pipeline.rounds.ledger import Ledger, Round, dense_home, recorded_identity, recorded_score, round_0_is_gone
 from pipeline.settings.groups import Pruning, Retraining
 from pipeline.settings.identity import LATER, LENGTHENS, flat
 from pipeline.training.retraining import run_title
@@ -33,16 +33,21 @@ def records(runs: Path, name: str, *, measured: bool = False) -> list[RunRecord]
 
 
 def record(folder: Path, *, last: int | None = None, measured: bool = False) -> RunRecord | None:
-    """The run whose ledger is in a folder, up to its ``last`` round; None where none is complete but the dense one."""
+    """The run whose ledger is in a folder, up to its ``last`` round; None where none is complete but the dense one.
+
+    Raises:
+        PipelineError: if its round 0 is gone, which all figures are held against.
+    """
     identity = recorded_identity(folder / "round-01" / "round.json")
     if identity is None:
         return None
     first = Ledger(*dense_home(folder.parents[1], identity))
-    dense = first.read(0)
+    if (dense := first.read(0)) is None:
+        raise PipelineError(round_0_is_gone(folder, first.folder))
     ledger = Ledger(folder, identity)
     indices = itertools.count(1) if last is None else range(1, last + 1)
     later = itertools.takewhile(lambda r: r is not None, map(ledger.read, indices))
-    rounds = [each for each in (dense, *later) if each is not None]
+    rounds = [dense, *(each for each in later if each is not None)]
     pruning = {**LATER["pruning"], **dict.fromkeys(LENGTHENS), **identity["pruning"]}
     retraining = LATER["retraining"] | identity["retraining"]
     teacher, ema = retraining.pop("teacher"), identity["training"].get("ema")

@@ -76,11 +76,15 @@ def write(
     score: Score,
     title: str,
 ) -> list[Path]:
-    """Table, figures and pictures of a run into a folder; the finite figures of ``best`` into ``metrics.json``.
+    """Table, figures and pictures of a run into a folder, in the place of an earlier run's; the finite figures of
+    ``best`` into ``metrics.json``.
 
     ``timings`` are figures of every round, empty for one that has not been timed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in PICTURES:
+        for path in folder.glob(f"*_{earlier}"):
+            path.unlink()
     extra = [each.figures for each in sizes]
     (folder / "rounds.md").write_text(table.markdown(rounds, score, extra))
     known = [{**(extra[n] if extra else {}), **timings[n]} for n in range(len(rounds))]
@@ -88,6 +92,7 @@ def write(
     figures = best.figures | known[best.index]
     finite = {key: value for key, value in figures.items() if math.isfinite(value)}
     (folder / "metrics.json").write_text(written({"round": best.index, **finite}, indent=1) + "\n")
-    for name, curve in curves(rounds, known, score, title).items():
+    drawn = curves(rounds, known, score, title)
+    for name, curve in drawn.items():
         save(curve, folder / name)
-    return sorted(folder.iterdir())
+    return sorted(folder / name for name in ("metrics.json", "rounds.csv", "rounds.md", *drawn))

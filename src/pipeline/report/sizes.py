@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ class Sizes:
     width_multiple: int = 1
     recipe: Mapping[str, str] = field(default_factory=dict)
     int8_score: float | None = None
+    taken_ms: int | None = None
+    """When they were measured; None of those that were kept before this was recorded."""
 
     @property
     def figures(self) -> dict[str, float]:
@@ -92,7 +95,13 @@ def _made(job: Job, site: Site, round_: Round, deploy: Deploy, told: Callable[[i
     found = models(subject, *made, dynamic_axes=deploy.dynamic_axes)
     size = found.size_bytes
     sizes = Sizes(
-        size["dense"], size["float32"], size["int8"], *made, recipe(deploy.dynamic_axes), _int8_score(found, subject)
+        size["dense"],
+        size["float32"],
+        size["int8"],
+        *made,
+        recipe(deploy.dynamic_axes),
+        _int8_score(found, subject),
+        time.time_ns() // 1_000_000,
     )
     write_file(_path(site, round_), json.dumps(dataclasses.asdict(sizes)).encode())
     return sizes

@@ -23,9 +23,10 @@ from pipeline.networks import NETWORKS, build_module, build_network
 from pipeline.networks.behaviour import answers_of, behaviour_digest
 from pipeline.networks.costs import positions, run_on
 from pipeline.networks.given import check_kept, check_loads, copied, unwrapped
-from pipeline.networks.layers import begin_training, left_out, prunable
+from pipeline.networks.layers import begin_training, layer_name, left_out, prunable, weight_layers
 from pipeline.networks.weights import read_weights
 from pipeline.networks.whitening import whitened
+from pipeline.networks.zeros import restored
 from pipeline.objective.own import own_score
 from pipeline.objective.rehearsal import Rehearsed, rehearsed
 from pipeline.objective.smallest import check_smallest
@@ -135,6 +136,8 @@ def build_job(
         groups, left = _removable(made, dataset.example, pruning)
     else:
         left = left_out(made, pruning.exclude, pruning.include)
+        if own_code:
+            _check_zeros(made, pruning)
     _check_patterns(pruning, groups, weights)
     if training.compile == "on":
         made.compile(dynamic=False)
@@ -164,6 +167,22 @@ def build_job(
     if own_code and settings.deploy.sizes and site.dense.read(0) is None:
         job = dataclasses.replace(job, notes=(*job.notes, *_not_exportable(made, dataset.example, settings.deploy)))
     return job, site
+
+
+def _check_zeros(network: nn.Module, pruning: Pruning) -> None:
+    """Holds layers of a user's against what pruning is for.
+
+    Raises:
+        SettingsError: if one makes something of its weight that is not zero where that is.
+    """
+    names = restored(network, prunable(network, pruning.exclude, pruning.include))
+    if names:
+        kind = type(weight_layers(network)[names[0]]).__name__
+        layers = [layer_name(name) for name in names]
+        raise SettingsError(
+            [f"model.network: {kind} {layers[0]!r} computes what it multiplies by from its weight, and a pruned weight "
+             f"is no zero of it; takes plain layers, pruning.structure=filter, or pruning.exclude={layers}"]
+        )  # fmt: skip
 
 
 def _not_exportable(network: nn.Module, example: Any, deploy: Deploy) -> Iterator[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.deploy.subject import Subject
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.tensors import unpacked
+from pipeline.pruning.masks import kept
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.rounds.planning import planned_rounds
@@ -44,8 +45,10 @@ def wanted(rounds: Sequence[Round], index: int | None, job: Job) -> Round:
     if index is None:
         limit = job.pruning.rounds
         return chosen(rounds if limit is None else rounds[: limit + 1], job)
-    if index >= len(rounds):
-        raise SettingsError([f"deploy.round: got {index}, takes 0 to {len(rounds) - 1}, the rounds that are complete"])
+    if type(index) is not int or not 0 <= index < len(rounds):
+        raise SettingsError(
+            [f"deploy.round: got {index!r}, takes 0 to {len(rounds) - 1}, the rounds that are complete"]
+        )
     return rounds[index]
 
 
@@ -62,8 +65,8 @@ def _within(round_: Round, dense: Round, job: Job) -> bool:
     return job.score.drop(value, reference) <= floor + 1e-9
 
 
-def ended(job: Job, rounds: Sequence[Round]) -> bool:
-    """Whether no further round is asked for."""
+def ended(job: Job, site: Site, rounds: Sequence[Round]) -> bool:
+    """Whether no further round is asked for, or there is nothing left that one could remove."""
     if finished(rounds, job):
         return True
     if job.groups and job.pruning.target_density is not None:
@@ -73,7 +76,21 @@ def ended(job: Job, rounds: Sequence[Round]) -> bool:
     if job.pruning.structure == "block" and rounds[-1].density <= (job.pruning.target_density or 0):
         return True
     planned = planned_rounds(job)
-    return planned is not None and len(rounds) > planned
+    return len(rounds) > planned if planned is not None else _nothing_goes(job, site, len(rounds))
+
+
+def _nothing_goes(job: Job, site: Site, index: int) -> bool:
+    """Whether a round would remove nothing of what the one before it has left, which ends the loop."""
+    if job.pruning.fraction == 0:
+        return False
+    before = site.ledger_of(index - 1)
+    found = before.masks(index - 1)
+    masks = {name: found[name] for name in job.alive()}
+    try:
+        after = job.cut(before.state(index - 1).network, masks, index)
+    except ValueError:  # less is left than has to go
+        return False
+    return kept(after) == kept(masks)
 
 
 def recorded(site: Site) -> list[Round]:

@@ -180,16 +180,19 @@ class Ledger:
         record = self._record(index)
         if record is None:
             return None
-        return Round(
-            index=index,
-            layers=tuple(LayerCost(**layer) for layer in record["layers"]),
-            history=_history(record),
-            epochs=record.get("epochs", len(record["history"])),
-            examples=record.get("examples"),
-            test=documents.numbers(record["test"]),
-            seconds=record["seconds"],
-            finished_ms=record["finished_ms"],
-        )
+        try:
+            return Round(
+                index=index,
+                layers=tuple(LayerCost(**layer) for layer in record["layers"]),
+                history=_history(record),
+                epochs=record.get("epochs", len(record["history"])),
+                examples=record.get("examples"),
+                test=documents.numbers(record["test"]),
+                seconds=record["seconds"],
+                finished_ms=record["finished_ms"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.path(index) / "round.json", error) from error
 
     @led
     def digest(self, index: int) -> str:
@@ -337,6 +340,14 @@ def _history(told: Mapping[str, Any]) -> tuple[Epoch, ...]:
     return tuple(Epoch(**epoch | {"metrics": documents.numbers(epoch["metrics"])}) for epoch in told["history"])
 
 
+def round_0_is_gone(folder: Path, dense: Path) -> str:
+    """A sentence on the rounds in ``folder``, whose round 0 is not in ``dense`` any more."""
+    return (
+        f"the rounds in {folder} were pruned from a round 0 that is gone from {dense}: put it back, or delete these "
+        "rounds too"
+    )
+
+
 def dense_home(runs: Path, identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Folder and identity of the dense network that a run of this identity starts from."""
     dense = {key: value for key, value in identity.items() if key not in ("pruning", "retraining")}
@@ -386,5 +397,9 @@ def _read_record(path: Path) -> dict[str, Any] | None:
             raise PipelineError(f"{path} has format {record['format']}, this version reads {FORMAT}")
         record["identity"]["seed"]
     except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{path} is damaged ({one_line(error)}); {remedy(path.parent)}") from error
+        raise _damaged(path, error) from error
     return record
+
+
+def _damaged(path: Path, error: Exception) -> PipelineError:
+    return PipelineError(f"{path} is damaged ({one_line(error)}); {remedy(path.parent)}")

@@ -29,7 +29,7 @@ from pipeline.pruning.masks import Masks, digest, kept
 from pipeline.pruning.prune import emptied
 from pipeline.rounds.choice import finished
 from pipeline.rounds.job import Job, Site
-from pipeline.rounds.ledger import AGAIN, Round, partial_name
+from pipeline.rounds.ledger import AGAIN, Round, partial_name, round_0_is_gone
 from pipeline.training.average import mean_of
 from pipeline.training.gradual import Gradual
 from pipeline.training.retraining import retraining_tape
@@ -93,10 +93,7 @@ def _plan(job: Job, site: Site, index: int, masks: Masks, pruned: Masks) -> Roun
 def _check_dense(site: Site) -> None:
     """Refuses rounds whose round 0 is gone: another would be trained in its place."""
     if site.dense.read(0) is None and site.ledger.read(1) is not None:
-        raise PipelineError(
-            f"the rounds in {site.ledger.folder} were pruned from a round 0 that is gone from {site.dense.folder}: "
-            "put it back, or delete these rounds too"
-        )
+        raise PipelineError(round_0_is_gone(site.ledger.folder, site.dense.folder))
 
 
 def _check_parent(site: Site, index: int) -> None:
@@ -171,13 +168,23 @@ def _next_masks(job: Job, site: Site, index: int, masks: Masks) -> Masks:
     except ValueError as error:
         setting = " (pruning.empty_layer)" if least_share(job.pruning) else ""
         raise PipelineError(f"round {index}: {error}{setting}") from error
-    if names := emptied(masks, pruned):
+    if job.pruning.schedule == "at_once":
+        _tell_of_emptied(job, site, index, masks, pruned)
+    return pruned
+
+
+def _tell_of_emptied(job: Job, site: Site, index: int, before: Masks, after: Masks) -> None:
+    """Tells of layers that a round leaves nothing of.
+
+    Raises:
+        PipelineError: if there are such, and ``pruning.empty_layer`` is "error".
+    """
+    if names := emptied(before, after):
         sentence = f"round {index} removes the last weight of {', '.join(names)}"
         remedy = "pruning.empty_layer=0.01 would keep a hundredth of every layer, pruning.exclude all of the named"
         if job.pruning.empty_layer == "error":
             raise PipelineError(f"{sentence}, and pruning.empty_layer=error: {remedy}")
         site.watcher.note(f"warning: {sentence}; {remedy}")
-    return pruned
 
 
 def _take_trained(job: Job, site: Site, weights: Mapping[str, Tensor]) -> None:
@@ -238,6 +245,8 @@ def _train_round(job: Job, site: Site, plan: RoundPlan, start: Callable[[], Stat
             seed = derived_seed(plan.seed, "copy", copy) if copy else plan.seed
             _train(job, site, dataclasses.replace(plan, seed=seed), under_way, span.first + len(history), on_epoch)
     reached, history = begun[0] if len(copies) == 1 else _averaged(job, site, plan, begun)
+    if plan.gradual is not None:  # which weights went was decided within the training
+        _tell_of_emptied(job, site, index, plan.masks, reached.masks)
     _record(job, site, index, reached.masks or plan.masks, reached, history, copies=len(copies))
 
 

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 from filelock import FileLock
@@ -89,6 +90,36 @@ def make_embedded_store(runs: Path) -> None:
             with whole(folder / "mlflow.db") as unfinished:
                 shutil.copyfile(_tables(), unfinished)
                 MlflowClient(sqlite_uri(unfinished)).search_experiments()
+
+
+PLACES = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
+"""Tables and columns of MLflow's that hold whole paths of files."""
+
+
+def _follow_moved_folder(runs: Path) -> None:
+    """Has all that the default store tells of find its files beside it, where its folder was moved or is a copy."""
+    folder = runs.resolve() / "mlflow"
+    now = (folder / "artifacts").as_uri()
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        for name, location in database.execute("SELECT name, artifact_location FROM experiments").fetchall():
+            end = (folder / "artifacts" / name).as_uri().removeprefix(now)
+            before = (location or "").removesuffix(end)
+            if before in (now, location) or not before.endswith("/mlflow/artifacts") or _same(before, folder):
+                continue
+            for table, column in PLACES:
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (now, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
+
+
+def _same(artifacts: str, folder: Path) -> bool:
+    """Whether files at that address lie in the store's folder, by another of its paths."""
+    other = Path(url2pathname(urlsplit(artifacts).path)).parent
+    return other.exists() and other.samefile(folder)
 
 
 def _tables() -> Path:
@@ -176,6 +207,7 @@ class Store:
         until = time.monotonic() + PATIENCE
         if self.address == embedded_uri(runs):
             make_embedded_store(runs)
+            _follow_moved_folder(runs)
         client = MlflowClient(self.address)
         while True:
             try:
@@ -244,6 +276,9 @@ class Store:
             self.client.log_batch(run.info.run_id, params=some)
         changed = {key for key, each in params.items() if known.get(key, each) != each}
         self.tag(run.info.run_id, {f"changed.{key}": params[key] for key in sorted(changed)})
+        for key in params.keys() - changed:
+            if (tag := known_as(f"changed.{key}")) in run.data.tags:  # it has its first value again
+                self.client.delete_tag(run.info.run_id, tag)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Tags a run."""

@@ -22,6 +22,7 @@ from mlflow.entities import Run
 from pipeline.ground.environment import git_commit
 from pipeline.ground.errors import Stopped, one_line
 from pipeline.ground.extras import needed
+from pipeline.report.sizes import Sizes
 from pipeline.report.table import layers_csv
 from pipeline.rounds.job import Job, Watcher
 from pipeline.rounds.ledger import Ledger, Round, weights_digest
@@ -141,7 +142,7 @@ class Tracker(Watcher):
     def finish(
         self,
         rounds: Sequence[Round],
-        sizes: Sequence[Mapping[str, float]],
+        sizes: Sequence[Sizes],
         *,
         texts: Mapping[str, str],
         files: Sequence[Path],
@@ -149,8 +150,8 @@ class Tracker(Watcher):
     ) -> None:
         """Puts bytes of every round and the report into the runs and ends the parent as FINISHED."""
         self.ended = True
-        for result, figures_ in zip(rounds, sizes, strict=False):
-            self.outbox.put(partial(self._send_figures, result, figures_, result.finished_ms))
+        for result, size in zip(rounds, sizes, strict=False):
+            self.outbox.put(partial(self._send_figures, result, size.figures, size.taken_ms or result.finished_ms))
         self.outbox.put(lambda: self._send_report(rounds[-1], texts, files, tags))
 
     def log_figures(self, result: Round, figures: Mapping[str, float], time_ms: int) -> None:
