@@ -6,6 +6,7 @@ import torch
 from onnx import ModelProto, helper, numpy_helper
 from torch import nn
 
+from pipeline.deploy.board.run import EXACT, VNNI, features, loaded, options
 from pipeline.deploy.export import exported
 from pipeline.deploy.quantize import quantised
 from pipeline.deploy.runtime import answers, optimised_operators, session
@@ -67,3 +68,33 @@ def test_what_goes_without_saying_is_not_said():
     assert {"QLinearConv": 3, "QGemm": 2}.items() <= optimised_operators(int8).items()
     found, expected = (answers(session(each), given)["scores"] for each in (int8, spelled_out(int8)))
     np.testing.assert_array_equal(found, expected)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.output = nn.Linear(16, 24), nn.Linear(24, 24), nn.Linear(24, 10)
+        self.third = nn.Linear(24, 24)
+        self.third.weight = self.second.weight
+
+    def forward(self, inputs):
+        return self.output(self.third(self.second(self.first(inputs).relu()).relu()).relu())
+
+
+def test_a_graph_whose_sums_cannot_be_made_exact_is_computed_as_it_is_written_and_nothing_is_printed(tmp_path, capfd):
+    """As its bundle does it too, from a file."""
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 16)
+    network = Tied().eval()
+    model = quantised(exported(network, lambda each: each, inputs), [{"input": inputs.numpy()}])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    expected = network(inputs).detach().numpy()
+    for content in (model.SerializeToString(), str(tmp_path / "model.onnx")):
+        chosen = options(1, None)
+        for key, value in ({} if VNNI.isdisjoint(features()) else EXACT).items():  # as where a processor has none
+            chosen.add_session_config_entry(key, value)
+        (found,) = answers(loaded(content, chosen), {"input": inputs.numpy()}).values()
+        assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert "".join(capfd.readouterr()) == ""

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from pipeline.deploy.board.run import in_turns, joined, options
+from pipeline.deploy.board.run import in_turns, joined, loaded, options
 from pipeline.deploy.subject import INPUT
 from pipeline.ground.structures import named_tensors
 
@@ -38,19 +37,12 @@ TOLERANCE = {"float32": 1e-4, "int8": 0.02}
 def session(model: ModelProto, *, threads: int = 1, save: Path | None = None, library: Path | None = None) -> Session:
     """A model, ready to run; ``save`` names a file that the graph that really runs is written to.
 
-    With a ``library`` of the sparse engine that computes what it covers. ONNX Runtime cannot make sums of int8 exact in
-    every graph where the processor has no VNNI; such a graph is computed as it is written.
+    With a ``library`` of the sparse engine that computes what it covers.
     """
-    chosen, content = options(threads, library), model.SerializeToString()
+    chosen = options(threads, library)
     if save is not None:
         chosen.optimized_model_filepath = str(save)
-    try:
-        return onnxruntime.InferenceSession(content, chosen, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        if "Attempt to replace the existing tensor" not in str(error):
-            raise
-    chosen.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(content, chosen, providers=["CPUExecutionProvider"])
+    return loaded(model.SerializeToString(), chosen)
 
 
 def answers(running: Session, inputs: Arrays) -> dict[str, NDArray[Any]]:
