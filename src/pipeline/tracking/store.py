@@ -103,7 +103,7 @@ def _follow_moved_folder(runs: Path) -> None:
     """Has all that the default store tells of find its files beside it, where its folder was moved or is a copy."""
     folder = runs.resolve() / "mlflow"
     now = (folder / "artifacts").as_uri()
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+    with closing(sqlite3.connect(folder / "mlflow.db", timeout=PATIENCE)) as database, database:
         for name, location in database.execute("SELECT name, artifact_location FROM experiments").fetchall():
             end = (folder / "artifacts" / name).as_uri().removeprefix(now)
             before = (location or "").removesuffix(end)
