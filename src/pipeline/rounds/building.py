@@ -175,8 +175,7 @@ def _check_zeros(network: nn.Module, pruning: Pruning) -> None:
     Raises:
         SettingsError: if one makes something of its weight that is not zero where that is.
     """
-    names = restored(network, prunable(network, pruning.exclude, pruning.include))
-    if names:
+    if names := restored(network, prunable(network, pruning.exclude, pruning.include)):
         kind = type(weight_layers(network)[names[0]]).__name__
         layers = [layer_name(name) for name in names]
         raise SettingsError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.deploy.subject import Subject
 from pipeline.ground.errors import PipelineError, SettingsError
 from pipeline.ground.tensors import unpacked
-from pipeline.pruning.masks import kept
+from pipeline.pruning.masks import Masks, kept
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.rounds.planning import planned_rounds
@@ -79,10 +79,13 @@ def ended(job: Job, site: Site, rounds: Sequence[Round]) -> bool:
     return len(rounds) > planned if planned is not None else _nothing_goes(job, site, len(rounds))
 
 
+def removes_nothing(job: Job, before: Masks, after: Masks) -> bool:
+    """Whether a step has nothing left to remove, which ends the loop; a control, which never removes any, goes on."""
+    return kept(after) == kept(before) and job.pruning.fraction != 0
+
+
 def _nothing_goes(job: Job, site: Site, index: int) -> bool:
-    """Whether a round would remove nothing of what the one before it has left, which ends the loop."""
-    if job.pruning.fraction == 0:
-        return False
+    """Whether a round would remove nothing of what the one before it has left."""
     before = site.ledger_of(index - 1)
     found = before.masks(index - 1)
     masks = {name: found[name] for name in job.alive()}
@@ -90,7 +93,7 @@ def _nothing_goes(job: Job, site: Site, index: int) -> bool:
         after = job.cut(before.state(index - 1).network, masks, index)
     except ValueError:  # less is left than has to go
         return False
-    return kept(after) == kept(masks)
+    return removes_nothing(job, masks, after)
 
 
 def recorded(site: Site) -> list[Round]:

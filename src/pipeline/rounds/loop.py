@@ -27,7 +27,7 @@ from pipeline.ground.tensors import remedy
 from pipeline.pruning.cut import least_share
 from pipeline.pruning.masks import Masks, digest, kept
 from pipeline.pruning.prune import emptied
-from pipeline.rounds.choice import finished
+from pipeline.rounds.choice import finished, removes_nothing
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import AGAIN, Round, partial_name, round_0_is_gone
 from pipeline.training.average import mean_of
@@ -58,7 +58,7 @@ def run(job: Job, site: Site) -> list[Round]:
             index = len(rounds)
             if trained := site.ledger.read(index) is None:
                 pruned = _next_masks(job, site, index, masks)
-                if kept(pruned) == kept(masks) and job.pruning.fraction != 0:
+                if removes_nothing(job, masks, pruned):
                     break
                 _train_round(job, site, _plan(job, site, index, masks, pruned), partial(start_state, job, site, index))
             else:
