@@ -140,7 +140,7 @@ def test_a_run_ends_at_its_target_with_whole_blocks(overrides, tmp_path):
         asked = ["pruning.target_density=0.3"]
     job, site = build_job(configured(*SMALL[:3], "deploy.sizes=false", *overrides, *asked), tmp_path)
     done = loop.run(job, site)
-    assert ended(job, done)
+    assert ended(job, site, done)
     size = sum(mask.numel() for mask in job.alive().values())
     block = job.pruning.block
     assert 0.3 * size - block < done[-1].density * size <= math.ceil(0.3 * size)

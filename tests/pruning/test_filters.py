@@ -222,8 +222,8 @@ def test_every_method_retrains_filters_which_stay_zero(method, small_job):
     for before, after in itertools.pairwise(done):
         assert after.macs_kept <= max(0.5 * dense, 0.8 * before.macs_kept)
     assert 0.4 * dense < done[-1].macs_kept <= 0.5 * dense < done[-2].macs_kept
-    assert not ended(job, done[:-1])
-    assert ended(job, done)
+    assert not ended(job, site, done[:-1])
+    assert ended(job, site, done)
     for each in done[1:]:
         masks, state = site.ledger.masks(each.index), site.ledger.state(each.index)
         for name, mask in masks.items():
@@ -277,7 +277,7 @@ def test_shares_of_weights_are_densities_of_layers(small_job):
     job, site = small_job("pruning.shares={features.0:0.5,features.*:1/4}", "pruning.rounds=null")
     done = rounds.run(job, site)
     assert len(done) == 2
-    assert ended(job, done)
+    assert ended(job, site, done)
     kept = {layer.name: (layer.kept, layer.weights) for layer in done[1].layers}
     assert kept["features.0"] == (18, 36)
     together = [kept[name] for name in ("features.3", "features.6")]
@@ -342,7 +342,7 @@ def test_shares_are_reached_in_rounds_of_one_factor(small_job):
                     "pruning.target_density=null")  # fmt: skip
     done = rounds.run(job, site)
     assert len(done) == 3
-    assert ended(job, done)
+    assert ended(job, site, done)
     left = [[int(alive(group, site.ledger.masks(index)).sum()) for group in job.groups] for index in (1, 2)]
     assert left == [[4, 4, 8], [4, 2, 7]]
     assert [each.density for each in done] == planned(job)
