@@ -216,3 +216,10 @@ def test_a_lean_node_tells_what_is_unusual_and_answers_as_pytorch(case):
     assert [attributes(node) for node in model.graph.node] == [told]
     answer = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input": images.numpy()})[0]
     np.testing.assert_allclose(answer, layer(images).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_in_16_bits_are_told_of_by_name(kind):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2).to(kind))
+    with pytest.raises(PipelineError, match=rf"1\.weight is in {str(kind)[6:]}, .*takes weights in float32"):
+        exported(network, lambda each: each, torch.rand(2, 4))

@@ -98,3 +98,18 @@ def test_a_graph_whose_sums_cannot_be_made_exact_is_computed_as_it_is_written_an
         (found,) = answers(loaded(content, chosen), {"input": inputs.numpy()}).values()
         assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     assert "".join(capfd.readouterr()) == ""
+
+
+def test_of_a_network_in_float64_nothing_is_said_past_python(capfd):
+    class Double(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+
+        def forward(self, given):
+            return self.layers(given.double())
+
+    inputs = torch.rand(16, 8)
+    model = quantised(exported(Double().eval(), lambda each: each, inputs), [{"input": inputs.numpy()}])
+    assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    assert capfd.readouterr().err == ""

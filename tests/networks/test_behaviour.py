@@ -116,6 +116,18 @@ def test_the_same_has_the_same_digest_in_another_process():
         assert done.stdout.strip() == digest()
 
 
+def test_a_compiled_part_has_the_same_digest_again():
+    """What torch.compile puts around it counts what it does."""
+
+    def compiled(width):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, width))
+        network.append(torch.compile(nn.Linear(width, 2), backend="eager"))
+        return behaviour_digest(network, answers_of(network, lambda network: network(torch.ones(2, 4))))
+
+    assert compiled(3) == compiled(3) != compiled(4)
+
+
 def test_data_of_other_augmentation_have_another_digest():
     digest()
     data = sys.modules["users"].Data

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pipeline.deploy.board.run import difference
 from pipeline.deploy.runtime import answers, session
+from pipeline.deploy.single import in_float32
 from pipeline.deploy.subject import INPUT, OUTPUT
 from pipeline.deploy.traced import traced
 from pipeline.ground.errors import PipelineError, SettingsError, first_cause, one_line, where
@@ -70,13 +71,13 @@ def exported(
     inputs: Any,
     dynamic_axes: Axes | None = None,
 ) -> ModelProto:
-    """The plain export of a network in evaluation, of any batch size.
+    """The plain export of a network in evaluation, of any batch size; one in float64 is exported in float32.
 
     ``inputs``, tensors (N, ...) in any structure, are a few as the model will get them; ``dynamic_axes`` names further
     axes of them, by the input's name, that may have any size.
 
     Raises:
-        PipelineError: if PyTorch cannot export it.
+        PipelineError: if PyTorch cannot export it, or it has weights in 16 bits.
         SettingsError: if there are no such axes.
     """
     for name, layer in network.named_modules():
@@ -84,6 +85,13 @@ def exported(
             raise PipelineError(
                 f"the network cannot be exported to ONNX, for the layer {name} (LSTM): ONNX has none with a projection "
                 f"(proj_size={layer.proj_size})"
+            )
+    for name, weight in network.named_parameters():
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise PipelineError(
+                f"the network cannot be exported to ONNX: {name} is in {str(weight.dtype).removeprefix('torch.')}, in "
+                "which processors of boards do not compute; takes weights in float32 (training.precision=bfloat16 "
+                "trains such weights in bfloat16)"
             )
     example = rows_of(first_row(inputs), 2)
     whole, given = Whole(preprocess, network, example).eval(), named_tensors(example, INPUT)
@@ -98,10 +106,11 @@ def exported(
         try:
             expected = whole.answers(*given.values())
             made, other = traced(whole, given, list(expected), shapes)
-            model = _finished(made, free)
+            wide = any(each.dtype == torch.float64 for each in network.parameters())
+            model = _finished(made, free, wide)
             if other and not _gives(model, given, expected):
                 made, _ = traced(whole, given, list(expected), shapes, anew=True)
-                model = _finished(made, free)
+                model = _finished(made, free, wide)
             return model
         except Exception as error:
             cause = first_cause(error)
@@ -110,8 +119,10 @@ def exported(
             ) from error
 
 
-def _finished(model: ModelProto, axes: Axes) -> ModelProto:
-    return _with_whole_windows(_with_fixed_sizes(_with_known(with_made_answers(_with_named_axes(model, axes)))))
+def _finished(model: ModelProto, axes: Axes, wide: bool) -> ModelProto:
+    named = _with_named_axes(model, axes)
+    single = in_float32(named) if wide else named
+    return _with_whole_windows(_with_fixed_sizes(_with_known(with_made_answers(single))))
 
 
 def _gives(model: ModelProto, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:

@@ -3,11 +3,13 @@
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -21,6 +23,16 @@ QUANTISED = (
     "GlobalAveragePool", "ReduceMean",
 )  # fmt: skip
 """Operators that compute in int8; preprocessing is not among them, whatever it is made of."""
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within it no session of ONNX Runtime's own tools tells, past Python, of what it finds to simplify."""
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)
 
 
 class _Inputs(CalibrationDataReader):  # type: ignore[misc]
@@ -46,7 +58,8 @@ class Calibrated:
             source, prepared = (str(Path(name) / file) for file in ("float.onnx", "prepared.onnx"))
             onnx.save(model, source)
             # onnx infers shapes too; symbolically fewer operators are known, and what fails leaves files in the folder
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            with _silent():
+                quant_pre_process(source, prepared, skip_symbolic_shape=True)
             self.model = with_made_answers(onnx.load(prepared))
         for number, node in enumerate(self.model.graph.node):
             node.name = f"n{number}"
@@ -81,19 +94,20 @@ class Calibrated:
             onnx.save(self.model, source)
             if self._ranges is not None:
                 ranges.write_text(self._ranges)
-            quantize_static(
-                str(source),
-                str(made),
-                self._batches,
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(QUANTISED),
-                nodes_to_exclude=excluded,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibration_cache_path=ranges,
-                extra_options={"WeightSymmetric": True, "QuantizeBias": False},
-            )
+            with _silent():
+                quantize_static(
+                    str(source),
+                    str(made),
+                    self._batches,
+                    quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=list(QUANTISED),
+                    nodes_to_exclude=excluded,
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    calibration_cache_path=ranges,
+                    extra_options={"WeightSymmetric": True, "QuantizeBias": False},
+                )
             self._ranges = ranges.read_text()
             int8 = onnx.load(made)
         _scale_dead_filters(int8)
