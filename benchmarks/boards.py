@@ -97,6 +97,14 @@ def kept_once(name: str, facts: Sequence[object], make: Callable[[], object]) ->
     return json.loads(kept.read_text())
 
 
+def counts_kept(
+    facts: Sequence[object], ways: Sequence[str], count: Callable[[], dict[str, arm.Executed]]
+) -> dict[str, arm.Executed]:
+    """What ``count`` gives of these ways, kept as by ``kept_once``."""
+    kept = kept_once("peers", [*facts, *ways], lambda: {way: vars(each) for way, each in count().items()})
+    return {way: arm.Executed(**each) for way, each in kept.items()}
+
+
 @dataclass(frozen=True)
 class Figures:
     """Milliseconds and millions of instructions by way, gains by pair of ways, how far the engine is from the body.

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
-from benchmarks.boards import FLOAT, INT8, SPARSE, SPARSE_INT8, WAYS, built, computed_by, executed, kept_once
+from benchmarks.boards import FLOAT, INT8, SPARSE, SPARSE_INT8, WAYS, built, computed_by, counts_kept, executed
 from benchmarks.deploy import network, timed
 from benchmarks.ratios import STRETCH, in_turns, ratio, spread
 from benchmarks.served import Served
@@ -180,19 +179,14 @@ def counts(found: Forms, processor: arm.Processor, case: Case, folder: Path) -> 
     counted: dict[str, arm.Executed] = {}
     for sparse, facts in ((False, stock), (True, engine)):
         ways = [way for way, (_, by_engine) in WAYS.items() if by_engine == sparse and way in case.ways]
-        counted |= _kept(facts, ways, partial(_by_ours, found, processor, case, ways))
+        counted |= counts_kept(facts, ways, partial(_by_ours, found, processor, case, ways))
     for way in (each for each in found.theirs if each in case.ways):
-        counted |= _kept(peers, [way], partial(_by_theirs, found, processor, case, way, folder))
+        counted |= counts_kept(peers, [way], partial(_by_theirs, found, processor, case, way, folder))
     return counted
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _kept(facts: list[Any], ways: list[str], count: Callable[[], dict[str, arm.Executed]]) -> dict[str, arm.Executed]:
-    kept = kept_once("peers", [*facts, *ways], lambda: {way: vars(each) for way, each in count().items()})
-    return {way: arm.Executed(**each) for way, each in kept.items()}
 
 
 def _by_ours(found: Forms, processor: arm.Processor, case: Case, ways: list[str]) -> dict[str, arm.Executed]:
