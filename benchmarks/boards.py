@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,17 @@ def counts_kept(
     facts: Sequence[object], ways: Sequence[str], count: Callable[[], dict[str, arm.Executed]]
 ) -> dict[str, arm.Executed]:
     """What ``count`` gives of these ways, kept as by ``kept_once``."""
-    kept = kept_once("peers", [*facts, *ways], lambda: {way: vars(each) for way, each in count().items()})
+    kept = kept_once("executed", [*facts, *ways], lambda: {way: vars(each) for way, each in count().items()})
     return {way: arm.Executed(**each) for way, each in kept.items()}
+
+
+def counted_once(
+    processor: arm.Processor, made: dict[str, ModelProto], one: Arrays, engine: Path, counted: int = 7
+) -> dict[str, arm.Executed]:
+    """As ``executed`` in every way, kept for these models, this engine and onnxruntime."""
+    facts = [arm.emulator(), processor.model, onnxruntime.__version__, counted, *(each.read_text() for each in SOURCES)]
+    facts += [hashlib.sha256(each.SerializeToString(deterministic=True)).hexdigest() for each in made.values()]
+    return counts_kept(facts, list(WAYS), partial(executed, processor, made, one, engine, counted=counted))
 
 
 @dataclass(frozen=True)
@@ -136,22 +146,15 @@ def measured(name: str, density: float) -> Figures:
     found = in_turns(contestants, TURNS, STRETCH)
     times = {way: spread(each).median for way, each in found.items()}
     gains = tuple(f"{ratio(found[stock], found[SPARSE]):.2f}" for stock in (FLOAT, INT8))
-    return Figures(times, (gains[0], gains[1]), (off[0], off[1]), rounds, counted(name, density, made, one))
+    return Figures(times, (gains[0], gains[1]), (off[0], off[1]), rounds, counted(made, one))
 
 
-def counted(name: str, density: float, made: dict[str, ModelProto], one: Arrays) -> dict[str, float]:
+def counted(made: dict[str, ModelProto], one: Arrays) -> dict[str, float]:
     """Millions of instructions on a Raspberry Pi 4, emulated."""
     if arm.missing():
         return {}
-    facts = [name, density, arm.emulator(), onnxruntime.__version__, *(each.read_text() for each in SOURCES)]
-    facts += [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in made.values()]
-
-    def count() -> dict[str, float]:
-        counts = executed(arm.CORTEX_A72, made, one, library(target_of("aarch64")))
-        return {way: each.instructions / 1e6 for way, each in counts.items()}
-
-    found: dict[str, float] = kept_once("counted", facts, count)
-    return found
+    counts = counted_once(arm.CORTEX_A72, made, one, library(target_of("aarch64")))
+    return {way: each.instructions / 1e6 for way, each in counts.items()}
 
 
 def page(found: dict[tuple[str, float], Figures]) -> str:

@@ -5,23 +5,17 @@ One input, one thread, random weights with an Erdos-Renyi kernel's densities (``
 counted before of the same models is not counted again.
 """
 
-import hashlib
 import sys
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 
-import onnxruntime
 import torch
-from onnx import ModelProto
-from torch import Tensor
 
-from benchmarks.boards import WAYS, built, counts_kept, executed
+from benchmarks.boards import built, counted_once
 from benchmarks.deploy import network
 from benchmarks.tables import table
 from pipeline.deploy import arm
 from pipeline.deploy.arm.cycles import core_cycles, ranges
-from pipeline.deploy.kernels import SOURCES, library, target_of
+from pipeline.deploy.kernels import library, target_of
 from pipeline.ground.environment import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "benchmarks-cycles.md"
@@ -40,23 +34,13 @@ def rows(name: str, density: float, block: int) -> Iterator[Row]:
     for processor in arm.PROCESSORS:
         halves = "fphp" in processor.features
         engine = library(target_of("aarch64-fp16" if halves else "aarch64"))
-        ways = counted(processor, models, image, engine)
+        ways = counted_once(processor, models, {"input": image.numpy()}, engine, COUNTED)
         cores = core_cycles([each.blocks for each in ways.values()], processor.model)
         for (way, each), core in zip(ways.items(), cores, strict=True):
             for board, (least, most) in ranges(core, each, processor).items():
                 by = way.replace("engine", "engine in float16") if halves else way
                 counts = (f"{number / 1e6:.2f}" for number in (each.instructions, core))
                 yield [board, by, *counts, f"{least:.2f} to {most:.2f}"]
-
-
-def counted(
-    processor: arm.Processor, models: dict[str, ModelProto], image: Tensor, engine: Path
-) -> dict[str, arm.Executed]:
-    """What an inference executes, by way."""
-    facts = [arm.emulator(), processor.model, onnxruntime.__version__, COUNTED, *(each.read_text() for each in SOURCES)]
-    facts += [hashlib.sha256(each.SerializeToString(deterministic=True)).hexdigest() for each in models.values()]
-    one = {"input": image.numpy()}
-    return counts_kept(facts, list(WAYS), partial(executed, processor, models, one, engine, counted=COUNTED))
 
 
 def main() -> None:

@@ -80,6 +80,35 @@ def exported(
         PipelineError: if PyTorch cannot export it, or it has weights in 16 bits.
         SettingsError: if there are no such axes.
     """
+    _check_exportable(network)
+    example = rows_of(first_row(inputs), 2)
+    whole, given = Whole(preprocess, network, example).eval(), named_tensors(example, INPUT)
+    free = dynamic_axes or {}
+    wide = any(each.dtype == torch.float64 for each in network.parameters())
+    _check_axes(free, given)
+    batch, any_size = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
+    shapes = (tuple({**dict.fromkeys(free.get(name, ()), any_size), 0: batch} for name in given),)
+    for each in LOUD:
+        logging.getLogger(each).setLevel(logging.CRITICAL)
+    with warnings.catch_warnings(), _silent(), _translations_kept(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            expected = whole.answers(*given.values())
+            made, other = traced(whole, given, list(expected), shapes)
+            model = _finished(made, free, wide)
+            if other and not _gives(model, given, expected):
+                made, _ = traced(whole, given, list(expected), shapes, anew=True)
+                model = _finished(made, free, wide)
+            return model
+        except Exception as error:
+            cause = first_cause(error)
+            raise PipelineError(
+                f"the network cannot be exported to ONNX{_blamed(cause, network)}: {one_line(cause)}"
+            ) from error
+
+
+def _check_exportable(network: nn.Module) -> None:
+    """Refuses what PyTorch exports to a file that nothing runs."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.LSTM) and layer.proj_size:
             raise PipelineError(
@@ -93,30 +122,6 @@ def exported(
                 "which processors of boards do not compute; takes weights in float32 (training.precision=bfloat16 "
                 "trains such weights in bfloat16)"
             )
-    example = rows_of(first_row(inputs), 2)
-    whole, given = Whole(preprocess, network, example).eval(), named_tensors(example, INPUT)
-    free = dynamic_axes or {}
-    _check_axes(free, given)
-    batch, any_size = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
-    shapes = (tuple({**dict.fromkeys(free.get(name, ()), any_size), 0: batch} for name in given),)
-    for each in LOUD:
-        logging.getLogger(each).setLevel(logging.CRITICAL)
-    with warnings.catch_warnings(), _silent(), _translations_kept(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            expected = whole.answers(*given.values())
-            made, other = traced(whole, given, list(expected), shapes)
-            wide = any(each.dtype == torch.float64 for each in network.parameters())
-            model = _finished(made, free, wide)
-            if other and not _gives(model, given, expected):
-                made, _ = traced(whole, given, list(expected), shapes, anew=True)
-                model = _finished(made, free, wide)
-            return model
-        except Exception as error:
-            cause = first_cause(error)
-            raise PipelineError(
-                f"the network cannot be exported to ONNX{_blamed(cause, network)}: {one_line(cause)}"
-            ) from error
 
 
 def _finished(model: ModelProto, axes: Axes, wide: bool) -> ModelProto:

@@ -1,7 +1,5 @@
 """A model of a network in float64, in float32: int8 and the sparse engine are made from that."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
@@ -19,20 +17,20 @@ def in_float32(model: ModelProto) -> ModelProto:
     for each in graph.input:
         if each.type.tensor_type.elem_type == DOUBLE:
             name = f"{each.name}_float32"
-            _read_instead(graph, {each.name: name})
+            _read_instead(graph, each.name, name)
             graph.node.insert(0, helper.make_node("Cast", [each.name], [name], to=SINGLE))
     _narrow(graph)
     _without_idle_casts(graph)
     return model
 
 
-def _read_instead(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Renames what the nodes of a graph, and of those within it, read."""
+def _read_instead(graph: GraphProto, name: str, other: str) -> None:
+    """Lets the nodes of a graph, and of those within it, read another value instead of one."""
     for node in graph.node:
-        node.input[:] = [names.get(read, read) for read in node.input]
+        node.input[:] = [other if read == name else read for read in node.input]
         for told in node.attribute:
             if told.type == AttributeProto.GRAPH:
-                _read_instead(told.g, names)
+                _read_instead(told.g, name, other)
 
 
 def _narrow(graph: GraphProto) -> None:
@@ -70,5 +68,5 @@ def _without_idle_casts(graph: GraphProto) -> None:
             continue
         if node.input[0] in single and node.output[0] not in answers:
             graph.node.remove(node)
-            _read_instead(graph, {node.output[0]: node.input[0]})
+            _read_instead(graph, node.output[0], node.input[0])
         single.add(node.output[0])
