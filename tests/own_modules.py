@@ -340,6 +340,12 @@ class Counts(Plain):
         return super().training_step(batch, _) * (1 + 0.01 * self.steps)
 
 
+class CompilesAPart(Plain):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.network = torch.compile(self.network, backend="eager")
+
+
 class Watched(Plain):
     """Has callbacks and code that want a logger."""
 

@@ -297,6 +297,11 @@ def test_no_round_inherits_what_another_left_in_a_module(tmp_path):
         assert all(torch.equal(left[key], tensor) for key, tensor in right.items())
 
 
+def test_nothing_is_said_of_what_the_compilation_of_a_part_keeps(tmp_path):
+    job, _ = own_job(tmp_path, "CompilesAPart", "pruning.rounds=0")
+    assert not any("no state dict" in each for each in job.notes)
+
+
 def test_callbacks_and_code_that_want_a_logger_have_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job, site = own_job(tmp_path / "runs", "Watched", "pruning.rounds=1")

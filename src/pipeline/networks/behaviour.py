@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.ground.errors import LIBRARIES
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.tensors import update_digest
-from pipeline.networks.given import unwrapped
+from pipeline.networks.given import own_parts
 
 DEPTH = 6
 """How deep values within values are looked at."""
@@ -32,10 +32,8 @@ def behaviour_digest(thing: object, answers: Callable[[], Any] | None = None) ->
     """SHA-256 over the source, the settings and, where it can be asked, the ``answers`` of a module or of data."""
     sha = hashlib.sha256()
     seen: dict[int, object] = {}
-    parts = thing.named_modules() if isinstance(thing, nn.Module) else [("", thing)]
+    parts = own_parts(thing) if isinstance(thing, nn.Module) else [("", thing)]
     for name, part in parts:
-        if unwrapped(part) is not part:  # what runs another part, and keeps how often it did
-            continue
         sha.update(f"{name}:".encode())
         _take(sha, part, seen, DEPTH)
     if answers is not None:

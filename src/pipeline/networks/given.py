@@ -1,6 +1,7 @@
 """A network as a user gives it: taken out of what only runs it, copied, and refused where no round could keep it."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +18,11 @@ def unwrapped(network: Any) -> Any:
     if "_orig_mod" in getattr(network, "_modules", {}):
         return unwrapped(network._orig_mod)
     return unwrapped(network.module) if isinstance(network, DataParallel | DistributedDataParallel) else network
+
+
+def own_parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a network by name, itself among them, without what only runs another and keeps how often it did."""
+    return ((name, part) for name, part in network.named_modules() if unwrapped(part) is part)
 
 
 def copied(network: nn.Module) -> nn.Module:

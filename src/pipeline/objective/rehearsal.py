@@ -27,6 +27,7 @@ from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.structures import each_tensor, first_row, given_to, rows_of
 from pipeline.ground.tensors import packed, update_digest
 from pipeline.networks.costs import counting, run_on
+from pipeline.networks.given import own_parts
 from pipeline.networks.layers import in_evaluation
 from pipeline.training.loaders import generators, held, loaders
 from pipeline.training.retraining import Span
@@ -303,7 +304,7 @@ def _check_remembered(trainer: Any) -> None:
 def _remembered(module: nn.Module) -> dict[str, str]:
     """What a module and its parts hold beside parameters and buffers, by name, as digests."""
     found = {}
-    for place, part in module.named_modules():
+    for place, part in own_parts(module):
         if isinstance(part, Metric) or type(part).get_extra_state is not nn.Module.get_extra_state:
             continue
         for name, value in vars(part).items():
