@@ -59,7 +59,7 @@ def test_rounds_neither_train_nor_prune_it_and_new_weights_keep_it(small_job):
         assert torch.equal(ledger.state(index).network["patches.weight"], first)
     assert "patches.weight" not in site.ledger.masks(1)
     assert done[1].density == pytest.approx(0.8, abs=1e-3)
-    assert "left out of pruning: frozen weights patches (they are not trained either)" in job.notes
+    assert "left out of pruning: frozen weights patches (requires_grad is false at the start)" in job.notes
 
 
 def test_other_filters_begin_as_the_identity(small_job):

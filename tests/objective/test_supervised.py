@@ -131,7 +131,7 @@ def test_frozen_tied_recurrent_and_evaluating_parts_of_what_any_callable_makes(n
     assert "two.weight" not in job.alive()
     assert {"one.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0_reverse"} <= job.alive().keys()
     assert left_out(job.network, (), ("lstm.*",)) == [
-        "left out of pruning: frozen weights first (they are not trained either)"
+        "left out of pruning: frozen weights first (requires_grad is false at the start)"
     ]
     assert any("recurrent weights lstm.weight_ih_l0" in each for each in left_out(job.network, (), ()))
     before = {key: tensor.clone() for key, tensor in job.initial(0).items()}

@@ -1,5 +1,6 @@
 """What a Trainer gets of a data set in a round: a LightningDataModule."""
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -8,7 +9,8 @@ import torch
 
 from pipeline.data import AnyDataset
 from pipeline.data.dataset import Batch, Key, Shard, ShippedDataset
-from pipeline.data.own import OwnBatches, adopted
+from pipeline.data.own import OwnBatches, adopted, keeps_itself
+from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.packages import package_of
 
 
@@ -21,16 +23,35 @@ class Epochs(Protocol):
 def data_for(
     module: Any, dataset: AnyDataset, batch_size: int, *, pairs: bool = False
 ) -> Callable[[tuple[int, int], Epochs], Any]:
-    """What gives the data module of (seed, round) for a LightningModule, of its package; ``pairs``: as RoundPairs."""
+    """What gives the data module of (seed, round) for a LightningModule, of its package; ``pairs``: as RoundPairs.
+
+    A user's own is the same each time, with the state that it has now.
+
+    Raises:
+        SettingsError: if that has a state which it cannot tell.
+    """
     package = package_of(module)
+    first = _state_of(dataset.module) if isinstance(dataset, OwnBatches) else None
 
     def data(key: tuple[int, int], span: Epochs) -> Any:
         if isinstance(dataset, OwnBatches):
+            if first is not None:
+                dataset.module.load_state_dict(copy.deepcopy(first))
             return adopted(dataset.module, package)
         kind = RoundPairs if pairs else RoundData
         return adopted(kind(dataset, batch_size=batch_size, steps=span.steps, key=key), package)
 
     return data
+
+
+def _state_of(module: Any) -> Any:
+    """A copy of what a data module of a user's says that it remembers; None where it says nothing."""
+    if not keeps_itself(module):
+        return None
+    try:
+        return copy.deepcopy(module.state_dict())
+    except Exception as error:
+        raise SettingsError([f"data: state_dict() of {type(module).__name__} fails: {one_line(error)}"]) from error
 
 
 class RoundData(lightning.LightningDataModule):

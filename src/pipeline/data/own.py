@@ -240,7 +240,14 @@ def adopted(module: Any, package: Any) -> Any:
         for name in HOOKS
         if getattr(getattr(module, name, None), "__func__", None) is not getattr(base, name, None)
     ]
-    return type(type(module).__name__, (package.LightningDataModule,), {name: handed_on(name) for name in own})()
+    other = type(type(module).__name__, (package.LightningDataModule,), {name: handed_on(name) for name in own})()
+    other.given = module
+    return other
+
+
+def keeps_itself(module: Any) -> bool:
+    """Whether a data module says in a state dict what it remembers."""
+    return type(module).state_dict is not package_of(module).LightningDataModule.state_dict
 
 
 def own_module(data: OwnData) -> Any:

@@ -1,7 +1,7 @@
 """A network as a user gives it: taken out of what only runs it, copied, and refused where no round could keep it."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,13 @@ def own_parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, part) for name, part in network.named_modules() if unwrapped(part) is part)
 
 
+def keep(network: nn.Module, buffers: Iterable[str]) -> None:
+    """Has a state dict hold buffers that it leaves out (``persistent=False``)."""
+    for name in buffers:
+        place, _, own = name.rpartition(".")
+        network.get_submodule(place)._non_persistent_buffers_set.discard(own)
+
+
 def copied(network: nn.Module) -> nn.Module:
     """A copy of what was given.
 
@@ -35,10 +42,35 @@ def copied(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network)
     except Exception as error:
-        raise SettingsError(
-            [f"network: {type(network).__name__} cannot be copied: {one_line(error)}; takes one without weight_norm or "
-             "torch.nn.utils.prune (their parametrize forms can be), or a class or function that makes it"]
-        ) from error  # fmt: skip
+        raise SettingsError([f"network: {not_copied(network, error)}"]) from error
+
+
+def not_copied(network: nn.Module, error: Exception) -> str:
+    """Why a network cannot be copied, and what could be."""
+    name = type(network).__name__
+    for place, part in reversed([*network.named_modules()]):
+        for own, value in [*vars(part).items(), *part._parameters.items(), *part._buffers.items()]:
+            if own not in ("_modules", "_parameters", "_buffers") and not _can_be_copied(value):
+                where = f"{place}.{own}".lstrip(".")
+                kind = type(value).__name__
+                if isinstance(value, Tensor):
+                    return (
+                        f"{name} cannot be copied, for {where} is computed from others; takes one without weight_norm "
+                        "or torch.nn.utils.prune (their parametrize forms can be)"
+                    )
+                return (
+                    f"{name} cannot be copied, for its {where} ({kind}) cannot: {one_line(error)}; takes one that "
+                    "makes it when it is used, or leaves it out in __getstate__()"
+                )
+    return f"{name} cannot be copied: {one_line(error)}; takes one that copy.deepcopy() copies"
+
+
+def _can_be_copied(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True
 
 
 def check_kept(network: nn.Module) -> None:

@@ -86,7 +86,11 @@ def prunable(network: nn.Module, exclude: Sequence[str] = (), include: Sequence[
         f"model.network: the weight of layer {name!r} is computed from others (by a parametrization, weight_norm or "
         "torch.nn.utils.prune), which is not pruned here; takes plain layers"
         for name, module in network.named_modules()
-        if (isinstance(module, PRUNABLE) and f"{name}.weight".lstrip(".") not in parameters)
+        if (
+            isinstance(module, PRUNABLE)
+            and "weight" not in module._buffers
+            and f"{name}.weight".lstrip(".") not in parameters
+        )
         or (isinstance(module, RECURRENT) and is_parametrized(module))
     ]
     faults += [
@@ -113,11 +117,18 @@ def left_out(network: nn.Module, exclude: Sequence[str], include: Sequence[str])
     pruned = set(prunable(network, exclude, include))
     kinds: dict[str, list[str]] = {}
     for name, layer in weight_layers(network, ["*"]).items():
-        if name in pruned or _matches(name, exclude):
+        own = name.rpartition(".")[2]
+        if name in pruned or _matches(name, exclude) or own.startswith("bias"):
             continue
-        kind = "frozen" if not network.get_parameter(name).requires_grad else _is_offered(layer)
-        kinds.setdefault(str(kind), []).append(name)
-    remedies = {"frozen": "they are not trained either"}
+        offered = (_is_offered(layer) or "other") if _is_weight(layer, own) else "other"
+        kinds.setdefault(offered if network.get_parameter(name).requires_grad else "frozen", []).append(name)
+    constant = [
+        f"{name}.weight".lstrip(".")
+        for name, layer in network.named_modules()
+        if isinstance(layer, PRUNABLE) and "weight" in layer._buffers
+    ]
+    kinds |= {"constant": constant} if constant else {}
+    remedies = {"frozen": "requires_grad is false at the start", "constant": "they are buffers"}
     return [
         f"left out of pruning: {kind} weights {', '.join(map(layer_name, names))} "
         f"({remedies.get(kind, f'pruning.include=[{layer_name(names[0])!r}] prunes such weights too')})"

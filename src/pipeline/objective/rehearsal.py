@@ -6,30 +6,28 @@ network of a user's fails under one of them and runs without, it runs without, a
 
 import copy
 import dataclasses
-import hashlib
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
-from torchmetrics import Metric
 
 from pipeline.ground.errors import PipelineError, SettingsError, one_line, where
 from pipeline.ground.packages import package_of
 from pipeline.ground.randomness import seed_all, undisturbed
 from pipeline.ground.structures import each_tensor, first_row, given_to, rows_of
-from pipeline.ground.tensors import packed, update_digest
+from pipeline.ground.tensors import packed
 from pipeline.networks.costs import counting, run_on
-from pipeline.networks.given import own_parts
+from pipeline.networks.given import not_copied
 from pipeline.networks.layers import in_evaluation
-from pipeline.training.loaders import generators, held, loaders
+from pipeline.objective import memory
+from pipeline.training.loaders import generators, loaders
+from pipeline.training.rest import captured, captured_data, too_much
 from pipeline.training.retraining import Span
 from pipeline.training.train import Trainable, figures, validate_training, with_statistics
 from pipeline.training.trainer import make_trainer
@@ -39,13 +37,14 @@ ONE_BATCH = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What a rehearsal showed: how the module can be trained, the weights and buffers that its ``setup()`` sets, what
-    it logs (and in a test alone), what ``forward`` gets of one example, how often that uses each weight, and what to
-    tell a person.
+    """What a rehearsal showed: how the module can be trained, the weights and buffers that its ``setup()`` sets, those
+    that change and that its state dict leaves out, what it logs (and in a test alone), what ``forward`` gets of one
+    example, how often that uses each weight, and what to tell a person.
     """
 
     trainable: Trainable
     set_up: Mapping[str, Tensor]
+    unkept: tuple[str, ...]
     logged: Mapping[str, float]
     tested: tuple[str, ...]
     example: Any
@@ -115,6 +114,7 @@ class _Onlooker(lightning.Callback):
         self.counts: Mapping[str, int] = {}
         self.held: Mapping[str, Any] = {}
         self.counted: list[str] = []
+        self.forgotten: list[str] = []
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         kinds = [kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__]
@@ -141,11 +141,14 @@ class _Onlooker(lightning.Callback):
         self.examples = 1
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.held = held(loaders(trainer))
+        self.held = memory.of_data(loaders(trainer), trainer.datamodule)
+        self.keepers = [(each, memory.of_thing(each)) for each in memory.keepers(trainer) if each is not self]
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        after = held(loaders(trainer))
-        self.counted = [name for name, value in self.held.items() if after.get(name) != value]
+        self.counted = memory.moved(self.held, memory.of_data(loaders(trainer), trainer.datamodule))
+        for keeper, before in self.keepers:
+            names = memory.changed(before, memory.of_thing(keeper))
+            self.forgotten += [f"{name} of {type(keeper).__name__}" for name in names]
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         self._check_layers()
@@ -184,7 +187,7 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...], copies: int) -
     try:
         module = copy.deepcopy(trainable.module)
     except Exception as error:
-        raise SettingsError([f"the module cannot be copied: {one_line(error)}"]) from error
+        raise SettingsError([f"model.network: {not_copied(trainable.network, error)}"]) from error
     network = module if trainable.own else module.get_submodule("network")
     if trainable.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -201,36 +204,27 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...], copies: int) -
         dummy = import_module(f"{package_of(module).__name__}.loggers.logger").DummyLogger
         trainer.loggers = [dummy() for _ in trainer.loggers]
         seed_all("data module")
-        before = _remembered(module) if trainable.own else {}
+        before, buffers = memory.of_module(network), memory.of_buffers(network)
         trainer.fit(module, datamodule=trainable.data((0, 0), span))
         logged |= figures(trainer)
         _check_remembered(trainer)
-        notes = tuple(_notes(type(module).__name__, module, trainer, before, of_data=onlooker.generators))
-        if onlooker.counted:
-            notes = (
-                *notes,
-                f"warning: the data change {', '.join(onlooker.counted)}, which is kept nowhere: a run that dies or is "
-                "taken further goes on without; a generator of their own, or set_epoch() of a sampler, would be given "
-                "what belongs to the epoch",
-            )
-        if onlooker.moved:
-            notes = (
-                *notes,
-                f"warning: {type(module).__name__} changes weights when a training starts, after setup(): every round "
-                "starts with that change",
-            )
+        notes = tuple(_notes(type(network).__name__, trainer, onlooker))
+        if told := too_much(captured(trainer) if trainable.own else captured_data(trainer)):
+            notes = (*notes, f"warning: {told}: a round that dies cannot go on from its last epoch")
         if "test" in trainable.splits:
             seed_all("data module")
             trainer.test(module, datamodule=trainable.data((0, 0), span), verbose=False)
             tested = tuple(name for name in figures(trainer) if name not in logged)
             logged |= figures(trainer)
+        unkept, forgotten = _changed(network, before, buffers)
+        notes = (*notes, *_forgotten(network, unkept, forgotten, own=trainable.own))
         if copies > 1 and with_statistics(network):
             _check_renewed(trainer, module, trainable.data((0, 0), span), copies)
         given = getattr(module, "example_input_array", None)
         example = onlooker.example if given is None else given
         if told := _depends_on(network, first_row(example)):
             notes = (*notes, f"warning: {type(network).__name__} {told}")
-    return Rehearsed(trainable, onlooker.set_up, logged, tested, example, onlooker.counts, notes)
+    return Rehearsed(trainable, onlooker.set_up, unkept, logged, tested, example, onlooker.counts, notes)
 
 
 def _check_renewed(trainer: Any, module: Any, data: Any, copies: int) -> None:
@@ -301,44 +295,70 @@ def _check_remembered(trainer: Any) -> None:
                 )  # fmt: skip
 
 
-def _remembered(module: nn.Module) -> dict[str, str]:
-    """What a module and its parts hold beside parameters and buffers, by name, as digests."""
-    found = {}
-    for place, part in own_parts(module):
-        if isinstance(part, Metric) or type(part).get_extra_state is not nn.Module.get_extra_state:
-            continue
-        for name, value in vars(part).items():
-            if name.startswith("_") or name in ("training", "trainer") or isinstance(value, nn.Module | Tensor):
-                continue
-            if isinstance(value, np.random.Generator):
-                value = value.bit_generator.state
-            elif isinstance(value, random.Random):
-                value = value.getstate()
-            elif isinstance(value, torch.Generator):
-                value = value.get_state()
-            sha = hashlib.sha256()
-            with suppress(Exception):  # RecursionError, of things that hold each other, among them
-                update_digest(sha, value)
-            found[f"{place}.{name}".lstrip(".")] = sha.hexdigest()
-    return found
-
-
-def _notes(name: str, module: nn.Module, trainer: Any, before: Mapping[str, str], *, of_data: bool) -> Iterator[str]:
+def _notes(name: str, trainer: Any, onlooker: _Onlooker) -> Iterator[str]:
     """What a person should know of a module and its data, after a batch."""
-    if of_data:
+    if onlooker.generators:
         yield (
             "the data have a generator of their own: it is seeded anew for every epoch, from seed, round and epoch, so "
             "that a run can continue"
         )
     if not trainer.global_step:
         yield f"warning: {name} made no step of an optimizer on its first batch"
-    after = _remembered(module)
-    changed = [each for each in before if after.get(each) != before[each]]
-    hook = getattr(type(module), "on_save_checkpoint", None)
-    if changed and getattr(hook, "__module__", "").startswith(("pytorch_lightning", "lightning.")):
+    if onlooker.counted:
         yield (
-            f"warning: {name} changes {', '.join(changed)}, which no state dict holds: a run that dies within a round "
-            "goes on without; on_save_checkpoint() and on_load_checkpoint() would keep them"
+            f"warning: the data change {', '.join(onlooker.counted)}, which is kept nowhere: a run that dies or is "
+            "taken further goes on without; a generator of their own, set_epoch() of a sampler, or state_dict() and "
+            "load_state_dict() of a data module would be given what belongs to the epoch"
+        )
+    if onlooker.forgotten:
+        yield (
+            f"warning: training changes {', '.join(onlooker.forgotten)}, which is kept nowhere: a run that dies within "
+            "a round goes on without; a callback's state_dict() and load_state_dict() would keep it, and what an "
+            "optimizer has in its state or its groups"
+        )
+    if onlooker.moved:
+        yield (
+            f"warning: {name} changes weights when a training starts, after setup(): every round starts with that "
+            "change"
+        )
+
+
+def _changed(
+    network: nn.Module, before: Mapping[str, str], buffers: Mapping[str, tuple[object, str]]
+) -> tuple[tuple[str, ...], list[str]]:
+    """What training has changed that no state dict holds: buffers that one could hold, and all else."""
+    after = memory.of_buffers(network)
+    changed = memory.changed(buffers, after)
+    unkept = tuple(name for name in changed if name in after and after[name][0] == buffers[name][0])
+    others = [name for name in changed if name not in unkept]
+    return unkept, [*others, *memory.changed(before, memory.of_module(network))]
+
+
+def _forgotten(network: nn.Module, unkept: Collection[str], forgotten: list[str], *, own: bool) -> Iterator[str]:
+    """What to tell of what no state dict holds."""
+    name = type(network).__name__
+    if unkept:
+        yield (
+            f"training changes {', '.join(unkept)}, which {name} leaves out of its state dict (persistent=False): kept "
+            "with every round, as other buffers are"
+        )
+    hook = getattr(type(network), "on_save_checkpoint", None)
+    if forgotten and not own:
+        yield (
+            f"warning: {name} changes {', '.join(forgotten)}, which no state dict holds: a run that dies or is taken "
+            "further goes on without, else each round with what the last one left; a buffer would be kept, or "
+            "get_extra_state() and set_extra_state()"
+        )
+    elif forgotten and getattr(hook, "__module__", "").startswith(memory.LIBRARY):
+        yield (
+            f"warning: {name} changes {', '.join(forgotten)}, which no state dict holds: a run that dies within a "
+            "round goes on without; on_save_checkpoint() and on_load_checkpoint() would keep them"
+        )
+    if metrics := memory.never_reset(network) if own else []:
+        yield (
+            f"warning: {name} never resets {', '.join(metrics)}: what an epoch logs of it counts those before, and a "
+            "run that dies within a round goes on without them; reset() at the end of an epoch, or self.log() of the "
+            "metric itself, would start it anew"
         )
 
 

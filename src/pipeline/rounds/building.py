@@ -22,7 +22,7 @@ from pipeline.ground.tensors import packed, tensor_digest
 from pipeline.networks import NETWORKS, build_module, build_network
 from pipeline.networks.behaviour import answers_of, behaviour_digest
 from pipeline.networks.costs import positions, run_on
-from pipeline.networks.given import check_kept, check_loads, copied, unwrapped
+from pipeline.networks.given import check_kept, check_loads, copied, keep, unwrapped
 from pipeline.networks.layers import begin_training, layer_name, left_out, prunable, weight_layers
 from pipeline.networks.weights import read_weights
 from pipeline.networks.whitening import whitened
@@ -42,6 +42,7 @@ from pipeline.settings.groups import Deploy, OwnObjective, Pruning, Settings, Su
 from pipeline.settings.identity import amc_identity, dense_identity, run_identity
 from pipeline.training.retraining import training_span
 from pipeline.training.speed import resolved
+from pipeline.training.state import unkept
 from pipeline.training.trainer import Factory
 
 WHITENED_BY = 5000 * 3 * 32 * 32
@@ -103,6 +104,10 @@ def build_job(
     if own_code:
         found = rehearsed(trainable, type(made).__name__, settings.pruning.include, settings.retraining.copies)
         trainable, notes = found.trainable, found.notes
+        if found.unkept:
+            keep(made, found.unkept)
+            check_kept(made)
+            start["kept"] = sorted(found.unkept)
         if found.set_up:
             initial = _after_setup(initial, found.set_up)
             start["setup_digest"] = tensor_digest(found.set_up)
@@ -248,18 +253,25 @@ def _made(settings: Settings, dataset: AnyDataset, make: Callable[[], nn.Module]
 
 
 def _initial(made: nn.Module, anew: Callable[[int], nn.Module]) -> Callable[[int], Mapping[str, Tensor]]:
-    """Initial weights: of attempt 0 those of ``made``, of others new ones. Frozen parameters are always the first."""
-    first = {name: tensor.clone() for name, tensor in packed(made.state_dict()).items()}
+    """Initial weights and buffers: of attempt 0 those of ``made`` now, of others new ones, each time all that its state
+    dict holds then. Frozen parameters are always the first."""
+    first = {name: tensor.clone() for name, tensor in _all_of(made).items()}
     frozen = {name for name, each in made.named_parameters(remove_duplicate=False) if not each.requires_grad}
     begin_training(made)
 
     def initial(attempt: int) -> Mapping[str, Tensor]:
-        if attempt == 0:
-            return {name: tensor.clone() for name, tensor in first.items()}
-        fresh = packed(anew(attempt).state_dict())
-        return {name: first[name] if name in frozen else tensor for name, tensor in fresh.items()}
+        held = made.state_dict().keys()
+        found = (
+            first if attempt == 0 else _all_of(anew(attempt)) | {name: first[name] for name in frozen & first.keys()}
+        )
+        return {name: tensor.clone() for name, tensor in found.items() if name in held}
 
     return initial
+
+
+def _all_of(network: nn.Module) -> dict[str, Tensor]:
+    """Its state dict, and the buffers that this leaves out."""
+    return {**packed(network.state_dict()), **unkept(network)}
 
 
 def _after_setup(

@@ -78,21 +78,6 @@ FEW = 100
 """Longer collections are of examples."""
 
 
-def held(loaders: Iterable["DataLoader[Any]"]) -> dict[str, Any]:
-    """The numbers and texts that samplers and data sets hold, by name; not of those that are told each epoch."""
-    found: dict[str, Any] = {}
-    for loader in loaders:
-        holders = [loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None), loader.dataset]
-        while (inner := getattr(holders[-1], "dataset", None)) is not None:
-            holders.append(inner)
-        for holder in holders:
-            if not callable(getattr(holder, "set_epoch", None)):
-                for name, value in getattr(holder, "__dict__", {}).items():
-                    if isinstance(value, int | float | str):
-                        found[f"{type(holder).__name__}.{name}"] = value
-    return found
-
-
 def reseed(loader: "DataLoader[Any]", seed: int) -> None:
     """Has a loader's next pass follow from the seed: generators of its own, and workers that outlive an epoch."""
     for generator in generators(loader):

@@ -4,10 +4,16 @@ import io
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from pipeline.ground.errors import PipelineError, one_line
+from pipeline.training.state import unkept
 from pipeline.training.tape import numbers_of, set_numbers
+
+
+def captured_data(trainer: Any) -> bytes:
+    """What the data module remembers; nothing where that is nothing."""
+    state = trainer.datamodule.state_dict()
+    return _written({"data": state}) if state else b""
 
 
 def captured(trainer: Any) -> bytes:
@@ -23,34 +29,52 @@ def captured(trainer: Any) -> bytes:
         "callbacks": {each.state_key: each.state_dict() for each in theirs},
         "precision": trainer.precision_plugin.state_dict(),
         "data": trainer.datamodule.state_dict(),
-        "buffers": _not_kept(module),
+        "buffers": unkept(module),
         "trained": [name for name, each in module.named_parameters() if each.requires_grad],
         "hooks": hooks,
     }
+    return _written(kept)
+
+
+def _written(kept: Any) -> bytes:
     written = io.BytesIO()
     torch.save(kept, written)
     return written.getvalue()
 
 
-def _not_kept(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that a state dict leaves out."""
-    kept = module.state_dict().keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name not in kept}
+def _read(rest: bytes, device: torch.device) -> Any:
+    return torch.load(io.BytesIO(rest), map_location=device, weights_only=True)
+
+
+TOO_MUCH = "the data, a scheduler, callback or hook keeps more than tensors, numbers and text"
+
+
+def too_much(rest: bytes) -> str | None:
+    """Why a round could not go on from this; None where it could."""
+    try:
+        if rest:
+            _read(rest, torch.device("cpu"))
+    except Exception as error:
+        return f"{TOO_MUCH} ({one_line(error)})"
+    return None
 
 
 def give_back(trainer: Any, module: Any, rest: bytes) -> None:
-    """Gives schedulers, callbacks, hooks and precision what ``captured`` has kept.
+    """Gives data, schedulers, callbacks, hooks and precision what ``captured`` or ``captured_data`` has kept.
 
     Raises:
         PipelineError: if a part of it is more than numbers, tensors and text.
     """
     try:
-        kept = torch.load(io.BytesIO(rest), map_location=module.device, weights_only=True)
+        kept = _read(rest, module.device)
     except Exception as error:
         raise PipelineError(
-            f"a scheduler, callback or hook keeps more than tensors, numbers and text ({one_line(error)}): this round "
-            "cannot go on from its last epoch; delete its partial.safetensors to train it from its start"
+            f"{TOO_MUCH} ({one_line(error)}): this round cannot go on from its last epoch; delete its "
+            "partial.safetensors to train it from its start"
         ) from error
+    trainer.datamodule.load_state_dict(kept["data"])
+    if "hooks" not in kept:
+        return
     for optimizer, numbers in zip(trainer.optimizers, kept["groups"], strict=True):
         set_numbers(optimizer.param_groups, numbers)
     for config, state in zip(trainer.lr_scheduler_configs, kept["schedulers"], strict=True):
@@ -61,9 +85,8 @@ def give_back(trainer: Any, module: Any, rest: bytes) -> None:
             callback.on_load_checkpoint(trainer, module, hooks)
             callback.load_state_dict(kept["callbacks"][callback.state_key])
     module.on_load_checkpoint(hooks)
-    for name, buffer in _not_kept(module).items():
+    for name, buffer in unkept(module).items():
         buffer.copy_(kept["buffers"][name])
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in kept["trained"])
     trainer.precision_plugin.load_state_dict(kept["precision"])
-    trainer.datamodule.load_state_dict(kept["data"])

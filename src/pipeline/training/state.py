@@ -99,6 +99,12 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def unkept(network: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a state dict leaves out, by name."""
+    kept = network.state_dict().keys()
+    return {name: buffer for name, buffer in network.named_buffers() if name not in kept}
+
+
 def restore(optimizers: Sequence[Optimizer], network: nn.Module, entries: Mapping[str, Tensor]) -> None:
     """Gives new optimizers the entries of ``State.optimizer``, laid out as their parameters are, by torch's own way of
     loading them, which knows where each entry has to be.

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +127,14 @@ def train_round(
         _begin_at(
             trainer, first_epoch, past.global_step(first_epoch) if past else 0, first_epoch * span.steps_per_epoch
         )
+        data = trainable.data((plan.seed, plan.index), span)
         seed_all("data module")
-        trainer.fit(module, datamodule=trainable.data((plan.seed, plan.index), span))
+        with ExitStack() as once:
+            if not trainer.reload_dataloaders_every_n_epochs:
+                for loader in ("train_dataloader", "val_dataloader"):
+                    made = _of_epoch(trainer, span.first, getattr(data, loader))
+                    once.enter_context(_standing_in(data, loader, made))
+            trainer.fit(module, datamodule=data)
         return epochs.finish(trainer)
 
 
@@ -163,6 +169,20 @@ def evaluate(
         seed_all("data module")
         evaluation(trainable.module, datamodule=data, verbose=False)
     return figures(trainer)
+
+
+def _of_epoch(trainer: Any, epoch: int, make: Callable[[], Any]) -> Callable[[], Any]:
+    """Makes loaders as for that epoch, the first of a round: one that goes on later has those that it began with."""
+
+    def made() -> Any:
+        current = trainer.fit_loop.epoch_progress.current
+        now, current.completed = current.completed, epoch
+        try:
+            return make()
+        finally:
+            current.completed = now
+
+    return made
 
 
 @contextmanager
@@ -338,7 +358,7 @@ class _Epochs(lightning.Callback):
         reached = UnderWay(
             capture(self.trainable.network, trainer.optimizers),
             tape,
-            rest.captured(trainer) if self.trainable.own else b"",
+            rest.captured(trainer) if self.trainable.own else rest.captured_data(trainer),
             {} if self.pruner is None else self.pruner.masks,
             {} if self.average is None else self.average.kept(),
         )
