@@ -100,6 +100,53 @@ def test_a_network_with_such_a_buffer_scores_what_its_round_scored(tmp_path):
         assert float((scores.argmax(1) == labels).float().mean()) == pytest.approx(each.test["test_accuracy"])
 
 
+class MadeLate(Net):
+    """Makes a buffer of its state dict when it is called."""
+
+    first, persistent = None, True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ones", self.first, self.persistent)
+
+    def forward(self, x):
+        if self.ones is None or len(self.ones) < len(x):
+            self.ones = torch.ones(len(x), 16)
+        return self.output(self.hidden(x.flatten(1)).relu() * self.ones[: len(x)])
+
+
+class Grows(MadeLate):
+    first = torch.ones(1, 16)
+
+
+class MadeAnew(MadeLate):
+    persistent = False
+
+
+class Twice(Bare):
+    """One part under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = self.other = nn.Module()
+        self.one.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.one.seen += x.mean().detach()
+        return super().forward(x) * (1 + 0.01 * self.other.seen)
+
+
+@pytest.mark.parametrize("kind", [MadeLate, Grows, MadeAnew, Twice])
+def test_buffers_that_a_call_makes_and_parts_with_two_names_train_as_others(kind, tmp_path):
+    for given in (kind, kind()):
+        made, site = job(given, tmp_path / str(isinstance(given, type)))
+        assert len(loop.run(made, site)) == 2
+        found = network_after(made, site, 1)
+        assert torch.isfinite(found(torch.ones(3, 1, 8, 8))).all()
+    assert same_after_a_kill(tmp_path / "died", network=kind)
+
+
 def test_fresh_weights_come_with_fresh_buffers(tmp_path):
     made, site = job(Drifts, tmp_path, "retraining.weights=fresh", "retraining.optimizer_state=reset")
     loop.run(made, site)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from pipeline.deploy.subject import Subject
 from pipeline.ground.errors import PipelineError, SettingsError
-from pipeline.ground.tensors import unpacked
 from pipeline.pruning.masks import Masks, kept
 from pipeline.rounds.job import Job, Site
 from pipeline.rounds.ledger import Round
 from pipeline.rounds.planning import planned_rounds
+from pipeline.training.state import load
 
 
 def finished(rounds: Sequence[Round], job: Job) -> bool:
@@ -125,7 +125,7 @@ def recorded_from(site: Site, first: int) -> list[Round]:
 
 def network_after(job: Job, site: Site, index: int) -> nn.Module:
     """A network of its own with the weights that a complete round ended with, in evaluation, on the CPU."""
-    return _network_with(job, unpacked(site.ledger_of(index).state(index).network))
+    return _network_with(job, site.ledger_of(index).state(index).network)
 
 
 def subject_of(job: Job, site: Site, index: int) -> Subject:
@@ -140,7 +140,7 @@ def subject_with(job: Job, weights: Mapping[str, Tensor]) -> Subject:
 
 def _network_with(job: Job, weights: Mapping[str, Tensor]) -> nn.Module:
     network = copy.deepcopy(job.network).cpu().eval()
-    network.load_state_dict(weights)
+    load(network, weights)
     return network
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline.ground.tensors import packed
+from pipeline.ground.tensors import packed, unpacked
 from pipeline.pruning.masks import Masks
 from pipeline.training.tape import Tape
 
@@ -102,7 +102,22 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unkept(network: nn.Module) -> dict[str, Tensor]:
     """The buffers that a state dict leaves out, by name."""
     kept = network.state_dict().keys()
-    return {name: buffer for name, buffer in network.named_buffers() if name not in kept}
+    return {name: buffer for name, buffer in network.named_buffers(remove_duplicate=False) if name not in kept}
+
+
+def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Gives a network a ``State.network``; buffers that a forward makes, or makes longer, become what they were."""
+    values, held = unpacked(state), network.state_dict().keys()
+    for place, part in network.named_modules():
+        for own, buffer in part._buffers.items():
+            name = f"{place}.{own}".lstrip(".")
+            value = values.get(name)
+            if isinstance(value, Tensor) and (buffer is None or buffer.shape != value.shape):
+                where = buffer if buffer is not None else next(network.parameters(), value)
+                part._buffers[own] = torch.empty_like(value, device=where.device)
+            elif name in held and name not in values:
+                part._buffers[own] = None
+    network.load_state_dict(values)
 
 
 def restore(optimizers: Sequence[Optimizer], network: nn.Module, entries: Mapping[str, Tensor]) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from pipeline.data.dataset import Split
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.randomness import derived_seed, seed_all
-from pipeline.ground.tensors import unpacked
 from pipeline.pruning.masks import Masks, kept
 from pipeline.training import rest
 from pipeline.training.alive import kept_dead
@@ -29,7 +28,7 @@ from pipeline.training.gradual import Gradual, PruneGradually
 from pipeline.training.loaders import cut, loaders, reseed
 from pipeline.training.replay import Recording, RewindAwareSchedule
 from pipeline.training.retraining import Span
-from pipeline.training.state import Epoch, State, UnderWay, capture, masked, restore
+from pipeline.training.state import Epoch, State, UnderWay, capture, load, masked, restore
 from pipeline.training.tape import Tape
 from pipeline.training.trainer import TrainerSettings, make_trainer
 
@@ -254,7 +253,7 @@ def learning_from(trainable: Trainable, teacher: Mapping[str, Tensor] | None) ->
         yield
         return
     network = copy.deepcopy(trainable.network).requires_grad_(False)
-    network.load_state_dict(unpacked(teacher))
+    load(network, teacher)
     module: Any = trainable.module
     module.learn_from(network)
     try:
@@ -409,7 +408,7 @@ def _load(trainable: Trainable, state: State) -> None:
     network = trainable.network
     if trainable.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.load_state_dict(unpacked(state.network))
+    load(network, state.network)
 
 
 def figures(trainer: Any) -> dict[str, float]:
