@@ -342,6 +342,48 @@ def test_an_order_that_follows_from_the_one_before_is_told_of(kind, told, tmp_pa
     assert [each.split(", which")[0] for each in notes] == ([f"warning: the data change Order.{told}"] if told else [])
 
 
+class CountsItsPasses(torch.utils.data.DataLoader):
+    def __init__(self):
+        super().__init__(loader().dataset, 8)
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+class NoLoader:
+    def __init__(self):
+        self.passes = 0
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(loader())
+
+
+class GivesIt(LightningDataModule):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def train_dataloader(self):
+        return self.kind()
+
+    def val_dataloader(self):
+        return loader()
+
+    test_dataloader = val_dataloader
+
+
+@pytest.mark.parametrize("kind", [CountsItsPasses, NoLoader])
+def test_a_loader_of_any_kind_that_counts_is_told_of(kind, tmp_path):
+    notes = job(Bare, tmp_path, data=GivesIt(kind))[0].notes
+    assert any(f"the data change {kind.__name__}.passes, which is kept nowhere" in each for each in notes)
+
+
 class Locked(Net):
     def __init__(self):
         super().__init__()

@@ -16,6 +16,7 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from pipeline.data.own import keeps_itself
@@ -106,23 +107,30 @@ def never_reset(module: nn.Module) -> list[str]:
 
 
 def of_data(loaders: Iterable[Any], data: object) -> dict[str, Any]:
-    """What samplers, data sets and a data module hold, by name, at a glance; not of those that are told each epoch, nor
-    of a data module with a state dict of its own, which is kept."""
+    """What loaders, samplers, data sets and a data module hold, by name, at a glance; not of those that are told each
+    epoch, nor of a data module with a state dict of its own, which is kept."""
     data = getattr(data, "given", data)
-    holders: list[Any] = [] if keeps_itself(data) else [data]
+    holders: list[Any] = [data]
     for loader in loaders:
-        holders += [loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
-        holders.append(loader.dataset)
+        batches = getattr(loader, "batch_sampler", None)
+        holders += [loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
+        holders.append(getattr(loader, "dataset", None))
         while (inner := getattr(holders[-1], "dataset", None)) is not None:
             holders.append(inner)
     base = vars(lightning.LightningDataModule()).keys() | {"trainer"}
     return {
         f"{type(holder).__name__}.{name}": seen
         for holder in holders
-        if not callable(getattr(holder, "set_epoch", None))
+        if not callable(getattr(holder, "set_epoch", None)) and not (holder is data and keeps_itself(data))
         for name, value in getattr(holder, "__dict__", {}).items()
-        if name not in base and (seen := _glimpse(value, 3)) is not None
+        if name not in base
+        and not (isinstance(holder, DataLoader) and name in DEALT)
+        and (seen := _glimpse(value, 3)) is not None
     }
+
+
+DEALT = vars(DataLoader([0])).keys()  # type: ignore[arg-type]
+"""What every loader of torch has, and changes as it reads."""
 
 
 def moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -140,17 +148,17 @@ def _glimpse(thing: Any, depth: int) -> Any:
         return None
     if isinstance(thing, Generators | io.IOBase | type):  # the first are seeded for every epoch
         return None
-    if isinstance(thing, Mapping) and depth:
+    if isinstance(thing, dict) and depth:
         return {repr(key): _glimpse(each, depth - 1) for key, each in islice(thing.items(), FEW)}
     if isinstance(thing, list | tuple | deque) and depth:
         return [_glimpse(each, depth - 1) for each in islice(thing, FEW)]
-    if isinstance(thing, Iterator):
+    if isinstance(thing, Iterator) and type(thing).__module__ in ("builtins", "itertools"):
         return _Position(thing)
     return None
 
 
 class _Position:
-    """Where an iterator stands, which cannot be asked: it is taken to move."""
+    """Where a generator or another iterator of Python's stands, which cannot be asked: it is taken to move."""
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self.iterator = iterator

@@ -26,7 +26,7 @@ from pipeline.networks.costs import counting, run_on
 from pipeline.networks.given import not_copied
 from pipeline.networks.layers import in_evaluation
 from pipeline.objective import memory
-from pipeline.training.loaders import generators, loaders
+from pipeline.training.loaders import all_loaders, generators, loaders
 from pipeline.training.rest import captured, captured_data, too_much
 from pipeline.training.retraining import Span
 from pipeline.training.train import Trainable, figures, validate_training, with_statistics
@@ -137,15 +137,16 @@ class _Onlooker(lightning.Callback):
             )
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        iter(trainer.fit_loop._data_fetcher)  # as a training does, whose first iterator was made before any seeding
         self.generators = any(generators(each) for each in loaders(trainer))
         self.examples = 1
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.held = memory.of_data(loaders(trainer), trainer.datamodule)
+        self.held = memory.of_data(all_loaders(trainer), trainer.datamodule)
         self.keepers = [(each, memory.of_thing(each)) for each in memory.keepers(trainer) if each is not self]
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        self.counted = memory.moved(self.held, memory.of_data(loaders(trainer), trainer.datamodule))
+        self.counted = memory.moved(self.held, memory.of_data(all_loaders(trainer), trainer.datamodule))
         for keeper, before in self.keepers:
             names = memory.changed(before, memory.of_thing(keeper))
             self.forgotten += [f"{name} of {type(keeper).__name__}" for name in names]

@@ -18,17 +18,22 @@ from pipeline.ground.structures import each_tensor, leaves, rows_in
 
 def loaders(trainer: Any) -> Sequence[Any]:
     """The DataLoaders of a training, wherever they stand in what the data module gave."""
+    return [each for each in all_loaders(trainer) if isinstance(each, DataLoader)]
+
+
+def all_loaders(trainer: Any) -> Sequence[Any]:
+    """Those, and whatever else gives the batches of a training."""
     found: list[Any] = []
 
     def look(thing: Any) -> None:
-        if isinstance(thing, DataLoader):
-            found.append(thing)
-        elif isinstance(thing, Mapping):
+        if isinstance(thing, Mapping):
             for each in thing.values():
                 look(each)
         elif isinstance(thing, list | tuple):
             for each in thing:
                 look(each)
+        else:
+            found.append(thing)
 
     look(trainer.train_dataloader)
     look(trainer.val_dataloaders)
