@@ -137,6 +137,19 @@ class Twice(Bare):
         return super().forward(x) * (1 + 0.01 * self.other.seen)
 
 
+class MakesAnew(Plain):
+    """A buffer outside the state dict is made longer by a call."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = MadeAnew()
+        self.network.ones = torch.ones(1, 16)
+
+
+def test_a_module_whose_buffers_grow_goes_on_after_a_kill(tmp_path):
+    assert same_after_a_kill(tmp_path, network=MakesAnew)
+
+
 @pytest.mark.parametrize("kind", [MadeLate, Grows, MadeAnew, Twice])
 def test_buffers_that_a_call_makes_and_parts_with_two_names_train_as_others(kind, tmp_path):
     for given in (kind, kind()):
@@ -295,6 +308,17 @@ def test_data_that_depend_on_their_past_go_on_as_if_nothing_had_stopped(network,
     assert not any("the data change" in each for each in notes)
 
 
+class TrainsAlone(LightningDataModule):
+    def train_dataloader(self):
+        return loader()
+
+
+@pytest.mark.parametrize("data", [TrainsAlone(), (loader(),)])
+def test_data_to_train_on_alone_are_enough_for_a_module_whose_score_is_of_the_training(data, tmp_path):
+    made, site = job(Ours, tmp_path, "objective.score=train_loss", "objective.better=lower", data=data)
+    assert len(loop.run(made, site)) == 2
+
+
 class KeepsAnArray(Stateful):
     def state_dict(self):
         return {"turn": np.ones(3)}
@@ -321,7 +345,7 @@ class Order(torch.utils.data.Sampler):
 
     def __init__(self, kind):
         self.kind = kind
-        self.order = {"list": list, "array": np.array, "deque": list}.get(kind, list)(range(200))
+        self.order = np.arange(200) if kind == "array" else list(range(200))
         self.turns = itertools.count() if kind == "iterator" else None
         self.cache = {}
 

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.data import AnyDataset
 from pipeline.data.dataset import Batch, Key, Shard, ShippedDataset
-from pipeline.data.own import OwnBatches, adopted, keeps_itself
+from pipeline.data.own import OwnBatches, adopted, has_own
 from pipeline.ground.errors import SettingsError, one_line
 from pipeline.ground.packages import package_of
 
@@ -46,7 +46,7 @@ def data_for(
 
 def _state_of(module: Any) -> Any:
     """A copy of what a data module of a user's says that it remembers; None where it says nothing."""
-    if not keeps_itself(module):
+    if not has_own(module, "state_dict"):
         return None
     try:
         return copy.deepcopy(module.state_dict())

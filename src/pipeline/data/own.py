@@ -85,7 +85,7 @@ class OwnBatches:
 
     def has(self, split: AnySplit) -> bool:
         """Whether the module has a loader for a split."""
-        return _has(self.module, split)
+        return has_own(self.module, LOADERS[split])
 
     @property
     def digest(self) -> str:
@@ -234,20 +234,17 @@ def adopted(module: Any, package: Any) -> Any:
 
         return hook
 
-    base = package_of(module).LightningDataModule
-    own = [
-        name
-        for name in HOOKS
-        if getattr(getattr(module, name, None), "__func__", None) is not getattr(base, name, None)
-    ]
+    own = [name for name in HOOKS if has_own(module, name)]
     other = type(type(module).__name__, (package.LightningDataModule,), {name: handed_on(name) for name in own})()
     other.given = module
     return other
 
 
-def keeps_itself(module: Any) -> bool:
-    """Whether a data module says in a state dict what it remembers."""
-    return type(module).state_dict is not package_of(module).LightningDataModule.state_dict
+def has_own(module: Any, hook: str) -> bool:
+    """Whether a data module has a hook that is not Lightning's: of its class, or given to it."""
+    base = getattr(package_of(module).LightningDataModule, hook, None)
+    found = getattr(module, hook, None)
+    return found is not None and getattr(found, "__func__", found) is not base
 
 
 def own_module(data: OwnData) -> Any:
@@ -284,7 +281,7 @@ def own_batches(module: Any, use: Use) -> OwnBatches:
         raise SettingsError([f"data: {name} cannot be set up: {one_line(error)}"]) from error
     faults = []
     for split, loader in LOADERS.items():
-        if not _has(module, split):
+        if not has_own(module, LOADERS[split]):
             if use.labels or split == "train":
                 faults.append(
                     f"data: {name} has no {loader}(); takes a LightningDataModule that has it, in Python also "
@@ -379,13 +376,6 @@ def _checked_pair(place: str, batch: Any) -> tuple[Any, Tensor]:
             "inputs with labels"
         ) from error
     return inputs, targets
-
-
-def _has(module: Any, split: AnySplit) -> bool:
-    """Whether a data module has the loader of a split: of its class, or given to it."""
-    base = getattr(package_of(module).LightningDataModule, LOADERS[split])
-    found = getattr(module, LOADERS[split], None)
-    return found is not None and getattr(found, "__func__", found) is not base
 
 
 def _onlooker(module: Any) -> Any:

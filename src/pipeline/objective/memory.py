@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from pipeline.data.own import keeps_itself
+from pipeline.data.own import has_own
 from pipeline.ground.packages import package_of
 from pipeline.ground.tensors import update_digest
 from pipeline.networks.given import own_parts
@@ -121,7 +121,7 @@ def of_data(loaders: Iterable[Any], data: object) -> dict[str, Any]:
     return {
         f"{type(holder).__name__}.{name}": seen
         for holder in holders
-        if not callable(getattr(holder, "set_epoch", None)) and not (holder is data and keeps_itself(data))
+        if not callable(getattr(holder, "set_epoch", None)) and not (holder is data and has_own(data, "state_dict"))
         for name, value in getattr(holder, "__dict__", {}).items()
         if name not in base
         and not (isinstance(holder, DataLoader) and name in DEALT)

@@ -27,7 +27,7 @@ from pipeline.networks.given import not_copied
 from pipeline.networks.layers import in_evaluation
 from pipeline.objective import memory
 from pipeline.training.loaders import all_loaders, generators, loaders
-from pipeline.training.rest import captured, captured_data, too_much
+from pipeline.training.rest import captured, too_much
 from pipeline.training.retraining import Span
 from pipeline.training.train import Trainable, figures, validate_training, with_statistics
 from pipeline.training.trainer import make_trainer
@@ -210,7 +210,7 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...], copies: int) -
         logged |= figures(trainer)
         _check_remembered(trainer)
         notes = tuple(_notes(type(network).__name__, trainer, onlooker))
-        if told := too_much(captured(trainer) if trainable.own else captured_data(trainer)):
+        if told := too_much(captured(trainer, all_of_it=trainable.own)):
             notes = (*notes, f"warning: {told}: a round that dies cannot go on from its last epoch")
         if "test" in trainable.splits:
             seed_all("data module")

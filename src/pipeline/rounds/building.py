@@ -256,14 +256,13 @@ def _initial(made: nn.Module, anew: Callable[[int], nn.Module]) -> Callable[[int
     """Initial weights and buffers: of attempt 0 those of ``made`` now, of others new ones, each time all that its state
     dict holds then. Frozen parameters are always the first."""
     first = {name: tensor.clone() for name, tensor in _all_of(made).items()}
-    frozen = {name for name, each in made.named_parameters(remove_duplicate=False) if not each.requires_grad}
+    names = {name for name, each in made.named_parameters(remove_duplicate=False) if not each.requires_grad}
+    frozen = {name: tensor for name, tensor in first.items() if name in names}
     begin_training(made)
 
     def initial(attempt: int) -> Mapping[str, Tensor]:
+        found = first if attempt == 0 else _all_of(anew(attempt)) | frozen
         held = made.state_dict().keys()
-        found = (
-            first if attempt == 0 else _all_of(anew(attempt)) | {name: first[name] for name in frozen & first.keys()}
-        )
         return {name: tensor.clone() for name, tensor in found.items() if name in held}
 
     return initial

@@ -6,18 +6,16 @@ from typing import Any
 import torch
 
 from pipeline.ground.errors import PipelineError, one_line
-from pipeline.training.state import unkept
+from pipeline.training.state import make_room, unkept
 from pipeline.training.tape import numbers_of, set_numbers
 
 
-def captured_data(trainer: Any) -> bytes:
-    """What the data module remembers; nothing where that is nothing."""
-    state = trainer.datamodule.state_dict()
-    return _written({"data": state}) if state else b""
-
-
-def captured(trainer: Any) -> bytes:
-    """What parameter groups, schedulers, callbacks, hooks and precision remember, beside weights and optimizers."""
+def captured(trainer: Any, *, all_of_it: bool) -> bytes:
+    """What the data module remembers, and (``all_of_it``) parameter groups, schedulers, callbacks, hooks and precision,
+    beside weights and optimizers; nothing where that is nothing."""
+    data = trainer.datamodule.state_dict()
+    if not all_of_it:
+        return _written({"data": data}) if data else b""
     module, hooks = trainer.lightning_module, {"state_dict": trainer.lightning_module.state_dict()}
     theirs = [each for each in trainer.callbacks if not type(each).__module__.startswith("pipeline.")]
     for callback in theirs:
@@ -28,7 +26,7 @@ def captured(trainer: Any) -> bytes:
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "callbacks": {each.state_key: each.state_dict() for each in theirs},
         "precision": trainer.precision_plugin.state_dict(),
-        "data": trainer.datamodule.state_dict(),
+        "data": data,
         "buffers": unkept(module),
         "trained": [name for name, each in module.named_parameters() if each.requires_grad],
         "hooks": hooks,
@@ -60,7 +58,7 @@ def too_much(rest: bytes) -> str | None:
 
 
 def give_back(trainer: Any, module: Any, rest: bytes) -> None:
-    """Gives data, schedulers, callbacks, hooks and precision what ``captured`` or ``captured_data`` has kept.
+    """Gives data, schedulers, callbacks, hooks and precision what ``captured`` has kept.
 
     Raises:
         PipelineError: if a part of it is more than numbers, tensors and text.
@@ -85,8 +83,10 @@ def give_back(trainer: Any, module: Any, rest: bytes) -> None:
             callback.on_load_checkpoint(trainer, module, hooks)
             callback.load_state_dict(kept["callbacks"][callback.state_key])
     module.on_load_checkpoint(hooks)
+    make_room(module, kept["buffers"])
     for name, buffer in unkept(module).items():
-        buffer.copy_(kept["buffers"][name])
+        if name in kept["buffers"]:
+            buffer.copy_(kept["buffers"][name])
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in kept["trained"])
     trainer.precision_plugin.load_state_dict(kept["precision"])

@@ -106,18 +106,24 @@ def unkept(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Gives a network a ``State.network``; buffers that a forward makes, or makes longer, become what they were."""
-    values, held = unpacked(state), network.state_dict().keys()
+    """Gives a network a ``State.network``; a buffer that a forward has made since is none again."""
+    values = unpacked(state)
+    make_room(network, values)
+    for name in network.state_dict().keys() - values.keys():
+        place, _, own = name.rpartition(".")
+        if own in (buffers := network.get_submodule(place)._buffers):
+            buffers[own] = None
+    network.load_state_dict(values)
+
+
+def make_room(network: nn.Module, values: Mapping[str, Any]) -> None:
+    """Has buffers that a forward makes, or makes longer, take values of theirs of another shape than they have."""
+    device = next((each.device for each in network.parameters()), None)
     for place, part in network.named_modules():
         for own, buffer in part._buffers.items():
-            name = f"{place}.{own}".lstrip(".")
-            value = values.get(name)
+            value = values.get(f"{place}.{own}".lstrip("."))
             if isinstance(value, Tensor) and (buffer is None or buffer.shape != value.shape):
-                where = buffer if buffer is not None else next(network.parameters(), value)
-                part._buffers[own] = torch.empty_like(value, device=where.device)
-            elif name in held and name not in values:
-                part._buffers[own] = None
-    network.load_state_dict(values)
+                part._buffers[own] = torch.empty_like(value, device=device if buffer is None else buffer.device)
 
 
 def restore(optimizers: Sequence[Optimizer], network: nn.Module, entries: Mapping[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.dataset import Split
+from pipeline.data.own import has_own
 from pipeline.ground.errors import PipelineError
 from pipeline.ground.randomness import derived_seed, seed_all
 from pipeline.pruning.masks import Masks, kept
@@ -129,8 +130,8 @@ def train_round(
         data = trainable.data((plan.seed, plan.index), span)
         seed_all("data module")
         with ExitStack() as once:
-            if not trainer.reload_dataloaders_every_n_epochs:
-                for loader in ("train_dataloader", "val_dataloader"):
+            for loader in ("train_dataloader", "val_dataloader"):
+                if has_own(data, loader) and not trainer.reload_dataloaders_every_n_epochs:
                     made = _of_epoch(trainer, span.first, getattr(data, loader))
                     once.enter_context(_standing_in(data, loader, made))
             trainer.fit(module, datamodule=data)
@@ -357,7 +358,7 @@ class _Epochs(lightning.Callback):
         reached = UnderWay(
             capture(self.trainable.network, trainer.optimizers),
             tape,
-            rest.captured(trainer) if self.trainable.own else rest.captured_data(trainer),
+            rest.captured(trainer, all_of_it=self.trainable.own),
             {} if self.pruner is None else self.pruner.masks,
             {} if self.average is None else self.average.kept(),
         )
