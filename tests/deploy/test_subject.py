@@ -286,3 +286,39 @@ def test_answers_that_have_no_row_an_example_end_in_a_bundle(tmp_path):
         assert np.allclose(kept[f"model_fp32.onnx/{name}"], expected[name], atol=1e-5)
     predicted = board(folder, "predict", str(tmp_path / "inputs.npz"))
     assert "anchors: 2 x 3, from 0 to 5" in predicted.stdout
+
+
+class TakesOneMapping(nn.Module):
+    """Its forward has one argument, which is a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.output = nn.Linear(8, 32), nn.Linear(4, 32), nn.Linear(64, 3)
+
+    def forward(self, given):
+        return self.output(torch.cat([self.left(given["x"]).relu(), self.right(given["y"]).relu()], 1))
+
+
+def in_mappings(rows):
+    x, y, labels = zip(*rows, strict=True)
+    return {"x": torch.stack(x), "y": torch.stack(y)}, torch.stack(labels)
+
+
+@pytest.mark.parametrize("structure", [(), ("pruning.structure=filter", "pruning.scope=layer")])
+def test_a_network_whose_one_argument_is_a_mapping_is_pruned_and_bundled(structure, tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    rows = [
+        (torch.randn(8, generator=draws), torch.randn(4, generator=draws), torch.tensor(place % 3)) for place in range(32)
+    ]
+    data = (DataLoader(rows, 8, collate_fn=in_mappings),) * 3
+    runs = [f"runs={tmp_path}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    done = prune_by_rewinding(TakesOneMapping, data, *SETTINGS, *structure, *runs)
+    folder = done.bundle(tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {each["name"] for each in manifest["inputs"]} == {"x", "y"}
+    model = onnxruntime.InferenceSession(folder / "model.onnx")
+    x, y, _ = rows[0]
+    (found,) = model.run(None, {"x": x[None].numpy(), "y": y[None].numpy()})
+    with torch.no_grad():
+        expected = done.network(1)({"x": x[None], "y": y[None]})
+    assert np.abs(found - expected.numpy()).max() < 0.2

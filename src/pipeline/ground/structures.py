@@ -59,9 +59,15 @@ def pieces(structure: Any, size: int) -> list[Any]:
 
 def called(network: Callable[..., Any], inputs: Any) -> Any:
     """What something answers to inputs: one, several in a sequence, or by name (all at once, if it takes them so)."""
-    if isinstance(inputs, Mapping):
-        return network(**inputs) if _takes_names(network, inputs) else network(inputs)
-    return network(*inputs) if isinstance(inputs, list | tuple) else network(inputs)
+    arguments, named = arguments_of(network, inputs)
+    return network(*arguments, **named)
+
+
+def arguments_of(network: Callable[..., Any], inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The inputs as arguments of a call, and as those by name."""
+    if isinstance(inputs, Mapping) and _takes_names(network, inputs):
+        return (), inputs
+    return (inputs if isinstance(inputs, list | tuple) else (inputs,)), {}
 
 
 def given_to(function: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
@@ -69,6 +75,8 @@ def given_to(function: Callable[..., Any], arguments: Sequence[Any], named: Mapp
     if named:
         return dict(inspect.signature(function).bind(*arguments, **named).arguments)
     only = arguments[0] if len(arguments) == 1 else arguments
+    if isinstance(only, Mapping) and not _takes_names(function, only):
+        return only
     return tuple(arguments) if isinstance(only, list | tuple | Mapping) else only
 
 

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from torch.compiler import set_stance
 from torch.func import functional_call
 from torch_pruning.ops import OPTYPE
 
-from pipeline.ground.structures import called, each_tensor
+from pipeline.ground.structures import arguments_of, called, each_tensor
 from pipeline.networks.layers import weight_layers
 from pipeline.pruning.masks import Masks
 
@@ -105,7 +105,8 @@ def dependency_graph(network: nn.Module, example: Any) -> torch_pruning.Dependen
         parameter.requires_grad_(True)
     with warnings.catch_warnings(), set_stance("force_eager"), torch.enable_grad():
         warnings.simplefilter("ignore")
-        return torch_pruning.DependencyGraph().build_dependency(network, example_inputs=example)
+        arguments, named = arguments_of(network, example)
+        return torch_pruning.DependencyGraph().build_dependency(network, example_inputs=dict(named) or list(arguments))
 
 
 def coupled(graph: torch_pruning.DependencyGraph, layer: nn.Module) -> torch_pruning.Group:
@@ -244,6 +245,7 @@ def _given(network: nn.Module, example: Any, weights: Mapping[str, Tensor], leve
         if name.endswith(("running_mean", "running_var"))
     }
 
+    @wraps(network.forward)
     def with_values(*args: Any, **named: Any) -> Any:
         return functional_call(network, {**weights, **statistics}, args, named)
 

@@ -6,6 +6,7 @@ masks, the tape and (seed, round) alone. That is why a round can stop after any 
 
 import copy
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,7 +164,7 @@ def evaluate(
     loader = "val_dataloader" if split == "validation" else "test_dataloader"
     whole = getattr(data, loader)
     with (
-        _standing_in(trainable.network, "forward", forward),
+        _standing_in(trainable.network, "forward", forward and functools.wraps(trainable.network.forward)(forward)),
         _standing_in(data, loader, None if rows is None else lambda: cut(whole(), rows)),
     ):
         seed_all("data module")
