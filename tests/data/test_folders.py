@@ -106,12 +106,14 @@ def test_folders_and_files_are_reached_by_links(tmp_path):
     for file in sorted((tmp_path / "pool" / "b").iterdir()):
         (folder / "train" / "dog" / file.name).symlink_to(file)
     (folder / "train" / "dog" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    (folder / "train" / "dog" / "itself.jpg").symlink_to("itself.jpg")
+    (folder / "train" / "itself").symlink_to("itself")
     (folder / "train" / "dog" / "around").symlink_to(folder)
     dataset = loaded(folder, "data.test_images=2")
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.files) == 40
     assert any(
-        "1 images are links that lead nowhere" in note and "train/dog/gone.jpg" in note for note in dataset.notes()
+        "2 images are links that lead nowhere" in note and "train/dog/gone.jpg" in note for note in dataset.notes()
     )
 
 

@@ -308,7 +308,8 @@ def in_mappings(rows):
 def test_a_network_whose_one_argument_is_a_mapping_is_pruned_and_bundled(structure, tmp_path):
     draws = torch.Generator().manual_seed(0)
     rows = [
-        (torch.randn(8, generator=draws), torch.randn(4, generator=draws), torch.tensor(place % 3)) for place in range(32)
+        (torch.randn(8, generator=draws), torch.randn(4, generator=draws), torch.tensor(place % 3))
+        for place in range(32)
     ]
     data = (DataLoader(rows, 8, collate_fn=in_mappings),) * 3
     runs = [f"runs={tmp_path}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]

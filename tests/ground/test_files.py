@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ground.environment import cache_folder
-from pipeline.ground.files import write_file
+from pipeline.ground.files import whole_folder, write_file
 
 
 def writes(path, letter, times):
@@ -41,6 +41,25 @@ def test_what_a_dead_process_left_unfinished_goes_and_what_a_living_one_makes_st
         each.write_text("half")
     write_file(tmp_path / "x", b"whole")
     assert {each.name for each in tmp_path.iterdir()} == {"x", living.name}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_folder_that_a_dead_process_left_unfinished_goes_and_what_it_moved_away_comes_back(moved, tmp_path):
+    gone = multiprocessing.get_context("spawn").Process(target=len, args=((),))
+    gone.start()
+    gone.join()
+    left = tmp_path / f".x.{socket.gethostname()}.{gone.pid}-7.unfinished"
+    (left / "new").mkdir(parents=True)
+    before = left / "old" if moved else tmp_path / "x"
+    before.mkdir()
+    (before / "one").write_text("before")
+    with pytest.raises(TypeError), whole_folder(tmp_path / "x") as unfinished:
+        (unfinished / "one").write_text(None)
+    assert (tmp_path / "x" / "one").read_text() == "before"
+    with whole_folder(tmp_path / "x") as unfinished:
+        (unfinished / "two").write_text("after")
+    assert [each.name for each in (tmp_path / "x").iterdir()] == ["two"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
 
 
 def test_what_fails_on_the_way_leaves_nothing(tmp_path):

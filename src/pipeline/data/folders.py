@@ -6,6 +6,7 @@
 Every image that lies in the folder is used, or counted and named in a sentence.
 """
 
+import errno
 import mimetypes
 import os
 import re
@@ -194,12 +195,22 @@ def _walked(folder: Path, above: tuple[str, ...] = (), hidden: bool = False) -> 
         return
     for entry in sorted(os.scandir(folder), key=lambda each: each.name):
         path, unseen = folder / entry.name, hidden or _hidden(entry.name)
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walked(path, (*above, real), unseen)
         elif kind := _kind(path):
             nowhere = entry.is_symlink() and not path.exists()
             fault = "are hidden" if unseen else "are links that lead nowhere" if nowhere else _FAULTS[kind]
             yield path, fault if _is_text(path) else "have names or folders that are no UTF-8"
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder, or a link to one; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _hidden(name: str) -> bool:

@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from pipeline.deploy.signature import signing_key
 from pipeline.deploy.subject import Elsewhere, Form, Subject
 from pipeline.ground.environment import expanded
 from pipeline.ground.errors import PipelineError, SettingsError
+from pipeline.ground.files import whole_folder
 from pipeline.settings.groups import Deploy
 
 OLDEST_ONNXRUNTIME = "1.22.1"
@@ -239,9 +239,7 @@ def _write(
     key: Ed25519PrivateKey | None,
 ) -> None:
     """Writes all files beside ``folder`` and moves them into its place at once."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        unfinished = Path(name) / "new"
-        unfinished.mkdir()
+    with whole_folder(folder) as unfinished:
         for file, model in content.items():
             (unfinished / file).write_bytes(model)
         np.savez(unfinished / "golden.npz", allow_pickle=False, **golden)
@@ -255,15 +253,6 @@ def _write(
         (unfinished / "SHA256SUMS").write_bytes(sums)
         if key is not None:
             (unfinished / signature.FILE).write_bytes(key.sign(sums))
-        old = Path(name) / "old"
-        try:
-            if folder.exists():
-                folder.rename(old)
-            unfinished.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
 
 
 def digest(folder: Path) -> str:
