@@ -373,7 +373,7 @@ def _checked_pair(place: str, batch: Any) -> tuple[Any, Tensor]:
     except (ValueError, TypeError, StopIteration) as error:
         raise PipelineError(
             f"data: {place} is {error}; takes (inputs, targets) of equal length, the targets a tensor; or a mapping of "
-            "inputs with labels"
+            "inputs with labels; other batches need a LightningModule, whose steps take any"
         ) from error
     return inputs, targets
 

@@ -77,6 +77,7 @@ def _log_files(tracker: Tracker, folder: Path, model: LoggedModel) -> None:
             for part in ("inputs/", "model.onnx/")
         )
     example = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    outputs = {name: np.atleast_1d(each) for name, each in outputs.items()}  # MLflow knows no shape of one number
     answer = outputs if len(outputs) > 1 else next(iter(outputs.values()))
     with tempfile.TemporaryDirectory() as place:
         mlflow.onnx.save_model(
