@@ -250,6 +250,62 @@ def test_what_no_file_can_be_made_of_is_told_before_it_is_trained(kind, told, tm
     )
 
 
+class Texts(LightningDataModule):
+    """Five texts of one batch in one row, and where each begins."""
+
+    def train_dataloader(self):
+        return [{"text": torch.arange(20), "offsets": torch.arange(0, 20, 4), "labels": torch.arange(5) % 3}]
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+class OfTexts(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.words, self.last = nn.EmbeddingBag(20, 16), nn.Linear(16, 3)
+
+    def forward(self, text, offsets):
+        return self.last(self.words(text, offsets))
+
+    def training_step(self, batch, index):
+        return F.cross_entropy(self(batch["text"], batch["offsets"]), batch["labels"])
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.training_step(batch, index), batch_size=5)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_inputs_of_other_lengths_in_one_batch_are_told_before_it_is_trained(tmp_path):
+    goal = ["objective=own", "data=own", "objective.score=val_loss", "objective.better=lower"]
+    made, _ = build_job(settings(*QUICK, "name=x", *goal), tmp_path, OfTexts(), Texts())
+    told = (
+        "warning: OfTexts cannot be deployed: its inputs have other numbers of rows in one batch (text 20, offsets 5)"
+    )
+    assert [note.startswith(told) for note in made.notes if "rows in one batch" in note] == [True]
+
+
+class Chooses(Net):
+    """One of two layers, by the mean of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(10, 10), nn.Linear(10, 10)
+
+    def forward(self, x):
+        return torch.cond(
+            x.mean() > 0, lambda scores: self.one(scores), lambda scores: self.other(scores), (super().forward(x),)
+        )
+
+
+def test_a_network_that_chooses_a_layer_is_trained_and_the_one_that_an_example_takes_is_counted(tmp_path):
+    made, _ = job(Chooses(), (loader(),) * 3, tmp_path)
+    taken = {name: made.positions[f"{name}.weight"] for name in ("one", "other")}
+    assert sorted(taken.values()) == [0, 1]
+    assert made.notes == ()
+
+
 def test_axes_that_no_input_has_are_told_before_it_is_trained(tmp_path):
     with pytest.raises(
         SettingsError, match=r"deploy.dynamic_axes: got image: \[2\], takes inputs with .*: input \(3\)"

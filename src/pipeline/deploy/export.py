@@ -24,6 +24,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from pipeline.deploy.board.run import difference
+from pipeline.deploy.bodies import as_functions
 from pipeline.deploy.runtime import answers, session
 from pipeline.deploy.single import in_float32
 from pipeline.deploy.subject import INPUT, OUTPUT
@@ -127,7 +128,7 @@ def _check_exportable(network: nn.Module) -> None:
 def _finished(model: ModelProto, axes: Axes, wide: bool) -> ModelProto:
     named = _with_named_axes(model, axes)
     single = in_float32(named) if wide else named
-    return _with_whole_windows(_with_fixed_sizes(_with_known(with_made_answers(single))))
+    return _with_whole_windows(_with_fixed_sizes(_with_known(with_made_answers(as_functions(single)))))
 
 
 def _gives(model: ModelProto, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
@@ -397,10 +398,11 @@ def _letters() -> Iterator[str]:
 
 def _strip(node: NodeProto, names: Mapping[str, str], opset: int) -> None:
     """Renames what a node reads and writes; its name and attributes that say what goes without saying are gone."""
-    usual = onnx.defs.get_schema(node.op_type, opset).attributes
-    told = [each for each in node.attribute if not _unsaid(node.op_type, usual, each)]
-    del node.attribute[:]
-    node.attribute.extend(told)
+    if not node.domain:
+        usual = onnx.defs.get_schema(node.op_type, opset).attributes
+        told = [each for each in node.attribute if not _unsaid(node.op_type, usual, each)]
+        del node.attribute[:]
+        node.attribute.extend(told)
     inputs, outputs = ([names[name] for name in side] for side in (node.input, node.output))
     del node.input[:], node.output[:], node.metadata_props[:]
     node.input.extend(inputs)

@@ -212,7 +212,9 @@ def unpacked(model: ModelProto) -> ModelProto:
     plain = [tensor for tensor in model.graph.initializer if tensor.name not in read]
     nodes = [node for node in model.graph.node if node.domain != DOMAIN]
     opsets = [each for each in model.opset_import if each.domain != DOMAIN]
+    functions = [each for each in model.functions if each.domain != DOMAIN]
     del result.graph.initializer[:], result.graph.node[:], result.opset_import[:], result.functions[:]
+    result.functions.extend(functions)
     result.graph.initializer.extend([*plain, *dense])
     result.graph.node.extend(nodes)
     result.opset_import.extend(opsets)

@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from pipeline.deploy.bodies import as_functions
 from pipeline.deploy.export import WEIGHTED, with_made_answers
 from pipeline.ground.errors import PipelineError
 
@@ -60,7 +61,7 @@ class Calibrated:
             # onnx infers shapes too; symbolically fewer operators are known, and what fails leaves files in the folder
             with _silent():
                 quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            self.model = with_made_answers(onnx.load(prepared))
+            self.model = with_made_answers(as_functions(onnx.load(prepared)))
         for number, node in enumerate(self.model.graph.node):
             node.name = f"n{number}"
 
@@ -133,7 +134,7 @@ def _scale_dead_filters(int8: ModelProto) -> None:
     tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
     made = {node.output[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"}
     for node in int8.graph.node:
-        bias = (*node.input, "", "")[2]
+        bias = (*node.input, "", "", "")[2]
         if node.op_type not in WEIGHTED or bias not in tensors or not {*node.input[:2]} <= made.keys():
             continue
         (_, step, *_), (weight, scale, *_) = (made[name].input for name in node.input[:2])

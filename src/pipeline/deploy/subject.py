@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pipeline.data import AnyDataset
 from pipeline.data.dataset import AnySplit, Split
 from pipeline.data.own import OwnBatches
-from pipeline.ground.structures import called, each_tensor, first_row, given_to, leaves, named_tensors, rows_in
+from pipeline.ground.errors import PipelineError
+from pipeline.ground.structures import called, each_tensor, first_row, given_to, leaves, named_tensors, rows_in, uneven
 from pipeline.objective.score import Score
 from pipeline.training.state import capture
 from pipeline.training.train import Trainable, evaluate
@@ -88,9 +89,15 @@ class Subject:
         return (inputs for inputs, _ in self.dataset.raw(split))
 
     def examples(self, split: AnySplit, count: int) -> Iterator[Any]:
-        """The first inputs of a split, batch by batch."""
+        """The first inputs of a split, batch by batch.
+
+        Raises:
+            PipelineError: if a batch does not have one row an example in each of its tensors.
+        """
         left = count
         for inputs in self.inputs(split):
+            if told := uneven(inputs):
+                raise PipelineError(f"the network cannot be deployed: {told}")
             yield each_tensor(inputs, lambda tensor, left=left: tensor[:left].contiguous())  # type: ignore[misc]
             left -= rows_in(inputs)
             if left <= 0:

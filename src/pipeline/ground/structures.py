@@ -49,6 +49,15 @@ def rows_in(structure: Any) -> int:
     return len(first_tensor(structure))
 
 
+def uneven(inputs: Any) -> str | None:
+    """In a phrase, that inputs do not have one row an example in each of their tensors; None where they have."""
+    rows = {name: str(len(each)) if each.ndim else "none" for name, each in named_tensors(inputs, "input").items()}
+    if len(set(rows.values())) <= 1:
+        return None
+    told = ", ".join(f"{name} {count}" for name, count in rows.items())
+    return f"its inputs have other numbers of rows in one batch ({told}), takes one row an example in each"
+
+
 def pieces(structure: Any, size: int) -> list[Any]:
     """The same structure with at most so many examples, and again, to the last of them."""
     return [

@@ -5,7 +5,7 @@ at. Biases, normalisation and activations are not counted, as in the pruning lit
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,18 +55,24 @@ def positions(network: nn.Module, example: Any, include: Sequence[str] = ()) -> 
     each of its tokens, an embedding never: it is looked up. A layer that is called twice counts twice, and so does a
     weight that two layers share. Other parameters are not counted.
     """
-    with counting(network, include) as counts, in_evaluation(network), set_stance("force_eager"):
+    with in_evaluation(network), counting(network, include) as counts:
         run_on(network, example)
     return counts
 
 
 @contextmanager
 def counting(network: nn.Module, include: Sequence[str] = ()) -> Iterator[dict[str, int]]:
-    """Counts the uses of every weight, as ``positions`` does, while the network is called within the block."""
+    """Counts the uses of every weight, as ``positions`` does, while the network is called within the block.
+
+    With gradients, compiled code and the branches of ``torch.cond`` are not counted, which they could not be recorded
+    with.
+    """
     counts = dict.fromkeys(weight_layers(network, include), 0)
     names: dict[Tensor, str] = {network.get_parameter(name): name for name in counts}
 
     def count(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         for own, parameter in layer.named_parameters(recurse=False):
             if parameter in names:
                 counts[names[parameter]] += _uses(layer, own, (*inputs, *named.values()), output)
@@ -75,7 +81,8 @@ def counting(network: nn.Module, include: Sequence[str] = ()) -> Iterator[dict[s
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield counts
+        with nullcontext() if torch.is_grad_enabled() else set_stance("force_eager"):
+            yield counts
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:

@@ -20,7 +20,7 @@ from torch.compiler import set_stance
 from pipeline.ground.errors import PipelineError, SettingsError, one_line, where
 from pipeline.ground.packages import package_of
 from pipeline.ground.randomness import seed_all, undisturbed
-from pipeline.ground.structures import each_tensor, first_row, given_to, rows_of
+from pipeline.ground.structures import each_tensor, first_row, given_to, rows_of, uneven
 from pipeline.ground.tensors import packed
 from pipeline.networks.costs import counting, run_on
 from pipeline.networks.given import not_copied
@@ -109,6 +109,7 @@ class _Onlooker(lightning.Callback):
         self.set_up: dict[str, Tensor] = {}
         self.moved = False
         self.example: Any = None
+        self.uneven: str | None = None
         self.generators = False
         self.examples = 1
         self.counts: Mapping[str, int] = {}
@@ -181,7 +182,8 @@ class _Onlooker(lightning.Callback):
         self.counts = {name: count // self.examples for name, count in self.live.items()}
 
     def _forward(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self.example = first_row(given_to(self.network.forward, inputs, named))
+        given = given_to(self.network.forward, inputs, named)
+        self.example, self.uneven = first_row(given), uneven(given)
 
 
 def _on_one_batch(trainable: Trainable, include: tuple[str, ...], copies: int) -> Rehearsed:
@@ -223,6 +225,8 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...], copies: int) -
             _check_renewed(trainer, module, trainable.data((0, 0), span), copies)
         given = getattr(module, "example_input_array", None)
         example = onlooker.example if given is None else given
+        if given is None and onlooker.uneven:
+            notes = (*notes, f"warning: {type(network).__name__} cannot be deployed: {onlooker.uneven}")
         if told := _depends_on(network, first_row(example)):
             notes = (*notes, f"warning: {type(network).__name__} {told}")
     return Rehearsed(trainable, onlooker.set_up, unkept, logged, tested, example, onlooker.counts, notes)
