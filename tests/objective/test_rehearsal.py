@@ -254,7 +254,8 @@ class Texts(LightningDataModule):
     """Five texts of one batch in one row, and where each begins."""
 
     def train_dataloader(self):
-        return [{"text": torch.arange(20), "offsets": torch.arange(0, 20, 4), "labels": torch.arange(5) % 3}]
+        batch = {"text": torch.arange(20), "offsets": torch.arange(0, 20, 4), "labels": torch.arange(5) % 3}
+        return DataLoader([batch], batch_size=None)
 
     val_dataloader = test_dataloader = train_dataloader
 
@@ -278,11 +279,9 @@ class OfTexts(pytorch_lightning.LightningModule):
 
 
 def test_inputs_of_other_lengths_in_one_batch_are_told_before_it_is_trained(tmp_path):
-    goal = ["objective=own", "data=own", "objective.score=val_loss", "objective.better=lower"]
-    made, _ = build_job(settings(*QUICK, "name=x", *goal), tmp_path, OfTexts(), Texts())
-    told = (
-        "warning: OfTexts cannot be deployed: its inputs have other numbers of rows in one batch (text 20, offsets 5)"
-    )
+    named = [f"model.module={HERE}.OfTexts", f"data.module={HERE}.Texts", "objective.score=val_loss"]
+    made, _ = build_job(settings(*QUICK, *named, "objective.better=lower"), tmp_path)
+    told = "warning: OfTexts cannot be deployed: its inputs have other numbers of rows in one batch (input_0 20, input_1 5)"
     assert [note.startswith(told) for note in made.notes if "rows in one batch" in note] == [True]
 
 
@@ -348,6 +347,7 @@ def test_labels_that_have_no_score_are_a_sentence(case, tmp_path):
     with pytest.raises(error, match=sentence) as raised:
         loop.run(*job(Net(), loaders, tmp_path))
     assert type(raised.value) is error
+    assert torch.backends.mha.get_fastpath_enabled()  # which counting turns off for as long as it lasts
 
 
 @pytest.mark.parametrize("said", [[], ["objective.metrics.accuracy.ignore_index=-100"]])

@@ -7,7 +7,7 @@ network of a user's fails under one of them and runs without, it runs without, a
 import copy
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -110,6 +110,7 @@ class _Onlooker(lightning.Callback):
         self.moved = False
         self.example: Any = None
         self.uneven: str | None = None
+        self.watching = ExitStack()
         self.generators = False
         self.examples = 1
         self.counts: Mapping[str, int] = {}
@@ -172,13 +173,12 @@ class _Onlooker(lightning.Callback):
 
     def _watch(self, batch: Any) -> None:
         self.examples = _examples(batch)
-        self.counter = counting(self.network, self.include)
-        self.live = self.counter.__enter__()
-        self.hook = self.network.register_forward_pre_hook(self._forward, with_kwargs=True)
+        self.live = self.watching.enter_context(counting(self.network, self.include))
+        hook = self.network.register_forward_pre_hook(self._forward, with_kwargs=True)
+        self.watching.callback(hook.remove)
 
     def _watched(self) -> None:
-        self.hook.remove()
-        self.counter.__exit__(None, None, None)
+        self.watching.close()
         self.counts = {name: count // self.examples for name, count in self.live.items()}
 
     def _forward(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -199,7 +199,7 @@ def _on_one_batch(trainable: Trainable, include: tuple[str, ...], copies: int) -
     logged: dict[str, float] = {}
     tested: tuple[str, ...] = ()
     one_process = dataclasses.replace(trainable.trainer.training, devices=1, nodes=1)
-    with undisturbed():
+    with undisturbed(), onlooker.watching:
         settings = dataclasses.replace(trainable.trainer, training=one_process)
         trainer = make_trainer(module, settings, [onlooker], epochs=1)
         for limit in ONE_BATCH:
