@@ -239,13 +239,20 @@ def test_of_several_frames_the_first_is_taken_and_told(kind):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"words", stored(Image.fromarray(COLOURS), "PNG")[:90], stored(Image.fromarray(COLOURS), "TIFF")[:60]],
+    ("content", "said"),
+    [
+        (b"", "^an empty file$"),
+        (b"words", "^in no format of images that Pillow knows$"),
+        (stored(Image.fromarray(COLOURS), "PNG")[:90], None),
+        (stored(Image.fromarray(COLOURS), "TIFF")[:60], None),
+    ],
     ids=["empty", "words", "half a PNG", "half a TIFF"],
 )
-def test_what_is_no_image_is_told(content):
-    with pytest.raises(Unreadable):
-        opened(content, "RGB")
+def test_what_is_no_image_is_told(content, said, tmp_path):
+    (tmp_path / "image").write_bytes(content)
+    for source in (content, tmp_path / "image"):
+        with pytest.raises(Unreadable, match=said):
+            opened(source, "RGB")
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of twice as many pixels it is an error
 DEEP = ("I", "F")
@@ -43,6 +43,9 @@ def opened(source: Path | str | bytes, mode: str) -> tuple[Image.Image, bool]:
             return _turned(_flat(image), image).convert(mode), animated
     except Unreadable:
         raise
+    except UnidentifiedImageError as error:
+        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+        raise Unreadable("in no format of images that Pillow knows" if size else "an empty file") from error
     except Exception as error:  # a broken file makes decoders raise anything
         raise Unreadable(str(error) or type(error).__name__) from error
 

@@ -47,7 +47,7 @@ def split(sizes: Mapping[str, int], data: ImagesInMemory | ImagesOnDisk) -> dict
         parts = {"train": every[data.test_images :], "test": every[: data.test_images]}
     if giver not in parts:
         raise SettingsError([f"data.validation_from: got {giver}, takes a part that there is: {' or '.join(sizes)}"])
-    available = " and ".join(f"{len(part)} {name}" for name, part in parts.items())
+    available = " and ".join(f"{size} {name}" for name, size in sizes.items())
     validation, parts[giver] = parts[giver].tensor_split([data.validation_images])
     wanted = data.test_images or len(parts["test"])
     if len(validation) < data.validation_images or not len(parts["train"]) or not 0 < wanted <= len(parts["test"]):
