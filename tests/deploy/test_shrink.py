@@ -9,6 +9,7 @@ from torch import nn
 from pipeline.deploy.shrink import macs, shrunk
 from pipeline.networks import build_network
 from pipeline.networks.layers import prunable
+from pipeline.pruning.channels import channel_groups
 from tests.conftest import settings
 
 KINDS = {
@@ -93,6 +94,17 @@ def test_a_network_that_the_graph_does_not_know_stays_as_it_is():
     with torch.no_grad():
         network.output.weight[:, 0] = 0
     assert shrunk(network, torch.randn(2, 1, 5, 5)) is network
+
+
+def test_a_network_whose_reshapes_are_followed_round_and_round_stays_as_it_is():
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.LocalResponseNorm(3), nn.Flatten(), nn.Linear(576, 3)).eval()
+    with torch.no_grad():
+        network[0].weight[:4] = 0
+        network[0].bias[:4] = 0
+    inputs = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert shrunk(network, inputs) is network
+    with pytest.raises(ValueError, match="the channels of the network cannot be followed: a reshape of channels leads"):
+        channel_groups(network, inputs[:1])
 
 
 @pytest.mark.parametrize(("block", "left"), [(1, 6), (2, 8), (4, 8), (8, 12)])

@@ -15,7 +15,9 @@ import logging
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial, wraps
@@ -28,13 +30,48 @@ from torch.compiler import set_stance
 from torch.func import functional_call
 from torch_pruning.ops import OPTYPE
 
-from pipeline.ground.structures import arguments_of, called, each_tensor
+from pipeline.ground.structures import arguments_of, called, each_tensor, leaves
 from pipeline.networks.layers import weight_layers
 from pipeline.pruning.masks import Masks
 
 LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 OPERATIONS = (OPTYPE.ELEMENTWISE, OPTYPE.RESHAPE, OPTYPE.CONCAT, OPTYPE.SPLIT, OPTYPE.SLICE, OPTYPE.UNBIND)
+
+FLATTENED = 16
+"""How many times as many places as the largest value has a layer's channels may have in what is made of them."""
+_most: ContextVar[float] = ContextVar("_most", default=math.inf)
+
+
+class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
+    """torch-pruning's graph, which is refused where it follows reshapes round and round, each time with more places, as
+    those of a local response normalisation. ``most`` are the places that channels may have.
+    """
+
+    most = math.inf
+
+    def get_pruning_group(self, *given: Any, **named: Any) -> torch_pruning.Group:
+        before = _most.set(self.most)
+        try:
+            return super().get_pruning_group(*given, **named)
+        finally:
+            _most.reset(before)
+
+
+def _bounded(flattened: Callable[[Any, Any], list[Any]]) -> Callable[[Any, Any], list[Any]]:
+    @wraps(flattened)
+    def within(self: Any, places: Any) -> list[Any]:
+        if not self.reverse and len(places) * self._stride > _most.get():
+            raise ValueError("a reshape of channels leads back to itself")
+        return flattened(self, places)
+
+    return within
+
+
+with suppress(ImportError, AttributeError):  # no part of its interface, and elsewhere in another release
+    from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
+
+    _FlattenIndexMapping.__call__ = _bounded(_FlattenIndexMapping.__call__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +143,26 @@ def dependency_graph(network: nn.Module, example: Any) -> torch_pruning.Dependen
     with warnings.catch_warnings(), set_stance("force_eager"), torch.enable_grad():
         warnings.simplefilter("ignore")
         arguments, named = arguments_of(network, example)
-        return torch_pruning.DependencyGraph().build_dependency(network, example_inputs=dict(named) or list(arguments))
+        graph = _Graph().build_dependency(network, example_inputs=dict(named) or list(arguments))
+        graph.most = FLATTENED * _largest(network, example)
+        return graph
+
+
+def _largest(network: nn.Module, example: Any) -> int:
+    """How many numbers the largest value has that a part of a network gets or gives."""
+    sizes: list[int] = []
+
+    def look(part: nn.Module, given: Any, answer: Any) -> None:
+        sizes.extend(each.numel() for each in leaves((given, answer)) if isinstance(each, Tensor))
+
+    hooks = [part.register_forward_hook(look) for part in network.modules()]
+    try:
+        with torch.no_grad():
+            called(network, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sizes, default=0)
 
 
 def coupled(graph: torch_pruning.DependencyGraph, layer: nn.Module) -> torch_pruning.Group:
