@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.data.dataset import Preprocessing
 from pipeline.deploy import models
 from pipeline.deploy.board.run import difference
 from pipeline.deploy.kernels import library, target_here
@@ -14,6 +13,7 @@ from pipeline.deploy.runtime import answers, arrays, session
 from pipeline.deploy.subject import Subject
 from pipeline.ground.errors import PipelineError
 from pipeline.objective.score import ACCURACY
+from tests.deploy.test_dynamic import Inputs
 
 
 class Choice(nn.Module):
@@ -46,19 +46,6 @@ class Bag(nn.Module):
         return self.last(self.hidden(self.words(text)).relu())
 
 
-class Given:
-    """Inputs of which there is one batch."""
-
-    classes = ()
-    preprocessing = Preprocessing(lambda inputs: inputs, None)
-
-    def __init__(self, inputs):
-        self.inputs = inputs
-
-    def raw(self, split):
-        yield self.inputs, torch.zeros(8, dtype=torch.int64)
-
-
 def subject_of(network, inputs):
     torch.manual_seed(0)
     made = network().eval()
@@ -66,7 +53,7 @@ def subject_of(network, inputs):
         for weight in made.parameters():
             if weight.ndim > 1:
                 weight[torch.rand_like(weight) < 0.8] = 0
-    return Subject(made, Given(inputs), None, ACCURACY)
+    return Subject(made, Inputs(inputs), None, ACCURACY)
 
 
 def images(seed):

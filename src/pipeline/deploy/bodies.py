@@ -14,22 +14,23 @@ DOMAIN = "rewind.body"
 
 def as_functions(model: ModelProto) -> ModelProto:
     """The model with each node that has a graph inside as a function and a call of it; changed in place."""
-    known = {each.name for each in model.functions if each.domain == DOMAIN}
+    count = sum(each.domain == DOMAIN for each in model.functions)
     for node in model.graph.node:
-        if not any(_graphs(node)):
+        if not any(graphs_of(node)):
             continue
         reads, makes = list(dict.fromkeys(_reads(node))), [name for name in node.output if name]
-        name = next(name for number in range(len(known) + 1) if (name := f"{node.op_type}{number}") not in known)
-        known.add(name)
+        name = f"{node.op_type}{count}"
+        count += 1
         opsets = [each for each in model.opset_import if each.domain != DOMAIN]
         model.functions.append(helper.make_function(DOMAIN, name, reads, makes, [node], opsets))
         node.CopyFrom(helper.make_node(name, reads, makes, node.name, domain=DOMAIN))
-    if known and all(each.domain != DOMAIN for each in model.opset_import):
+    if count and all(each.domain != DOMAIN for each in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return model
 
 
-def _graphs(node: NodeProto) -> Iterator[GraphProto]:
+def graphs_of(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs inside of a node."""
     for told in node.attribute:
         if told.type == AttributeProto.GRAPH:
             yield told.g
@@ -39,7 +40,7 @@ def _graphs(node: NodeProto) -> Iterator[GraphProto]:
 def _reads(node: NodeProto) -> Iterator[str]:
     """Names of what a node reads, and what the graphs inside of it read of what is around them."""
     yield from filter(None, node.input)
-    for graph in _graphs(node):
+    for graph in graphs_of(node):
         own = {each.name for each in (*graph.input, *graph.initializer)}
         own |= {name for each in graph.node for name in each.output}
         read = (*(name for each in graph.node for name in _reads(each)), *(each.name for each in graph.output))

@@ -3,6 +3,8 @@
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from pipeline.deploy.bodies import graphs_of
+
 DOUBLE, SINGLE = TensorProto.DOUBLE, TensorProto.FLOAT
 KIND_OF_RESULT = ("to", "dtype")
 """Attributes that say the type of what a node makes."""
@@ -28,9 +30,8 @@ def _read_instead(graph: GraphProto, name: str, other: str) -> None:
     """Lets the nodes of a graph, and of those within it, read another value instead of one."""
     for node in graph.node:
         node.input[:] = [other if read == name else read for read in node.input]
-        for told in node.attribute:
-            if told.type == AttributeProto.GRAPH:
-                _read_instead(told.g, name, other)
+        for inner in graphs_of(node):
+            _read_instead(inner, name, other)
 
 
 def _narrow(graph: GraphProto) -> None:
@@ -41,11 +42,11 @@ def _narrow(graph: GraphProto) -> None:
     for tensor in graph.initializer:
         _narrow_tensor(tensor)
     for node in graph.node:
+        for inner in graphs_of(node):
+            _narrow(inner)
         for told in node.attribute:
             if told.type == AttributeProto.TENSOR:
                 _narrow_tensor(told.t)
-            elif told.type == AttributeProto.GRAPH:
-                _narrow(told.g)
             elif told.name in KIND_OF_RESULT and told.i == DOUBLE:
                 told.i = SINGLE
 
