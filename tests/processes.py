@@ -1,4 +1,4 @@
-"""Commands in processes of their own, as users type them, or forked from one that has loaded the libraries already.
+"""Commands and scripts in processes of their own, as users type them, or forked from one that has loaded the libraries.
 
 A forked one is as real (it has signals, a status and an end of its own) and begins with the work: it is for tests of
 what a command does, not of how it starts.
@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import pty
+import runpy
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,9 @@ from torchmetrics.utilities.prints import rank_zero_only
 
 from pipeline.__main__ import main
 from tests.conftest import PROJECT
+
+LATE = ("alembic.command", "cryptography.fernet", "git")
+"""Modules that a command loads as it works."""
 
 
 def command(*arguments, cwd=PROJECT, **environment):
@@ -59,18 +63,18 @@ def loaded():
     process has some and could pass on a lock.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__, "pipeline.commands.run", "pipeline.commands.search"])
+    server.set_forkserver_preload([__name__, "pipeline.commands.run", "pipeline.commands.search", *LATE])
     return server
 
 
 class Forked:
-    """A command that runs, with the methods of ``subprocess.Popen`` that tests use."""
+    """A command or script that runs, with the methods of ``subprocess.Popen`` that tests use."""
 
-    def __init__(self, arguments, cwd, environment):
+    def __init__(self, program, arguments, cwd, environment):
         folder = tempfile.mkdtemp()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._files = [Path(folder) / name for name in ("out", "err")]
-        self._process = loaded().Process(target=_run, args=(arguments, cwd, environment, self._files))
+        self._process = loaded().Process(target=_run, args=(program, arguments, cwd, environment, self._files))
         self._process.start()
         self.pid = self._process.pid
 
@@ -104,10 +108,18 @@ class Forked:
 
 def forked(*arguments, cwd=PROJECT, **environment):
     """The command, forked: it is at work within a moment."""
-    return Forked(arguments, cwd, {**os.environ, **environment})
+    return Forked(None, arguments, cwd, {**os.environ, **environment})
 
 
-def _run(arguments, cwd, environment, files):
+def script(path, *arguments, cwd, **environment):
+    """``python PATH`` to its end, forked: what it prints and says."""
+    process = Forked(path, arguments, cwd, {**os.environ, **environment})
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, out + err
+    return out, err
+
+
+def _run(program, arguments, cwd, environment, files):
     gc.freeze()  # what the server loaded is looked at for garbage, and copied, by no process that it forks
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
@@ -118,6 +130,10 @@ def _run(arguments, cwd, environment, files):
     os.environ.clear()
     os.environ.update(environment)
     rank_zero_only.rank = int(environment.get("LOCAL_RANK", "0"))  # as torchmetrics finds it when it is loaded
-    sys.path[:0] = [str(cwd), *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    sys.argv = ["pipeline", *arguments]
-    main()
+    own = cwd if program is None else Path(program).parent
+    sys.path[:0] = [str(own), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    sys.argv = ["pipeline" if program is None else str(program), *arguments]
+    if program is None:
+        main()
+    else:
+        runpy.run_path(str(program), run_name="__main__")

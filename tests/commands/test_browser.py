@@ -41,9 +41,10 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ui(runs, tmp_path_factory):
-    """The address of the MLflow UI as ``make ui`` serves it."""
+    """The address of the MLflow UI as ``make ui`` serves it, to one reader."""
     port, mlflow = servers.free_port(), str(Path(sys.executable).with_name("mlflow"))
     command = [mlflow, "ui", "--backend-store-uri", f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}", "--port", str(port)]
+    command += ["--workers", "1"]
     server = servers.started(
         command, port, tmp_path_factory.mktemp("ui") / "log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"
     )

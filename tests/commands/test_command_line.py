@@ -340,7 +340,7 @@ def test_an_empty_store_that_was_left_unfinished_is_made_again(tmp_path):
 @pytest.mark.slow
 def test_resnet20_on_real_images_runs_without_a_warning(cifar10, tmp_path):
     """A few steps of the paper's experiment, as typed but for the length of an epoch."""
-    process = command(
+    process = forked(
         "+experiment=resnet20", f"data.source={cifar10}", "training.epochs=1", "training.max_steps=3",
         "pruning.rounds=1", "data.test_images=500", "data.validation_images=500", f"runs={tmp_path}",
     )  # fmt: skip

@@ -1,17 +1,14 @@
 """The shipped examples, cut short: by Python and by the command line the same numbers, and deaths that leave no trace."""
 
 import ast
-import os
 import random
-import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.commands.test_command_line import store
 from tests.conftest import PROJECT
-from tests.processes import forked
+from tests.processes import forked, script
 from tests.rounds.test_loop import content
 from tests.tracking.test_tracker import everything
 
@@ -58,11 +55,8 @@ def figures(runs):
 @pytest.mark.parametrize("example", BY_COMMAND)
 def test_an_example_gives_the_same_by_python_and_by_the_command_line(example, tmp_path):
     short = [*SHORT, "seed=2"]
-    script = [sys.executable, str(EXAMPLES / f"{example}.py"), *short, f"runs={tmp_path / 'python'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    _, err = script(EXAMPLES / f"{example}.py", *short, f"runs={tmp_path / 'python'}", cwd=tmp_path)
+    assert "Warning" not in err
     end(*BY_COMMAND[example], *settings_of(example), *short, f"runs={tmp_path / 'command'}")
     assert figures(tmp_path / "python").keys() == {"round-00", "round-01"}
     assert figures(tmp_path / "python") == figures(tmp_path / "command")

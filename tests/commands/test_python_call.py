@@ -2,9 +2,7 @@
 
 import functools
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -18,6 +16,7 @@ from pipeline.ground.errors import SettingsError
 from pipeline.networks.costs import positions
 from pipeline.networks.layers import prunable
 from tests.conftest import PROJECT, settings, some_fast
+from tests.processes import script
 
 EXAMPLE = PROJECT / "examples" / "transformer.py"
 QUICK = ["training.epochs=2", "pruning.rounds=2", "pruning.target_density=null", "deploy.sizes=false"]
@@ -213,10 +212,8 @@ def test_an_attention_that_is_applied_by_the_fast_path_is_counted_too(example):
 
 @pytest.mark.slow
 def test_the_example_ends_within_two_points_of_dense(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLE), "pruning.fraction=0.54", f"runs={tmp_path}"]  # three rounds, not five
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
-    last = done.stdout.splitlines()[-1].replace("%", "").replace(",", "").split()
+    out, _ = script(EXAMPLE, "pruning.fraction=0.54", f"runs={tmp_path}", cwd=tmp_path)  # three rounds, not five
+    last = out.splitlines()[-1].replace("%", "").replace(",", "").split()
     assert last[:2] == ["density", "0.100:"]
     assert float(last[4]) >= float(last[6]) - 2
     assert float(last[6]) > 85

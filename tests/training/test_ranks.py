@@ -83,7 +83,7 @@ def test_a_process_knows_whether_it_follows(variables, devices, nodes, expected,
 @pytest.mark.slow
 def test_more_devices_than_there_are_is_a_sentence(tmp_path):
     many = len(os.sched_getaffinity(0)) + 1
-    process = command(*TWO, f"training.devices={many}", f"runs={tmp_path}")
+    process = forked(*TWO, f"training.devices={many}", f"runs={tmp_path}")
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
     assert err == f"training.devices: got {many}, takes at most {many - 1}, the cores there are\n"
