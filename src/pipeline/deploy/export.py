@@ -10,6 +10,7 @@ import io
 import logging
 import re
 import traceback
+import typing
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import count, product
@@ -164,8 +165,10 @@ def _once(made: Callable[..., Any], **given: Any) -> Any:
 
 @contextlib.contextmanager
 def _translations_kept() -> Iterator[None]:
-    """PyTorch's table of its operators in ONNX is made once, not for each export, and its walk through the operators of
-    all libraries once an export, not for each library: they take most of its time.
+    """What PyTorch makes anew for each export, at most of its cost, is made once.
+
+    That is its table of its operators in ONNX; its walk through the operators of all libraries, which it makes for each
+    of them; and the types in the signatures of 11,000 functions that it registers, which ``typing`` keeps.
 
     They are no part of PyTorch's interface; where another release has one elsewhere, it is left as it is.
     """
@@ -183,6 +186,10 @@ def _translations_kept() -> Iterator[None]:
             from torch._export import utils
 
             instead(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops))
+        with contextlib.suppress(ImportError, AttributeError, KeyError):
+            from torch import _ops
+
+            instead(_ops, "Callable", typing.Callable)
         yield
 
 
