@@ -121,6 +121,7 @@ def script(path, *arguments, cwd, **environment):
 
 def _run(program, arguments, cwd, environment, files):
     gc.freeze()  # what the server loaded is looked at for garbage, and copied, by no process that it forks
+    gc.set_threshold(50_000)  # as in the tests' own process
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as a terminal has it, also where the tests run under nohup

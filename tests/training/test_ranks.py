@@ -25,7 +25,7 @@ from tests.servers import free_port
 from tests.tracking.test_tracker import everything
 
 two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
-TWO = ["training.devices=2", "training.epochs=3", "pruning.rounds=1"]
+TWO = ["training.devices=2", "training.epochs=3", "pruning.rounds=1", "deploy.sizes=false"]
 
 
 def apart(rank, port, answers):
@@ -140,7 +140,8 @@ def test_two_processes_train_what_one_trains(tmp_path):
 @two_cores
 @pytest.mark.slow
 def test_metrics_are_those_of_the_whole_data_set_and_runs_and_processes_are_shown_once(tmp_path):
-    process = command(*TWO, f"runs={tmp_path}", f"record={tmp_path / 'run.json'}")  # it starts the other itself
+    places = [f"runs={tmp_path}", f"record={tmp_path / 'run.json'}"]
+    process = command(*TWO, "deploy.sizes=true", *places)  # it starts the other itself
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()[:3]] == ["round", "0", "1"]
@@ -164,7 +165,7 @@ def test_two_processes_skip_and_count_the_corrupt_images_that_one_does(photos, t
         (photos / name).write_bytes((photos / name).read_bytes()[:200])
     job = [
         "model=lenet_300_100", *PHOTOS, f"data.source={photos}", "data.workers=0", "training.batch_size=4",
-        "training.epochs=2", "pruning.rounds=0", "training.optimizer.rate=0.01",
+        "training.epochs=2", "pruning.rounds=0", "training.optimizer.rate=0.01", "deploy.sizes=false",
     ]  # fmt: skip
     for devices in (1, 2):
         settings_ = ["data.corrupt=skip", f"training.devices={devices}", f"runs={tmp_path / str(devices)}"]
@@ -189,7 +190,7 @@ def test_two_processes_share_the_examples_of_data_of_ones_own(module, tmp_path):
     """As Lightning deals them out: 200 of 400 to each, in batches of the data's own size."""
     own = ["model.module=tests.own_modules.Lit", "objective.score=val_accuracy", "objective.better=higher"]
     plain = ["model=custom", "model.network=tests.own_data.CountsExamples"]
-    arguments = [*(own if module else plain), "data.module=tests.own_data.WithClasses", *TWO, "deploy.sizes=false"]
+    arguments = [*(own if module else plain), "data.module=tests.own_data.WithClasses", *TWO]
     finished(*arguments, f"runs={tmp_path}")
     job, dense, ledger = ledgers(tmp_path, *arguments)
     assert job.steps_per_epoch == 4
