@@ -16,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of twice as many pixels it is an error
 DEEP = ("I", "F")
 """How the modes of more than 8 bits a channel begin."""
+USUAL = ("JPEG", "PNG")
+"""Formats that are tried first: to try all of them takes as long as to decode a small image."""
 ONE_IN_PARTS = ("MPO", "PSD")
 """Formats whose further images are views or layers of the first."""
 
@@ -37,7 +39,7 @@ def opened(source: Path | str | bytes, mode: str) -> tuple[Image.Image, bool]:
         Unreadable: if it is no image, a broken one, one of more than 179 million pixels, or beyond those scales.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _identified(source) as image:
             animated = bool(getattr(image, "is_animated", False)) and image.format not in ONE_IN_PARTS
             image.load()
             return _turned(_flat(image), image).convert(mode), animated
@@ -48,6 +50,18 @@ def opened(source: Path | str | bytes, mode: str) -> tuple[Image.Image, bool]:
         raise Unreadable("in no format of images that Pillow knows" if size else "an empty file") from error
     except Exception as error:  # a broken file makes decoders raise anything
         raise Unreadable(str(error) or type(error).__name__) from error
+
+
+def _identified(source: Path | str | bytes) -> Image.Image:
+    """The image in a file, or in its bytes, before it is decoded."""
+
+    def tried(formats: tuple[str, ...] | None) -> Image.Image:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+
+    try:
+        return tried(USUAL)
+    except UnidentifiedImageError:
+        return tried(None)
 
 
 def middle(image: Image.Image, shorter_side: int | None, size: tuple[int, int]) -> Image.Image:
