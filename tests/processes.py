@@ -6,7 +6,6 @@ what a command does, not of how it starts.
 
 import contextlib
 import faulthandler
-import gc
 import multiprocessing
 import os
 import pty
@@ -18,16 +17,14 @@ import sys
 import tempfile
 import termios
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pyte
 from torchmetrics.utilities.prints import rank_zero_only
 
 from pipeline.__main__ import main
-from tests.conftest import PROJECT
-
-LATE = ("alembic.command", "cryptography.fernet", "git")
-"""Modules that a command loads as it works."""
+from tests.conftest import PROJECT, spare_what_is_loaded
 
 
 def command(*arguments, cwd=PROJECT, **environment):
@@ -63,18 +60,18 @@ def loaded():
     process has some and could pass on a lock.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__, "pipeline.commands.run", "pipeline.commands.search", *LATE])
+    server.set_forkserver_preload([__name__, "pipeline.commands.run", "pipeline.commands.search", "alembic.command"])
     return server
 
 
 class Forked:
     """A command or script that runs, with the methods of ``subprocess.Popen`` that tests use."""
 
-    def __init__(self, program, arguments, cwd, environment):
+    def __init__(self, act, words, own, cwd, environment):
         folder = tempfile.mkdtemp()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._files = [Path(folder) / name for name in ("out", "err")]
-        self._process = loaded().Process(target=_run, args=(program, arguments, cwd, environment, self._files))
+        self._process = loaded().Process(target=_run, args=(act, words, own, cwd, environment, self._files))
         self._process.start()
         self.pid = self._process.pid
 
@@ -108,20 +105,20 @@ class Forked:
 
 def forked(*arguments, cwd=PROJECT, **environment):
     """The command, forked: it is at work within a moment."""
-    return Forked(None, arguments, cwd, {**os.environ, **environment})
+    return Forked(main, ["pipeline", *arguments], cwd, cwd, {**os.environ, **environment})
 
 
 def script(path, *arguments, cwd, **environment):
     """``python PATH`` to its end, forked: what it prints and says."""
-    process = Forked(path, arguments, cwd, {**os.environ, **environment})
+    act = partial(runpy.run_path, str(path), run_name="__main__")
+    process = Forked(act, [str(path), *arguments], path.parent, cwd, {**os.environ, **environment})
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, out + err
     return out, err
 
 
-def _run(program, arguments, cwd, environment, files):
-    gc.freeze()  # what the server loaded is looked at for garbage, and copied, by no process that it forks
-    gc.set_threshold(50_000)  # as in the tests' own process
+def _run(act, words, own, cwd, environment, files):
+    spare_what_is_loaded()
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as a terminal has it, also where the tests run under nohup
@@ -131,10 +128,6 @@ def _run(program, arguments, cwd, environment, files):
     os.environ.clear()
     os.environ.update(environment)
     rank_zero_only.rank = int(environment.get("LOCAL_RANK", "0"))  # as torchmetrics finds it when it is loaded
-    own = cwd if program is None else Path(program).parent
     sys.path[:0] = [str(own), *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    sys.argv = ["pipeline" if program is None else str(program), *arguments]
-    if program is None:
-        main()
-    else:
-        runpy.run_path(str(program), run_name="__main__")
+    sys.argv = words
+    act()

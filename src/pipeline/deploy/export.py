@@ -165,7 +165,7 @@ def _once(made: Callable[..., Any], **given: Any) -> Any:
 
 @contextlib.contextmanager
 def _translations_kept() -> Iterator[None]:
-    """What PyTorch makes anew for each export, at most of its cost, is made once.
+    """What PyTorch makes anew for each export, most of what one takes, is made once.
 
     That is its table of its operators in ONNX; its walk through the operators of all libraries, which it makes for each
     of them; and the types in the signatures of 11,000 functions that it registers, which ``typing`` keeps.
