@@ -67,8 +67,8 @@ static inline __attribute__((always_inline)) vector resulting(const step *s, vec
     return s->relu ? smaller((vector){0} + (number)ceiling_of(s), larger((vector){0}, sum)) : sum;
 }
 
-/* What lies between rows is zeros again. */
-static inline void valued(const step *s, number *at, const lanes *inside, int64_t vectors) {
+/* What lies between rows is zeros again. Not inlined: the loop around it would hold the constants of all functions for those without. */
+static __attribute__((noinline)) void valued(const step *s, number *at, const lanes *inside, int64_t vectors) {
     for (int64_t v = 0; v < vectors; v++) {
         vector *place = (vector *)at + v;
         vector result = __builtin_convertvector(value_of(s, __builtin_convertvector(*place, floats)), vector);
