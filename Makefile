@@ -24,7 +24,7 @@ define installed
 @$(PYTHON) -m venv .venv || { echo "no virtual environment can be made: apt-get install python3-venv" >&2; exit 1; }
 $(if $(LOCK),$(LOCKED))
 $(PIP) --no-compile $(PINNED) torch uv
-$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(PINNED) -e '.[$(EXTRAS)]' || $(PIP) $(PINNED) -e '.[$(EXTRAS)]'
+$(BIN)/uv pip install --quiet --python $(BIN)/python $(PINNED) -e '.[$(EXTRAS)]' || $(PIP) $(PINNED) -e '.[$(EXTRAS)]'
 endef
 setup: .venv/complete ## Make .venv and install everything, every version pinned (LOCK=cuda or cpu: every hash checked)
 .venv/complete: EXTRAS = dev
